@@ -1,0 +1,170 @@
+"""Every exception that Postage raises, in one tree.
+
+::
+
+    PostageError
+    ├── ConfigurationError            a setting, HUP, eks, eqk or attribute has the wrong shape
+    ├── EncodingError                 a message cannot be encoded; nothing was sent
+    ├── DecodingError                 a body or a header cannot be decoded
+    │   └── EnvelopeError             it decodes, but it is not a Postage message
+    ├── BrokerError                   the broker, or the way to it
+    │   ├── BrokerUnavailable         no connection within the time given        (pika: AMQPConnectionError)
+    │   ├── AuthenticationFailed      user or password refused          (pika: ProbableAuthenticationError)
+    │   ├── VirtualHostRefused        virtual host missing or forbidden   (pika: ProbableAccessDeniedError)
+    │   ├── ConnectionLost            the connection went in the middle of an operation
+    │   ├── Closed                    the object, or its connection, was closed by this program
+    │   └── OperationRefused          the broker closed the channel; has ``reply_code`` and ``reply_text``
+    │       ├── AccessRefused         403
+    │       ├── NotFound              404
+    │       ├── ResourceLocked        405: another connection owns the exclusive queue
+    │       └── DeclarationMismatch   406: it exists with other flags; has ``field``, ``wanted``, ``found``
+    ├── PublishError                  a message was not taken over by the broker
+    │   ├── Nacked                    the broker refused it
+    │   ├── Unroutable                mandatory, and no queue is bound for its routing key
+    │   └── PublishTimeout            not confirmed, or no room in the window, in the time given
+    └── TimeoutError                  too few RPC results in the time given; has ``results``
+
+Where an error is the counterpart of one of pika's or of Python's, it derives from that as well, so that
+``except`` clauses written for either go on working.
+
+Control flow is not failure and stands outside the tree: ``ExitScheduler`` in :mod:`postage.microthreads`,
+``RejectMessage``, ``FilterError`` and ``AckAndRestart`` in :mod:`postage.messaging`.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Sequence
+from typing import Any
+
+import pika.exceptions
+
+
+class PostageError(Exception):
+    """Base of every error that Postage raises."""
+
+
+class ConfigurationError(PostageError):
+    """Raised where a setting, a HUP, an ``eks`` or ``eqk`` or another attribute has the wrong shape."""
+
+
+class EncodingError(PostageError):
+    """Raised by an encoder, before anything is sent, with the key of what cannot be encoded."""
+
+
+class DecodingError(PostageError):
+    """Raised where a body or its headers cannot be decoded."""
+
+
+class EnvelopeError(DecodingError):
+    """Raised where a decoded body lacks a field of a Postage message, or has one of the wrong type."""
+
+
+class BrokerError(PostageError):
+    """Base of the errors that come from the broker or from the way to it."""
+
+    # pika's counterparts bring texts of their own, which would hide ours.
+    __str__ = Exception.__str__
+    __repr__ = Exception.__repr__
+
+
+class BrokerUnavailable(BrokerError, pika.exceptions.AMQPConnectionError):
+    """Raised by a constructor that waited for the broker as long as it was told to."""
+
+
+class AuthenticationFailed(BrokerError, pika.exceptions.ProbableAuthenticationError):
+    """Raised at once where the broker refuses the user or the password."""
+
+
+class VirtualHostRefused(BrokerError, pika.exceptions.ProbableAccessDeniedError):
+    """Raised at once where the virtual host does not exist or the user may not enter it."""
+
+
+class ConnectionLost(BrokerError, pika.exceptions.AMQPConnectionError):
+    """Raised by an operation during which the connection went; it may or may not have taken place."""
+
+
+class Closed(BrokerError):
+    """Raised by an object that this program has closed."""
+
+
+class OperationRefused(BrokerError, pika.exceptions.AMQPChannelError):
+    """Raised where the broker answers an operation by closing its channel.
+
+    :ivar reply_code: AMQP 0-9-1 reply code, such as 406
+    :ivar reply_text: the broker's own words
+    """
+
+    def __init__(self, message: str, reply_code: int = 0, reply_text: str = '') -> None:
+        super().__init__(message)
+        self.reply_code = reply_code
+        self.reply_text = reply_text
+
+
+class AccessRefused(OperationRefused):
+    """Raised where the user lacks the permission (403)."""
+
+
+class NotFound(OperationRefused):
+    """Raised where an exchange or a queue does not exist and may not be declared here (404)."""
+
+
+class ResourceLocked(OperationRefused):
+    """Raised where another connection owns an exclusive queue (405)."""
+
+
+class DeclarationMismatch(OperationRefused):
+    """Raised where an exchange or a queue exists with other flags than those asked for (406).
+
+    :ivar field: the first flag that differs, such as ``durable`` or ``type``; ``None`` where the broker names none
+    :ivar wanted: what this program asked for, in the broker's words
+    :ivar found: what the broker has
+    """
+
+    def __init__(
+        self,
+        message: str,
+        reply_code: int = 406,
+        reply_text: str = '',
+        field: str | None = None,
+        wanted: str | None = None,
+        found: str | None = None,
+    ) -> None:
+        super().__init__(message, reply_code, reply_text)
+        self.field = field
+        self.wanted = wanted
+        self.found = found
+
+
+class PublishError(PostageError):
+    """Base of what can become of a message that the broker did not take over.
+
+    :ivar failures: every failure that this error reports, itself the first of them
+    """
+
+    def __init__(self, message: str, failures: Sequence[PublishError] = ()) -> None:
+        super().__init__(message)
+        self.failures: tuple[PublishError, ...] = tuple(failures) or (self,)
+
+
+class Nacked(PublishError):
+    """Raised where the broker refused to take the message over (``basic.nack``, or a closed channel)."""
+
+
+class Unroutable(PublishError):
+    """Raised for a mandatory message whose routing key reaches no queue (``basic.return``)."""
+
+
+class PublishTimeout(PublishError, builtins.TimeoutError):
+    """Raised where a message was not confirmed, or found no room in the window, in the time given."""
+
+
+class TimeoutError(PostageError, builtins.TimeoutError):
+    """Raised by ``consume_rpc`` where fewer results than asked for arrived in time.
+
+    :ivar results: the results that did arrive
+    """
+
+    def __init__(self, message: str, results: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.results: list[Any] = list(results)
