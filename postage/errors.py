@@ -116,7 +116,7 @@ class ResourceLocked(OperationRefused):
 class DeclarationMismatch(OperationRefused):
     """Raised where an exchange or a queue exists with other flags than those asked for (406).
 
-    :ivar field: the first flag that differs, such as ``durable`` or ``type``; ``None`` where the broker names none
+    :ivar field: the first flag that differs, such as ``durable`` or ``type``; ``None`` where none is named
     :ivar wanted: what this program asked for, in the broker's words
     :ivar found: what the broker has
     """
