@@ -1,0 +1,366 @@
+"""A channel that is opened again whenever it is lost, and the operations on it.
+
+An AMQP channel lives as long as its connection, or until the broker closes it because of an error. Ours outlives
+both: it is opened anew, set up anew, and counts its openings, its *generation*. What belongs to an old generation,
+an acknowledgement above all, must never reach the new one, where the same delivery tag means another message.
+
+All of it runs on the connection's I/O thread, :class:`BlockingAccess` excepted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pika.channel
+import pika.exceptions
+import pika.spec
+
+from postage import errors
+from postage.amqp.wire import Content
+
+if TYPE_CHECKING:
+    from postage.amqp.connection import Connection
+
+Steps = Generator['Future[Any]', Any, Any]
+"""Work on the I/O thread, written in sequence: each yielded future is awaited, its result sent back in."""
+
+FORCED = 320  # CONNECTION_FORCED: the broker, or its operator, ends the connection; nothing was wrong with what we sent
+
+
+def refusal(reply_code: int, reply_text: str, doing: str) -> errors.OperationRefused:
+    """The exception for a broker's reply code (AMQP 0-9-1, section 1.1 of the domain constants).
+
+    :param doing: what was being done, as in "declare queue 'jobs'"
+    """
+    message = f'the broker refused to {doing}: {reply_text} ({reply_code})'
+    if reply_code == 403:
+        return errors.AccessRefused(message, reply_code, reply_text)
+    if reply_code == 404:
+        return errors.NotFound(message, reply_code, reply_text)
+    if reply_code == 405:
+        return errors.ResourceLocked(message, reply_code, reply_text)
+    differs = _inequivalent.search(reply_text) if reply_code == 406 else None
+    if differs:
+        return errors.DeclarationMismatch(message, reply_code, reply_text, **differs.groupdict())
+    return errors.OperationRefused(message, reply_code, reply_text)
+
+
+_inequivalent = re.compile(
+    r"inequivalent arg '(?P<field>[^']+)' for .*: received (?P<wanted>.+?) but current is (?P<found>.+)$", re.DOTALL
+)
+
+
+def loss(error: BaseException | None, doing: str) -> errors.BrokerError:
+    """The exception for an operation that a lost channel or connection left unfinished."""
+    if isinstance(error, pika.exceptions.ChannelClosedByBroker):
+        return refusal(error.reply_code, error.reply_text, doing)
+    if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and error.reply_code != FORCED:
+        return refusal(error.reply_code, error.reply_text, doing)
+    return errors.ConnectionLost(f'the connection went while trying to {doing}: {describe(error)}')
+
+
+def describe(error: BaseException | None) -> str:
+    """The cause of a loss in a few words, for the log."""
+    if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
+        return f'{error.reply_text} ({error.reply_code})'
+    if isinstance(error, pika.exceptions.StreamLostError) and error.args:
+        return str(error.args[0])
+    return str(error) or repr(error)
+
+
+class Channel:
+    """One AMQP channel, opened again after each loss for as long as it is wanted.
+
+    :ivar generation: how often it has been opened
+    :ivar number: its number on the present connection
+    :ivar is_open: whether frames may be sent on it; becomes false before pika answers the broker's close
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.generation = 0
+        self.number = 0
+        self.is_open = False
+        self.is_wanted = True
+        self._is_set_up = False
+        self.needs_flush = False
+        self.content: Content | None = None
+        self._pika: pika.channel.Channel | None = None
+        self._opening: Future[Any] | None = None  # the answer to channel.open
+        self._being_opened: Future[Any] | None = None  # open and set up
+        self._operations: deque[_Operation] = deque()
+        self._operation: _Operation | None = None
+
+    # What subclasses add
+
+    def _set_up(self) -> Steps:
+        """What has to be done on a channel that was just opened."""
+        yield from ()
+
+    def _on_lost(self, error: errors.BrokerError) -> None:
+        """Called when an open channel has gone, before it is opened again."""
+
+    def _on_refused(self, error: errors.PostageError) -> None:
+        """Called when it cannot be set up again, for a reason that no retry cures."""
+        self.connection.logger.error('%s', error)
+
+    def drain(self, frames: list[bytes]) -> None:
+        """Append what waits to be sent. Called with the channel open."""
+
+    def when_settled(self) -> Future[Any]:
+        """A future that is done once nothing sent on this channel is unsettled."""
+        settled: Future[Any] = Future()
+        settled.set_result(None)
+        return settled
+
+    def give_up(self, error: errors.PostageError) -> None:
+        """The connection is being closed: what is unsettled now will stay so."""
+
+    def after_fork(self) -> bool:
+        """Forget what belongs to the parent process; ``False`` where the child has no use for the channel."""
+        self.is_open = self._is_set_up = False
+        self.generation += 1
+        self.needs_flush = False
+        self._pika = self._opening = self._being_opened = self._operation = None
+        self._operations.clear()
+        return True
+
+    # Opening and losing
+
+    def open_steps(self) -> Steps:
+        """Open the channel and set it up.
+
+        :raises errors.BrokerError: where that did not succeed
+        """
+        wire = self.connection.wire
+        if wire is None or not wire.is_open:
+            raise errors.ConnectionLost('there is no connection to open a channel on')
+        self._opening = Future()
+        self._pika = wire.channel(on_open_callback=self._opening.set_result)
+        self._pika.add_on_close_callback(self._on_closed)
+        self._pika.add_callback(self._on_get_empty, [pika.spec.Basic.GetEmpty], one_shot=False)
+        self.content = None
+        self.number = self._pika.channel_number
+        yield self._opening
+        self._opening = None
+        wire.lanes[self.number] = self
+        self.generation += 1
+        yield from self._set_up()
+        self.is_open = self._is_set_up = True
+        self.connection.request_flush(self)
+
+    def ensure_open_steps(self) -> Steps:
+        """Open the channel, or wait for the opening that is under way."""
+        if self._being_opened is None and not self.is_open:
+            self._being_opened = self.connection.drive(self.open_steps())
+            self._being_opened.add_done_callback(self._on_opening_done)
+        if self._being_opened is not None:
+            yield self._being_opened
+
+    def _on_opening_done(self, _done: Future[Any]) -> None:
+        self._being_opened = None
+
+    def _on_closed(self, _channel: pika.channel.Channel, reason: BaseException) -> None:
+        """pika says that the channel has gone: closed by the broker, by us, or with its connection."""
+        self.closing()
+        wire = self.connection.wire
+        if wire is not None:
+            wire.lanes.pop(self.number, None)
+        self._pika = None
+        opening, self._opening = self._opening, None
+        if opening is not None and not opening.done():
+            opening.set_exception(loss(reason, 'open a channel'))
+        doing = self._operation.doing if self._operation else 'use the channel'
+        was_set_up, self._is_set_up = self._is_set_up, False
+        self._fail_operations(reason)
+        if not was_set_up:
+            return  # whoever opens it has been told, and decides
+        self._on_lost(loss(reason, doing))
+        if self.is_wanted and isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+            self._reopen()
+
+    def _reopen(self) -> None:
+        self.connection.drive(self.ensure_open_steps()).add_done_callback(self._on_reopened)
+
+    def _on_reopened(self, done: Future[Any]) -> None:
+        error = done.exception()
+        if isinstance(error, errors.PostageError) and not isinstance(error, errors.ConnectionLost):
+            self._on_refused(error)
+
+    def close_steps(self) -> Steps:
+        """Send what waits, then close the channel for good. Never raises."""
+        self.is_wanted = False
+        if self._pika is None or not self._pika.is_open:
+            return
+        self.connection.flush_now()
+        closed: Future[Any] = Future()
+        self._pika.add_on_close_callback(lambda *_: closed.set_result(None))
+        self.closing()
+        self._pika.close()
+        yield closed
+
+    # The lane's side: see wire.Lane
+
+    def closing(self) -> None:
+        self.is_open = False
+
+    def delivered(self, content: Content) -> None:
+        pass
+
+    def returned(self, content: Content) -> None:
+        pass
+
+    def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
+        pass
+
+    def end_of_read(self) -> None:
+        pass
+
+    # Operations
+
+    def operate(self, method: str, doing: str = '', **arguments: Any) -> Future[Any]:
+        """Call one of pika's channel methods once those before it have been answered.
+
+        :param doing: what this is for, as in "declare queue 'jobs'"; part of the error's text
+        :return: a future of the broker's answer. A refusal closes the channel, as AMQP has it, and is its exception.
+        """
+        operation = _Operation(method, arguments, doing or method)
+        self._operations.append(operation)
+        self._next_operation()
+        return operation.future
+
+    def _next_operation(self) -> None:
+        while self._operation is None and self._operations:
+            operation = self._operations.popleft()
+            if self._pika is None:
+                operation.future.set_exception(errors.ConnectionLost(f'there is no channel to {operation.doing}'))
+                continue
+            self._operation = operation
+            try:
+                if not self._begin(self._pika, operation):
+                    self._finish_operation(None)
+            except Exception as error:
+                self._operation = None
+                operation.future.set_exception(error)
+
+    def _begin(self, channel: pika.channel.Channel, operation: _Operation) -> bool:
+        """Call pika; ``False`` where the broker gives no answer to wait for."""
+        call = getattr(channel, operation.method)
+        if operation.method in WITHOUT_ANSWER:
+            call(**operation.arguments)
+            return False
+        callback = self._on_get_ok if operation.method == 'basic_get' else self._finish_operation
+        call(callback=callback, **operation.arguments)
+        return True
+
+    def _on_get_ok(self, _channel: object, method: object, properties: object, body: bytes) -> None:
+        self._finish_operation((method, properties, body))
+
+    def _on_get_empty(self, _frame: object) -> None:
+        self._finish_operation((None, None, None))
+
+    def _finish_operation(self, result: Any) -> None:
+        if self._operation is not None:
+            future, self._operation = self._operation.future, None
+            future.set_result(result)
+            self._next_operation()
+
+    def _fail_operations(self, reason: BaseException) -> None:
+        """The channel has gone: the operation in hand met the reason, those behind it only its consequence."""
+        current, self._operation = self._operation, None
+        waiting, self._operations = self._operations, deque()
+        if current is not None:
+            current.future.set_exception(loss(reason, current.doing))
+        for operation in waiting:
+            operation.future.set_exception(
+                errors.ConnectionLost(f'the channel closed before it could {operation.doing}')
+            )
+
+
+class _Operation:
+    """One call of a pika channel method, and the future of its answer."""
+
+    __slots__ = ('arguments', 'doing', 'future', 'method')
+
+    def __init__(self, method: str, arguments: dict[str, Any], doing: str) -> None:
+        self.method = method
+        self.arguments = arguments
+        self.doing = doing
+        self.future: Future[Any] = Future()
+
+
+class ControlChannel(Channel):
+    """The channel on which things are declared. An error on it harms nothing: the next operation opens it again."""
+
+    def operate_steps(self, method: str, doing: str = '', **arguments: Any) -> Steps:
+        """One operation, on a channel that is opened first where it has to be. Returns the broker's answer."""
+        yield from self.ensure_open_steps()
+        return (yield self.operate(method, doing, **arguments))
+
+    def _reopen(self) -> None:
+        """Wait for the next operation."""
+
+
+WITHOUT_ANSWER = frozenset({'basic_publish', 'basic_ack', 'basic_nack', 'basic_reject'})
+WITH_ANSWER = frozenset(
+    (
+        *('basic_cancel', 'basic_get', 'basic_qos', 'basic_recover', 'flow'),
+        *('exchange_bind', 'exchange_declare', 'exchange_delete', 'exchange_unbind'),
+        *('queue_bind', 'queue_declare', 'queue_delete', 'queue_purge', 'queue_unbind'),
+        *('tx_commit', 'tx_rollback', 'tx_select'),
+    )
+)
+
+
+class BlockingAccess:
+    """pika's channel methods for what Postage does not wrap, as ``producer.channel`` and ``consumer.channel``.
+
+    Method names, arguments and results are those of pika's ``BlockingChannel``; ``basic_get`` gives
+    ``(method, properties, body)``. Each call blocks until the broker has answered, and may come from any thread. A
+    refusal is an :class:`postage.errors.OperationRefused` with ``reply_code`` and ``reply_text``; the broker closes
+    the channel then, and it is opened again.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    @property
+    def channel_number(self) -> int:
+        """The number of the AMQP channel on its present connection."""
+        return self._channel.number
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the channel is open at the moment. One that is not will be, with its connection."""
+        return self._channel.is_open
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in WITH_ANSWER and name not in WITHOUT_ANSWER:
+            available = ', '.join(sorted(WITH_ANSWER | WITHOUT_ANSWER))
+            raise AttributeError(f'a channel of Postage has no {name!r}; it has {available}')
+
+        def operation(*args: Any, **kwds: Any) -> Any:
+            bound = dict(zip(_parameters_of(name), args, strict=False)) | kwds
+            return self._channel.connection.run(lambda: self._steps(name, bound))
+
+        operation.__name__ = name
+        return operation
+
+    def _steps(self, name: str, arguments: dict[str, Any]) -> Steps:
+        if isinstance(self._channel, ControlChannel):
+            return (yield from self._channel.operate_steps(name, **arguments))
+        return (yield self._channel.operate(name, **arguments))
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} to channel {self.channel_number} of {self._channel.connection}>'
+
+
+def _parameters_of(method: str) -> list[str]:
+    """Names of a pika channel method's parameters, for arguments given by position."""
+    parameters = list(inspect.signature(getattr(pika.channel.Channel, method)).parameters)
+    return [name for name in parameters if name not in ('self', 'callback')]

@@ -1,0 +1,325 @@
+"""Deliveries in, acknowledgements out: the channel of one consumer.
+
+Every delivery carries the generation of its channel. On a new channel the same delivery tag is another message, so
+an acknowledgement of an old one is dropped: the broker has put that message back in its queue and delivers it again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pika.spec
+
+from postage import errors
+from postage.amqp.channel import Channel, Steps
+from postage.amqp.topology import Topology
+from postage.amqp.wire import Content, ack_frame, reject_frame
+
+if TYPE_CHECKING:
+    from postage.amqp.connection import Connection
+    from postage.amqp.publishing import Receipt
+
+logger = logging.getLogger('postage')
+
+current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
+"""The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
+
+
+class Delivery:
+    """One message as it was delivered.
+
+    :ivar queue: name of the queue it came from
+    :ivar body: the bytes of its body
+    :ivar redelivered: whether it may have been delivered before
+    :ivar delivery_tag: its number on its channel
+    :ivar consumer_tag: the consumer it was delivered to
+    """
+
+    __slots__ = (
+        '_content',
+        '_properties',
+        'body',
+        'channel',
+        'consumer_tag',
+        'delivery_tag',
+        'generation',
+        'queue',
+        'receipts',
+        'redelivered',
+    )
+
+    def __init__(self, channel: ConsumingChannel, queue: str, content: Content) -> None:
+        self.channel = channel
+        self.generation = channel.generation
+        self.queue = queue
+        self.body = content.body
+        self.delivery_tag = content.delivery_tag
+        self.redelivered = content.redelivered
+        self.consumer_tag = content.tag_or_text.decode()
+        self.receipts: list[Receipt] | None = None
+        self._content = content
+        self._properties: pika.spec.BasicProperties | None = None
+
+    @property
+    def exchange(self) -> str:
+        """Name of the exchange it was published to; empty for the default exchange."""
+        return self._content.exchange.decode('utf-8', 'replace')
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key it was published with."""
+        return self._content.routing_key.decode('utf-8', 'replace')
+
+    @property
+    def properties(self) -> pika.spec.BasicProperties:
+        """Its AMQP properties, as pika's ``BasicProperties``.
+
+        :raises errors.DecodingError: where the publisher sent what cannot be decoded
+        """
+        if self._properties is None:
+            try:
+                self._properties = decode_properties(self._content.properties)
+            except Exception as error:  # also RecursionError: whatever a publisher sends, it must not end a consumer
+                raise errors.DecodingError(f'its AMQP properties cannot be decoded: {error!r}') from error
+        return self._properties
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Its headers; empty where it has none.
+
+        :raises errors.DecodingError: as :attr:`properties`
+        """
+        return self.properties.headers or {}
+
+    def published(self, receipt: Receipt) -> None:
+        """Hold back this delivery's acknowledgement until that message is confirmed."""
+        if self.receipts is None:
+            self.receipts = []
+        self.receipts.append(receipt)
+
+    def __repr__(self) -> str:
+        return (
+            f'<Delivery {self.delivery_tag} from queue {self.queue!r}, exchange {self.exchange!r}, '
+            f'key {self.routing_key!r}>'
+        )
+
+
+def decode_properties(data: bytes) -> pika.spec.BasicProperties:
+    """Properties out of the bytes of a content header. Raises whatever hostile bytes make pika raise."""
+    properties: Any = pika.spec.BasicProperties()  # type: ignore[no-untyped-call]
+    properties.decode(data)
+    return properties  # type: ignore[no-any-return]
+
+
+class ConsumingChannel(Channel):
+    """A channel that consumes from several queues into one inbox.
+
+    :param topology: what its consumer declared; what is missing when the broker cancels is declared again
+    :param prefetch: messages that the broker sends ahead of their acknowledgement; 0 for no limit
+    :ivar inbox: deliveries nobody has taken yet, oldest first
+    :ivar notify: called on the I/O thread, must not block: there are deliveries, or ``error`` has been set
+    :ivar error: what ended it, once something has that no retry cures
+    """
+
+    def __init__(self, connection: Connection, topology: Topology, prefetch: int) -> None:
+        super().__init__(connection)
+        self.topology = topology
+        self.prefetch = prefetch
+        self.inbox: deque[Delivery] = deque()
+        self.notify: Callable[[], None] = _nothing
+        self.error: errors.PostageError | None = None
+        self.consumers: dict[str, str] = {}  # queue → consumer tag
+        self._queues: dict[bytes, str] = {}  # consumer tag → queue
+        self._outbox: deque[tuple[int, int, bool | None]] = deque()  # generation, tag, None to ack or requeue
+
+    # From any thread
+
+    def settle(self, delivery: Delivery, requeue: bool | None = None) -> None:
+        """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks."""
+        self._outbox.append((delivery.generation, delivery.delivery_tag, requeue))
+        self.connection.request_flush(self)
+
+    # On the I/O thread
+
+    def consume_steps(self, queue: str) -> Steps:
+        """Start to consume from a queue, now and after every reconnect. Does nothing where it does already."""
+        if queue not in self.consumers:
+            self.consumers[queue] = tag = f'postage-{next(_tags)}'
+            self._queues[tag.encode()] = queue
+            if self.is_open:
+                yield from self._consume(queue, tag)
+
+    def cancel_steps(self, queue: str) -> Steps:
+        """Stop consuming from a queue. What it has delivered is still to be settled."""
+        tag = self.consumers.pop(queue, None)
+        if tag is not None and self.is_open:
+            yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+
+    def _set_up(self) -> Steps:
+        if self.prefetch:
+            yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+        assert self._pika is not None
+        self._pika.add_on_cancel_callback(self._on_cancelled)
+        for queue, tag in list(self.consumers.items()):
+            yield from self._consume(queue, tag)
+
+    def _consume(self, queue: str, tag: str) -> Steps:
+        yield self.operate(
+            'basic_consume',
+            f'consume from queue {queue!r}',
+            queue=queue,
+            on_message_callback=_nothing,  # the lane delivers
+            consumer_tag=tag,
+        )
+
+    def _on_cancelled(self, frame: Any) -> None:
+        """The broker ended one of our consumers, because its queue went: declare it again, consume again."""
+        tag: str = frame.method.consumer_tag
+        queue = self._queues.get(tag.encode())
+        if queue is None or self.consumers.get(queue) != tag:
+            return
+        logger.warning('queue %r went away; it is declared and consumed again', queue)
+        self.connection.drive(self._recover_steps(queue, tag)).add_done_callback(self._on_reopened)
+
+    def _recover_steps(self, queue: str, tag: str) -> Steps:
+        declared = self.topology.queues.get(queue)
+        if declared is not None:
+            yield from self.topology.replay_exchanges(self.connection.control)
+            yield from self.topology.replay_queue(self.connection.control, declared)
+        if self.is_open:
+            yield from self._consume(queue, tag)
+
+    def _on_lost(self, error: errors.BrokerError) -> None:
+        if self.is_wanted and isinstance(error, errors.OperationRefused):
+            logger.warning('the channel of the consumer of %s was closed: %s', ', '.join(self.consumers), error)
+        # What was delivered on it comes again.
+        self.inbox.clear()
+
+    def _on_refused(self, error: errors.PostageError) -> None:
+        self.error = error
+        self.notify()
+
+    def delivered(self, content: Content) -> None:
+        queue = self._queues.get(content.tag_or_text)
+        if queue is not None and self.is_wanted:
+            self.inbox.append(Delivery(self, queue, content))
+
+    def end_of_read(self) -> None:
+        if self.inbox:
+            self.notify()
+
+    def drain(self, frames: list[bytes]) -> None:
+        number, generation, outbox = self.number, self.generation, self._outbox
+        stale = 0
+        while outbox:
+            made_on, tag, requeue = outbox.popleft()
+            if made_on != generation:
+                stale += 1
+            elif requeue is None:
+                frames.append(ack_frame(number, tag))
+            else:
+                frames.append(reject_frame(number, tag, requeue))
+        if stale:
+            logger.warning(
+                'dropped %d acknowledgements of messages delivered before the connection was lost; '
+                'the broker delivers those again',
+                stale,
+            )
+
+    def after_fork(self) -> bool:
+        super().after_fork()
+        self.inbox.clear()
+        self._outbox.clear()
+        self.is_wanted = False
+        return False
+
+
+class Request(Protocol):
+    """What a :class:`ReplyChannel` sends."""
+
+    def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
+        """The frames of the request. Asked for once for each time it is sent."""
+
+
+class ReplyChannel(Channel):
+    """A channel that sends requests and receives their replies.
+
+    By default through direct reply-to, where the address belongs to the channel and needs no queue
+    (https://www.rabbitmq.com/docs/direct-reply-to). When the channel goes, replies that were still to come are
+    lost, and whoever waits for one has to ask again.
+
+    :param own_queue: receive the replies through an exclusive queue instead
+    :param on_reply: called on the I/O thread with the content of each reply
+    :param on_lost: called on the I/O thread when the channel has gone
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        own_queue: bool,
+        on_reply: Callable[[ReplyChannel, Content], None],
+        on_lost: Callable[[ReplyChannel, errors.PostageError], None],
+    ) -> None:
+        super().__init__(connection)
+        self.own_queue = own_queue
+        self.address = f'postage.reply-{secrets.token_hex(12)}' if own_queue else 'amq.rabbitmq.reply-to'
+        self._on_reply = on_reply
+        self._on_channel_lost = on_lost
+        self._outbox: deque[Request] = deque()
+
+    def send(self, request: Request) -> None:
+        """Send a request, as soon as the channel is open. On the I/O thread."""
+        self._outbox.append(request)
+        self.connection.request_flush(self)
+
+    def withdraw(self, request: Request) -> None:
+        """Do not send what has not been sent yet. On the I/O thread."""
+        if request in self._outbox:
+            self._outbox.remove(request)
+
+    def _set_up(self) -> Steps:
+        if self.own_queue:
+            yield self.operate(
+                'queue_declare', 'declare a queue for replies', queue=self.address, exclusive=True, auto_delete=True
+            )
+        yield self.operate(
+            'basic_consume', 'receive replies', queue=self.address, on_message_callback=_nothing, auto_ack=True
+        )
+
+    def _on_lost(self, error: errors.BrokerError) -> None:
+        self._on_channel_lost(self, error)
+
+    def _on_refused(self, error: errors.PostageError) -> None:
+        super()._on_refused(error)
+        self.give_up(error)
+
+    def give_up(self, error: errors.PostageError) -> None:
+        self.is_wanted = False
+        self._outbox.clear()
+        self._on_channel_lost(self, error)
+
+    def delivered(self, content: Content) -> None:
+        self._on_reply(self, content)
+
+    def drain(self, frames: list[bytes]) -> None:
+        while self._outbox:
+            request = self._outbox.popleft()
+            frames.append(request.frames(self.number, self.address, self.connection.frame_max))
+
+    def after_fork(self) -> bool:
+        super().after_fork()
+        self._outbox.clear()
+        return False
+
+
+_tags = itertools.count(1)
+
+
+def _nothing(*_: Any) -> None:
+    """A callback for what the lane does itself."""

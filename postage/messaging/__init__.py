@@ -1,0 +1,96 @@
+"""The public door of Postage: ``from postage import messaging``."""
+
+from postage.errors import (
+    AccessRefused,
+    AuthenticationFailed,
+    BrokerError,
+    BrokerUnavailable,
+    Closed,
+    ConfigurationError,
+    ConnectionLost,
+    DeclarationMismatch,
+    DecodingError,
+    EncodingError,
+    EnvelopeError,
+    Nacked,
+    NotFound,
+    OperationRefused,
+    PostageError,
+    PublishError,
+    PublishTimeout,
+    ResourceLocked,
+    TimeoutError,
+    Unroutable,
+    VirtualHostRefused,
+)
+from postage.messaging.consumer import GenericConsumer
+from postage.messaging.encoders import Encoder, JsonEncoder
+from postage.messaging.exchanges import Exchange
+from postage.messaging.fingerprint import Fingerprint
+from postage.messaging.handlers import Handler, MessageFilter, MessageHandler, MessageHandlerFullBody, RpcHandler
+from postage.messaging.messages import (
+    Message,
+    MessageCommand,
+    MessageResult,
+    MessageResultError,
+    MessageResultException,
+    MessageStatus,
+    RpcCommand,
+)
+from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
+from postage.messaging.processor import MessageProcessor, current_delivery
+from postage.messaging.producer import GenericProducer
+
+# Settings that a program may set at run time: see postage.settings for what they mean and when they are read.
+global_hup = None
+global_vhost = None
+global_user = None
+global_password = None
+debug_mode = False
+
+__all__ = [
+    'AccessRefused',
+    'AckAndRestart',
+    'AuthenticationFailed',
+    'BrokerError',
+    'BrokerUnavailable',
+    'Closed',
+    'ConfigurationError',
+    'ConnectionLost',
+    'DeclarationMismatch',
+    'DecodingError',
+    'Encoder',
+    'EncodingError',
+    'EnvelopeError',
+    'Exchange',
+    'FilterError',
+    'Fingerprint',
+    'GenericConsumer',
+    'GenericProducer',
+    'Handler',
+    'JsonEncoder',
+    'Message',
+    'MessageCommand',
+    'MessageFilter',
+    'MessageHandler',
+    'MessageHandlerFullBody',
+    'MessageProcessor',
+    'MessageResult',
+    'MessageResultError',
+    'MessageResultException',
+    'MessageStatus',
+    'Nacked',
+    'NotFound',
+    'OperationRefused',
+    'PostageError',
+    'PublishError',
+    'PublishTimeout',
+    'RejectMessage',
+    'ResourceLocked',
+    'RpcCommand',
+    'RpcHandler',
+    'TimeoutError',
+    'Unroutable',
+    'VirtualHostRefused',
+    'current_delivery',
+]

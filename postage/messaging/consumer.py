@@ -1,0 +1,404 @@
+"""Consumers: queues bound to exchanges, their deliveries, and the acknowledgement of these."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, ClassVar
+
+import pika.spec
+
+from postage import errors
+from postage.amqp import wire
+from postage.amqp.channel import BlockingAccess, Steps
+from postage.amqp.connection import Connection, acquire, release
+from postage.amqp.consuming import ConsumingChannel, Delivery, current
+from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
+from postage.amqp.topology import QUEUE_FLAGS, Binding, Queue, Topology, bind, declare_exchange, declare_queue, unbind
+from postage.messaging.encoders import JsonEncoder
+from postage.messaging.exchanges import Exchange, check_exchange
+from postage.messaging.messages import Message, MessageResult
+from postage.messaging.program import program_settings
+from postage.settings import apply_debug_mode, broker_settings, debug_mode
+
+PREFETCH_DEFAULT = 64  # messages in hand of one consumer where prefetch_count is None
+PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
+
+
+class GenericConsumer:
+    """Consumes from queues that are bound to exchanges.
+
+    The constructor connects and declares the exchanges, queues and bindings of ``eqk``; nothing is delivered before
+    ``start_consuming``. All consumers of a process share a connection, and each has a channel of its own.
+
+    :param eqk: ``[(Exchange, [(queue, key), …]), …]``, by default the class's; a queue is a name, or
+        ``{'name': …, 'flags': {…}}`` with the flags of ``queue_declare``
+    :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
+    :param vhost: which virtual host of it
+    :raises errors.ConfigurationError: ``eqk`` or a setting has the wrong shape
+    :raises errors.BrokerUnavailable: after ``POSTAGE_CONNECT_TIMEOUT`` seconds
+    :raises errors.AuthenticationFailed: at once
+    :raises errors.VirtualHostRefused: at once
+    :raises errors.DeclarationMismatch: an exchange, or a queue whose flags are spelled out, exists with others
+
+    :cvar encoder_class: has ``encode``, ``decode`` and ``content_type``
+    :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
+    :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement; ``None`` leaves it to Postage
+    """
+
+    eqk: Any = ()
+    encoder_class: ClassVar[Any] = JsonEncoder
+    hup: Any = None
+    vhost: str | None = None
+    durable_queues: bool = True
+    prefetch_count: int | None = None
+
+    def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        program = program_settings()
+        apply_debug_mode(debug_mode(program))
+        cls = type(self)
+        routes = list(_check_eqk(self.eqk if eqk is None else eqk, 'eqk' if eqk is not None else f'{cls.__name__}.eqk'))
+        self._settings = broker_settings(hup, vhost, class_hup=cls.hup, class_vhost=cls.vhost, program=program)
+        self.vhost = self._settings.vhost
+        self.encoder = self.encoder_class()
+        self._topology = Topology()
+        self._closed = False
+        self._stop = threading.Event()
+        self._replies: Connection | None = None
+        self._connection = acquire(self._settings, 'consuming')
+        try:
+            self._connection.remember(self._topology)
+            self._channel = self._new_channel()
+            self._add(routes)
+        except BaseException:
+            self._closed = True
+            release(self._connection)
+            raise
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
+
+    def _new_channel(self) -> ConsumingChannel:
+        count = self.prefetch_count
+        if count is None:
+            count = PREFETCH_DEFAULT
+        if not isinstance(count, int) or not 0 <= count <= 65535:
+            raise errors.ConfigurationError(
+                f'{type(self).__name__}.prefetch_count must be None or a number from 0 to 65535, not {count!r:.80}'
+            )
+        return ConsumingChannel(self._connection, self._topology, count)
+
+    # Life
+
+    def close(self) -> None:
+        """Stop consuming and give the connection back; the last to do so closes it. Blocks."""
+        if self._closed:
+            return
+        self.stop_consuming()
+        self._closed = True
+        self._connection.forget(self._topology)
+        release(self._connection)
+        if self._replies is not None:
+            release(self._replies)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def conn_broker(self) -> Connection:
+        """The connection this consumer consumes on."""
+        return self._connection
+
+    @property
+    def channel(self) -> BlockingAccess:
+        """pika's methods of the delivering channel, blocking. An error on it has its messages delivered again."""
+        if not self._channel.is_open:
+            self._connection.add_channel(self._channel)
+        return BlockingAccess(self._channel)
+
+    # Queues and bindings
+
+    def add_eqk(self, eqk: Any) -> None:
+        """Declare more exchanges, queues and bindings; where it is consuming they take effect at once. Blocks."""
+        self._check_open()
+        self._add(list(_check_eqk(eqk, 'eqk')))
+
+    def _add(self, routes: Sequence[tuple[type[Exchange] | Exchange, Any, str]]) -> None:
+        for exchange, queue, key in routes:
+            self._bind(exchange, _check_queue(queue, {}, 'eqk'), key)
+
+    def queue_bind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str, **flags: Any) -> None:
+        """Declare an exchange and a queue and bind them; where it is consuming it consumes from it at once. Blocks.
+
+        :param queue: a name, or ``{'name': …, 'flags': {…}}``
+        :param flags: flags of ``queue_declare``
+        :raises errors.ConfigurationError: an argument has the wrong shape
+        :raises errors.DeclarationMismatch: it exists with other flags than those spelled out
+        """
+        self._check_open()
+        if not isinstance(key, str):
+            raise errors.ConfigurationError(f'a routing key must be text, not {key!r:.80}')
+        self._bind(check_exchange(exchange, 'queue_bind'), _check_queue(queue, flags, 'queue_bind'), key)
+
+    def queue_unbind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str) -> None:
+        """Remove a binding. The queue stays, and is consumed from as before. Blocks."""
+        self._check_open()
+        name = _check_queue(queue, {}, 'queue_unbind').name
+        binding = Binding(name, check_exchange(exchange, 'queue_unbind').name, key)
+        self._connection.run(lambda: unbind(self._connection.control, binding))
+        if binding in self._topology.bindings:
+            self._topology.bindings.remove(binding)
+
+    def _bind(self, exchange: type[Exchange] | Exchange, queue: Queue, key: str) -> None:
+        queue.flags.setdefault('durable', self.durable_queues)
+        known = self._topology.queues.get(queue.name)
+        if known is not None and not queue.spelled:
+            queue = known
+        binding = Binding(queue.name, exchange.name, key)
+        parameters = exchange.parameters
+        self._connection.run(lambda: self._bind_steps(parameters, queue, binding))
+
+    def _bind_steps(self, exchange: dict[str, Any], queue: Queue, binding: Binding) -> Steps:
+        control, topology = self._connection.control, self._topology
+        if exchange['exchange'] not in topology.exchanges:
+            yield from declare_exchange(control, exchange)
+            topology.exchanges[exchange['exchange']] = exchange
+        if topology.queues.get(queue.name) is not queue:
+            yield from declare_queue(control, queue)
+            topology.queues[queue.name] = queue
+        if binding not in topology.bindings:
+            yield from bind(control, binding)
+            topology.bindings.append(binding)
+        if self.is_consuming:
+            yield from self._channel.consume_steps(queue.name)
+
+    # Consuming
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether its channel is consuming, or will again as soon as there is a connection."""
+        return self._channel.is_wanted and bool(self._channel.consumers)
+
+    def start_consuming(self, callback: Callable[[Any, Any, Any, bytes], object]) -> None:
+        """Call ``callback(channel, method, header, body)`` for each delivery until :meth:`stop_consuming`.
+
+        Blocks the thread it is called from, in which the callback runs. ``method`` is what :meth:`ack` and
+        :meth:`reject` take, ``header`` the message's AMQP properties. The callback has to settle each message.
+
+        :raises Exception: whatever the callback raises; what was prefetched goes back to the broker then
+        :raises errors.BrokerError: what made it impossible to go on consuming
+        """
+        self._stop.clear()
+        deliverable = threading.Event()
+        self.begin(deliverable.set)
+        try:
+            while not self._stop.is_set():
+                deliverable.wait()
+                deliverable.clear()
+                for delivery in self.deliveries():
+                    header = self._properties_of(delivery)
+                    if header is not None:
+                        callback(self.channel, delivery, header, delivery.body)
+                    if self._stop.is_set():
+                        break
+        finally:
+            self.end()
+
+    def stop_consuming(self) -> None:
+        """Have ``start_consuming`` return; what was prefetched goes back to the broker. Any thread, callbacks too."""
+        self._stop.set()
+        self._channel.notify()
+
+    def begin(self, notify: Callable[[], None]) -> None:
+        """Have the broker deliver into the inbox; a processor's way of consuming. Blocks until it does.
+
+        :param notify: called on the connection's thread, and must not block, when there are deliveries
+        """
+        self._check_open()
+        if not self._channel.is_wanted:
+            self._channel = self._new_channel()
+        channel = self._channel
+        channel.notify = notify
+        self._connection.run(lambda: self._consume_all_steps(channel))
+        self._connection.add_channel(channel)
+
+    def _consume_all_steps(self, channel: ConsumingChannel) -> Steps:
+        for queue in list(self._topology.queues):
+            yield from channel.consume_steps(queue)
+
+    def end(self) -> None:
+        """Undo :meth:`begin`: cancel its consumers, and hand what was not settled back to the broker. Blocks."""
+        self._connection.remove_channel(self._channel)
+        self._channel.inbox.clear()
+
+    def deliveries(self) -> Iterator[Delivery]:
+        """Take what is in the inbox, oldest first. For the one thread that consumes.
+
+        :raises errors.BrokerError: what made it impossible to go on consuming
+        """
+        channel = self._channel
+        inbox = channel.inbox
+        while True:
+            try:
+                delivery = inbox.popleft()
+            except IndexError:
+                break
+            yield delivery
+        if channel.error is not None:
+            raise channel.error
+
+    def _properties_of(self, delivery: Delivery) -> pika.spec.BasicProperties | None:
+        try:
+            return delivery.properties
+        except errors.DecodingError as error:
+            self._connection.logger.warning('%r is rejected: %s', delivery, error)
+            self.reject(delivery, requeue=False)
+            return None
+
+    # What becomes of a delivery
+
+    def ack(self, method: Any) -> None:
+        """Acknowledge a message. Does not block; any thread.
+
+        One that was delivered before its connection was lost is dropped, for the broker delivers it again.
+
+        :param method: the ``method`` that the callback got
+        """
+        self._delivery(method).channel.settle(method)
+
+    def reject(self, method: Any, requeue: bool = False) -> None:
+        """Reject a message: back into its queue, or to the queue's dead-letter exchange, if it has one.
+
+        Does not block; any thread.
+        """
+        self._delivery(method).channel.settle(method, requeue=bool(requeue))
+
+    def _delivery(self, method: Any) -> Delivery:
+        if not isinstance(method, Delivery):
+            raise errors.ConfigurationError(
+                f'what is acknowledged is the method that start_consuming gave to its callback, not {method!r:.80}; '
+                'for anything else there is consumer.channel'
+            )
+        return method
+
+    def decode(self, data: bytes) -> Any:
+        """Decode a message's body.
+
+        :raises errors.DecodingError: where it cannot be decoded
+        """
+        try:
+            return self.encoder.decode(data)
+        except errors.DecodingError:
+            raise
+        except Exception as error:  # a user's own encoder
+            raise errors.DecodingError(f'{type(self.encoder).__name__} cannot decode it: {error!r}') from error
+
+    def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
+        """Answer an RPC. Does not block but for a full window of unconfirmed messages; any thread.
+
+        :param header: the AMQP properties of the request
+        :param message: a ``MessageResult`` or one of its kin; a plain value is wrapped in one
+        :return: what becomes of it; ``None`` where the request names no reply address
+        :raises errors.EncodingError: the result cannot be encoded
+        """
+        if not header.reply_to:
+            self._connection.logger.warning('an RPC without a reply_to property cannot be answered')
+            return None
+        if not isinstance(message, Message):
+            message = MessageResult(message)
+        encoded = self.encoder.encode(message.body)
+        message_id = new_message_id()
+        properties = wire.encode_properties(
+            content_type=self.encoder.content_type,
+            delivery_mode=1,
+            message_id=message_id,
+            correlation_id=header.correlation_id or '',
+        )
+        receipt = Receipt(message_id, 1, True, Ledger())
+        # Out by the publishing connection: when the broker stops reading publishers, acknowledgements must not stop.
+        self._publishing().publisher(True).publish(
+            Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT
+        )
+        delivery = current.get()
+        if delivery is not None:
+            delivery.published(receipt)
+        return receipt
+
+    def prepare_replies(self) -> None:
+        """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
+        self._publishing().publisher(True)
+
+    def has_dead_letters(self, queue: str) -> bool:
+        """Whether this consumer declared the queue with a dead-letter exchange."""
+        declared = self._topology.queues.get(queue)
+        return declared is not None and 'x-dead-letter-exchange' in (declared.flags.get('arguments') or {})
+
+    def _publishing(self) -> Connection:
+        if self._replies is None:
+            self._replies = acquire(self._settings, 'publishing')
+        return self._replies
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise errors.Closed(f'this {type(self).__name__} is closed')
+
+
+_SHAPE = 'a list of (Exchange, [(queue, key), …])'
+
+
+def _check_eqk(eqk: Any, where: str) -> Iterator[tuple[type[Exchange] | Exchange, Any, str]]:
+    """Exchange, queue and key of each binding; the flat form of the reference is understood as well."""
+    if isinstance(eqk, (str, bytes, Mapping)) or not isinstance(eqk, Sequence):
+        raise errors.ConfigurationError(f'{where} must be {_SHAPE}, not {eqk!r:.80}')
+    pairs: Sequence[Any] = eqk
+    if eqk and not _is_pair(eqk[0]):
+        pairs = [eqk[i : i + 2] for i in range(0, len(eqk), 2)]
+    for number, pair in enumerate(pairs):
+        if not _is_pair(pair):
+            raise errors.ConfigurationError(f'{where} must be {_SHAPE}; element {number} is {pair!r:.80}')
+        exchange = check_exchange(pair[0], f'{where}[{number}]')
+        bindings = pair[1]
+        if isinstance(bindings, (str, bytes, Mapping)) or not isinstance(bindings, Sequence):
+            raise errors.ConfigurationError(
+                f'{where}[{number}] must list its queues as [(queue, key), …], not {bindings!r:.80}'
+            )
+        for binding in bindings:
+            if not _is_pair(binding) or not isinstance(binding[1], str):
+                raise errors.ConfigurationError(
+                    f'{where}[{number}] must list its queues as [(queue, key), …]; one is {binding!r:.80}'
+                )
+            yield exchange, binding[0], binding[1]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) == 2
+
+
+def _check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
+    """A queue as given by the user, a name or a dictionary, with its flags checked."""
+    flags: dict[str, Any] = {}
+    name = queue
+    if isinstance(queue, Mapping):
+        unknown = sorted(set(queue) - {'name', 'flags'})
+        if unknown or 'name' not in queue:
+            raise errors.ConfigurationError(
+                f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {dict(queue)!r:.80}"
+            )
+        name = queue['name']
+        flags.update(queue.get('flags') or {})
+    if not isinstance(name, str) or not name:
+        raise errors.ConfigurationError(f'{where}: the name of a queue must be text and not empty, not {name!r:.80}')
+    flags.update(more)
+    unknown = sorted(set(flags) - set(QUEUE_FLAGS))
+    if unknown:
+        raise errors.ConfigurationError(
+            f'{where}: queue {name!r} has unknown flags {", ".join(map(repr, unknown))}; '
+            f'there are {", ".join(QUEUE_FLAGS)}'
+        )
+    return Queue(name, flags, frozenset(flags) | frozenset(flags.get('arguments') or ()))

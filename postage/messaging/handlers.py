@@ -1,0 +1,202 @@
+"""Handlers: the decorators that name them, the filters before them, and the table that finds them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from postage import errors
+from postage.messaging.outcomes import FilterError
+
+Target = TypeVar('Target', bound=Callable[..., Any])
+
+_HANDLERS = '_postage_handlers'
+_FILTERS = '_postage_filters'
+
+
+class _HandlerDecorator:
+    """Base of the decorators that make a method, or a :class:`Handler` class, a handler.
+
+    :param type: the type of the messages it takes, such as ``'command'``
+    :param name: their name; by default every name of that type that no named handler takes
+    """
+
+    category = 'message'
+    full_body = False
+
+    def __init__(self, type: str, name: str | None = None) -> None:
+        label = self.__class__.__name__
+        if not isinstance(type, str):
+            raise errors.ConfigurationError(f"@{label} needs a message type, as in @{label}('command', 'echo')")
+        if name is not None and not isinstance(name, str):
+            raise errors.ConfigurationError(f'@{label}: the name of a message must be text, not {name!r:.80}')
+        self.type = type
+        self.name = name
+
+    def __call__(self, target: Target) -> Target:
+        return _mark(target, _HANDLERS, self)
+
+
+class MessageHandler(_HandlerDecorator):
+    """``handler(self, content)`` for messages of a type and name."""
+
+
+class MessageHandlerFullBody(_HandlerDecorator):
+    """``handler(self, body)`` for messages of a type and name: the whole body, fingerprint included."""
+
+    full_body = True
+
+
+class RpcHandler(_HandlerDecorator):
+    """``handler(self, content, reply_func)`` for RPC requests of a type and name.
+
+    ``reply_func(message)`` answers, now or later, with a ``MessageResult`` or one of its kin; a plain value is
+    wrapped in one. A handler that has not called it when it returns a value other than ``None`` answers with that.
+    """
+
+    category = 'rpc'
+
+
+class MessageFilter:
+    """Passes messages through ``callable(data, *args, **kwds)`` before the handler it decorates.
+
+    The callable gets a copy of what the handler would get, and returns what the handler gets instead. Any exception
+    from it drops the message for that handler alone. Of several filters the uppermost is called first.
+    """
+
+    def __init__(self, callable: Callable[..., Any], *args: Any, **kwds: Any) -> None:
+        self.callable = callable
+        self.args = args
+        self.kwds = kwds
+
+    def __call__(self, target: Target) -> Target:
+        return _mark(target, _FILTERS, self)
+
+
+class Handler:
+    """Base of handlers that are classes, inside a processor: one is made for each message, and :meth:`call` called.
+
+    :ivar data: what a method in its place would get: the content, or the body
+    :ivar reply_func: answers the RPC; ``None`` for other messages
+    :ivar processor: the processor it belongs to
+    """
+
+    def __init__(self, processor: Any, data: Any, reply_func: Callable[[Any], object] | None = None) -> None:
+        self.processor = processor
+        self.data = data
+        self.reply_func = reply_func
+
+    def call(self) -> Any:
+        """Handle the message. To be overridden."""
+        raise NotImplementedError(f'{type(self).__name__} must define call(self)')
+
+
+def _mark(target: Target, attribute: str, mark: object) -> Target:
+    """Put a decorator's mark on its target itself, not on what the target inherits from."""
+    if isinstance(target, type) and not issubclass(target, Handler):
+        raise errors.ConfigurationError(f'{target.__name__} must derive from messaging.Handler to be a message handler')
+    try:
+        marks = vars(target).get(attribute, [])
+        setattr(target, attribute, [mark, *marks])
+    except (TypeError, AttributeError):
+        raise errors.ConfigurationError(
+            f'@{type(mark).__name__} decorates methods and Handler classes, not {target!r:.80}'
+        ) from None
+    return target
+
+
+class Entry:
+    """One handler of one processor, with what is done before it is called."""
+
+    __slots__ = ('_call', 'filters', 'full_body', 'is_class', 'is_rpc', 'label', 'processor')
+
+    def __init__(
+        self, processor: object, attribute: str, decorator: _HandlerDecorator, filters: list[MessageFilter]
+    ) -> None:
+        self.processor = processor
+        self.label = f'{type(processor).__name__}.{attribute}'
+        self.is_rpc = decorator.category == 'rpc'
+        self.full_body = decorator.full_body
+        self.filters = filters
+        self._call = getattr(processor, attribute)
+        self.is_class = isinstance(self._call, type)
+        if not callable(self._call):
+            raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self._call!r:.80}')
+        body = self._call.call if self.is_class else self._call
+        if inspect.isgeneratorfunction(body) or inspect.iscoroutinefunction(body):
+            raise errors.ConfigurationError(f'the handler {self.label} must be a plain function')
+
+    def __call__(self, body: dict[str, Any], reply_func: Callable[[Any], object] | None) -> Any:
+        """Filter a message and handle it.
+
+        :raises FilterError: where a filter dropped it
+        """
+        data = body if self.full_body else body['content']
+        if self.filters:
+            data = self._filtered(data)
+        if self.is_class:
+            return self._call(self.processor, data, reply_func).call()
+        if self.is_rpc:
+            return self._call(data, reply_func)
+        return self._call(data)
+
+    def _filtered(self, data: Any) -> Any:
+        data = copy.deepcopy(data)
+        for message_filter in self.filters:
+            try:
+                data = message_filter.callable(data, *message_filter.args, **message_filter.kwds)
+            except Exception as error:
+                name = getattr(message_filter.callable, '__name__', repr(message_filter.callable))
+                raise FilterError(f'dropped by filter {name}: {type(error).__name__}: {error}') from error
+        return data
+
+
+class HandlerTable:
+    """The handlers of one processor: those of its class and of the classes it derives from.
+
+    A method of the same name in a subclass takes the place of its parent's, decorated again or not; ``None`` in its
+    place takes it away.
+    """
+
+    def __init__(self, processor: object) -> None:
+        self._named: dict[tuple[str, str, str], list[Entry]] = {}
+        self._default: dict[tuple[str, str], list[Entry]] = {}
+        for attribute, decorators, filters in _declared(type(processor)):
+            for decorator in decorators:
+                self._add(decorator, Entry(processor, attribute, decorator, filters))
+
+    def _add(self, decorator: _HandlerDecorator, entry: Entry) -> None:
+        kind = (decorator.category, decorator.type)
+        if decorator.name is None:
+            entries = self._default.setdefault(kind, [])
+        else:
+            entries = self._named.setdefault((*kind, decorator.name), [])
+        if entry.is_rpc:
+            entries.clear()  # one request, one answer: the last one wins
+        entries.append(entry)
+
+    @property
+    def answers(self) -> bool:
+        """Whether any of them takes RPC requests."""
+        return any(kind[0] == 'rpc' for kind in (*self._named, *self._default))
+
+    def find(self, category: str, type: str, name: str) -> list[Entry]:
+        """The handlers of a message, in the order of their definition."""
+        entries = self._named.get((category, type, name))
+        return entries if entries is not None else self._default.get((category, type), [])
+
+
+def _declared(cls: type) -> Iterator[tuple[str, list[_HandlerDecorator], list[MessageFilter]]]:
+    """Attribute, decorators and filters of each handler of a class, in the order of their first definition."""
+    declared: dict[str, tuple[list[_HandlerDecorator], list[MessageFilter]]] = {}
+    for ancestor in reversed(cls.__mro__):
+        for attribute, value in list(vars(ancestor).items()):
+            marks = getattr(value, '__dict__', {})
+            if marks.get(_HANDLERS):
+                declared[attribute] = (marks[_HANDLERS], marks.get(_FILTERS, []))
+            elif attribute in declared and value is None:
+                del declared[attribute]
+    for attribute, (decorators, filters) in declared.items():
+        yield attribute, decorators, filters

@@ -1,0 +1,270 @@
+"""Messages: plain dictionaries with a little help in making them, and the check of those that come in.
+
+The body of each message is the dictionary that travels::
+
+    {
+        'type': 'command',          what it is: command, status, result, or a word of your own
+        'name': 'echo',             which command, which status
+        'category': 'message',      'message', or 'rpc' where the sender waits for a result
+        'version': '2',             of this envelope
+        'fingerprint': {…},         who sends it
+        'content': {…},             what it says
+        '_reserved': {…},           for Postage
+    }
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from postage.errors import EnvelopeError
+
+VERSION: Final = '2'
+CATEGORIES: Final = ('message', 'rpc')
+
+# Stands for parameters that were left out: None is a value that may be sent.
+_LEFT_OUT: Final[Any] = object()
+
+
+class Message:
+    """A generic message, of type and name ``'none'``, and the base of all others.
+
+    ``Message(1, 2, k=3)`` has the content ``{'args': (1, 2), 'kwds': {'k': 3}}``; each key only where there is
+    something. Messages with equal bodies are equal; all are true but for errors and exceptions.
+
+    :ivar body: the dictionary that travels, not shared with any other message
+    """
+
+    __slots__ = ('body',)
+
+    body: dict[str, Any]
+
+    def __init__(self, /, *args: Any, **kwds: Any) -> None:
+        content: dict[str, Any] = {}
+        if args:
+            content['args'] = args
+        if kwds:
+            content['kwds'] = kwds
+        self.body = _envelope('none', 'none', 'message', content)
+
+    def fingerprint(self, fingerprint: Any = None, /, **kwds: Any) -> None:
+        """Update the message's fingerprint, by keywords, by one dictionary, or by a ``Fingerprint``.
+
+        :raises TypeError: where the argument is none of these
+        """
+        if fingerprint is not None:
+            fields = fingerprint if isinstance(fingerprint, Mapping) else _as_dict(fingerprint)
+            self.body['fingerprint'].update(fields)
+        self.body['fingerprint'].update(kwds)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __eq__(self, other: object) -> bool:
+        return self.body == other.body if isinstance(other, Message) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # it is mutable
+
+    def __str__(self) -> str:
+        return str(self.body)
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} {self.body}>'
+
+
+class MessageCommand(Message):
+    """Asks a component to do something, and does not wait.
+
+    :param command: the name of the command
+    :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
+    """
+
+    __slots__ = ()
+
+    def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
+        self.body = _envelope('command', command, 'message', _parameters(parameters))
+
+
+class RpcCommand(Message):
+    """Asks a component to do something, and waits for its result.
+
+    :param command: the name of the command
+    :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
+    """
+
+    __slots__ = ()
+
+    def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
+        self.body = _envelope('command', command, 'rpc', _parameters(parameters))
+
+
+class MessageStatus(Message):
+    """Tells a status.
+
+    :param status: text becomes the message's name; anything else becomes its name as text, and travels itself
+        in ``content['status']``
+    """
+
+    __slots__ = ()
+
+    def __init__(self, status: Any) -> None:
+        content = {} if isinstance(status, str) else {'status': status}
+        self.body = _envelope('status', str(status), 'message', content)
+
+
+class MessageResult(Message):
+    """The result of a call that succeeded.
+
+    :param value: the result
+    :param message: a word on it
+    """
+
+    __slots__ = ()
+
+    def __init__(self, value: Any, message: str = '') -> None:
+        self.body = _result('success', value, message)
+
+
+class MessageResultError(Message):
+    """The result of a call that ended in an error; false, and its value is ``None``.
+
+    :param message: what went wrong
+    """
+
+    __slots__ = ()
+
+    def __init__(self, message: str) -> None:
+        self.body = _result('error', None, message)
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class MessageResultException(Message):
+    """The result of a call in which the other component raised an exception; false.
+
+    :param name: the name of the exception's class, which becomes the value
+    :param message: the exception's text
+    """
+
+    __slots__ = ()
+
+    def __init__(self, name: str, message: str = '') -> None:
+        self.body = _result('exception', name, message)
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def result_from_body(body: Any) -> MessageResult | MessageResultError | MessageResultException:
+    """Return the result message that a decoded reply stands for; the message keeps the body itself.
+
+    :raises EnvelopeError: where the reply is not a result, naming what is malformed
+    """
+    envelope = check_envelope(body)
+    if envelope['type'] != 'result':
+        raise EnvelopeError(f"the type of a reply must be 'result', but is {_short(envelope['type'])}")
+    content = envelope['content']
+    kind = content.get('type')
+    if not isinstance(kind, str) or kind not in _RESULTS:
+        found = f'is {_short(kind)}' if 'type' in content else 'is missing'
+        raise EnvelopeError(f"the type in a result's content must be 'success', 'error' or 'exception', but {found}")
+    if 'value' not in content:
+        raise EnvelopeError("the value in a result's content is missing")
+    result = _RESULTS[kind].__new__(_RESULTS[kind])
+    result.body = envelope
+    return result
+
+
+def check_envelope(body: object) -> dict[str, Any]:
+    """Return the decoded body itself where it is a Postage message.
+
+    ``version``, ``fingerprint`` and ``_reserved`` may be missing; what else is in the body does not matter.
+
+    :raises EnvelopeError: where a field is missing or of the wrong type, naming the field, what it is and what
+        it should be
+    """
+    if isinstance(body, dict):
+        get = body.get
+        if (
+            isinstance(get('type'), str)
+            and isinstance(get('name'), str)
+            and get('category') in CATEGORIES
+            and isinstance(get('content'), dict)
+            and isinstance(get('version', VERSION), str)
+            and isinstance(get('fingerprint', body), dict)
+            and isinstance(get('_reserved', body), dict)
+        ):
+            return body
+    raise EnvelopeError(_fault(body))
+
+
+def _fault(body: object) -> str:
+    """Return what keeps the body from being a Postage message."""
+    if not isinstance(body, dict):
+        return f'a message must be a dictionary, but is {_type_name(body)}'
+    for name, required, wanted in _FIELDS:
+        if name not in body:
+            if required:
+                return f'the field {name!r} is missing; it must be {_WORDS[wanted]}'
+        elif not isinstance(body[name], wanted):
+            return f'the field {name!r} must be {_WORDS[wanted]}, but is {_type_name(body[name])}'
+    return f"the field 'category' must be 'message' or 'rpc', but is {_short(body['category'])}"
+
+
+_WORDS: Final[Mapping[type, str]] = {str: 'text', dict: 'a dictionary'}
+
+# Name, whether it must be there, type.
+_FIELDS: Final = (
+    ('type', True, str),
+    ('name', True, str),
+    ('category', True, str),
+    ('content', True, dict),
+    ('version', False, str),
+    ('fingerprint', False, dict),
+    ('_reserved', False, dict),
+)
+
+_RESULTS: Final[Mapping[str, type[MessageResult | MessageResultError | MessageResultException]]] = {
+    'success': MessageResult,
+    'error': MessageResultError,
+    'exception': MessageResultException,
+}
+
+
+def _envelope(type: str, name: str, category: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        'type': type,
+        'name': name,
+        'category': category,
+        'version': VERSION,
+        'fingerprint': {},
+        'content': content,
+        '_reserved': {},
+    }
+
+
+def _parameters(parameters: Any) -> dict[str, Any]:
+    return {'parameters': {} if parameters is _LEFT_OUT else parameters}
+
+
+def _result(kind: str, value: Any, message: str) -> dict[str, Any]:
+    return _envelope('result', 'result', 'message', {'type': kind, 'value': value, 'message': message})
+
+
+def _as_dict(fingerprint: Any) -> Mapping[str, Any]:
+    as_dict = getattr(fingerprint, 'as_dict', None)
+    if as_dict is None:
+        raise TypeError(f'a fingerprint must be a dictionary or a Fingerprint, not {_type_name(fingerprint)}')
+    fields: Mapping[str, Any] = as_dict()
+    return fields
+
+
+def _type_name(value: object) -> str:
+    return 'null' if value is None else type(value).__name__
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:79]}…'

@@ -1,0 +1,549 @@
+"""Which broker to talk to, and how: environment and HUP become one frozen :class:`BrokerSettings`.
+
+Nothing is read at import. :func:`broker_settings` reads the environment each time it is called, so that a
+program may set a variable, or ``messaging.global_vhost`` and its kin, at any time before it connects.
+
+Each field comes from the first of these that names it:
+
+1. the argument, 2. the class attribute, 3. what the program set on :mod:`postage.messaging` at run time,
+4. ``POSTAGE_URL``, 5. the other variables, 6. the defaults of a bare RabbitMQ.
+
+Host, port, encryption and query parameters of a URL belong together: where the hosts come from a higher
+source, only the URL's user, password and virtual host still count.
+
+No error raised here contains a password, nor any text that may be a piece of one. That is why messages
+about URLs describe the fault instead of quoting the URL, and why they suppress the errors that caused them.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import re
+import ssl
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+import pika
+import pika.connection
+
+from postage.errors import ConfigurationError
+
+DEFAULT_HOST = 'localhost'
+DEFAULT_PORT = 5672
+DEFAULT_TLS_PORT = 5671
+DEFAULT_VHOST = '/'
+DEFAULT_USER = 'guest'
+DEFAULT_PASSWORD = 'guest'
+DEFAULT_CONNECT_TIMEOUT = 60.0
+
+HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl')
+
+# A short string of AMQP 0-9-1 (section 4.2.5.3) holds 255 bytes; connection.open sends the virtual host as one.
+SHORT_STRING_BYTES = 255
+
+_logger = logging.getLogger('postage')
+
+
+# What the rest of Postage sees
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Endpoint:
+    """One host to try, with what pika needs to know about the way there.
+
+    :ivar host: name or address, IPv6 without brackets
+    :ivar port: 1 to 65535
+    :ivar ssl_options: how to encrypt; ``None`` for plain text
+    :ivar options: the URL's query parameters as pairs of name and text, such as ``('heartbeat', '30')``
+    """
+
+    host: str
+    port: int
+    ssl_options: pika.SSLOptions | None = None
+    options: tuple[tuple[str, str], ...] = ()
+
+    def _key(self) -> tuple[object, ...]:
+        # pika's SSLOptions compare by identity; two that share a context lead to the same broker.
+        encryption = self.ssl_options and (self.ssl_options.context, self.ssl_options.server_hostname)
+        return self.host, self.port, encryption, self.options
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Endpoint) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        host = f'[{self.host}]' if ':' in self.host else self.host
+        return f'{host}:{self.port}'
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """A broker and the credentials for it.
+
+    Connections are shared under it: settings of one broker and the same credentials are equal, whatever
+    their ``connect_timeout``, and hash alike.
+
+    :ivar endpoints: the hosts, in the order in which to try them
+    :ivar vhost: the virtual host
+    :ivar user: the user name
+    :ivar password: the password, which is in neither ``repr()`` nor ``str()``
+    :ivar connect_timeout: seconds that a constructor waits for a broker that is down
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    vhost: str
+    user: str
+    password: str = field(repr=False)
+    connect_timeout: float = field(default=DEFAULT_CONNECT_TIMEOUT, compare=False)
+
+    def parameters(self) -> tuple[pika.connection.Parameters, ...]:
+        """Return pika's connection parameters, new objects, one per endpoint in order.
+
+        ``connection_attempts`` is 1 in each of them, whatever a URL says: Postage tries again by itself.
+        """
+        return tuple(self._parameters(endpoint) for endpoint in self.endpoints)
+
+    def _parameters(self, endpoint: Endpoint) -> pika.connection.Parameters:
+        parameters = _pika_parameters(endpoint.options)
+        parameters.host = endpoint.host
+        parameters.port = endpoint.port
+        parameters.ssl_options = endpoint.ssl_options
+        parameters.virtual_host = self.vhost
+        parameters.credentials = pika.PlainCredentials(self.user, self.password)
+        parameters.connection_attempts = 1
+        return parameters
+
+    def __str__(self) -> str:
+        scheme = 'amqps' if any(endpoint.ssl_options for endpoint in self.endpoints) else 'amqp'
+        hosts = ','.join(map(str, self.endpoints))
+        return f'{scheme}://{quote(self.user, safe="")}@{hosts}/{quote(self.vhost, safe="")}'
+
+
+def broker_settings(
+    hup: Mapping[str, Any] | str | None = None,
+    vhost: str | None = None,
+    *,
+    class_hup: Mapping[str, Any] | str | None = None,
+    class_vhost: str | None = None,
+    program: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> BrokerSettings:
+    """Return the broker to talk to, each field from the first source that names it.
+
+    A HUP is ``{'host': …, 'user': …, 'password': …}``, with optional ``'port'`` and ``'ssl'`` (``True``, an
+    ``ssl.SSLContext`` or ``pika.SSLOptions``), or an AMQP URL
+    (https://www.rabbitmq.com/docs/uri-spec), or several URLs separated by commas. A HUP's host may be a
+    comma-separated list. What it leaves out comes from the next source. Variables that are set but empty
+    count as absent.
+
+    :param hup: the HUP given to a constructor
+    :param vhost: the virtual host given to a constructor
+    :param class_hup: the HUP of the class
+    :param class_vhost: the virtual host of the class
+    :param program: ``global_hup``, ``global_vhost``, ``global_user`` and ``global_password``, where set
+    :param environ: the environment, ``os.environ`` by default
+    :raises ConfigurationError: where a source is malformed, even if another one takes precedence; it names the source
+    """
+    sources = _sources(hup, vhost, class_hup, class_vhost, program, environ)
+    return BrokerSettings(
+        endpoints=_endpoints(sources),
+        vhost=_named(sources, 'vhost'),
+        user=_named(sources, 'user'),
+        password=_named(sources, 'password'),
+        connect_timeout=_connect_timeout(os.environ if environ is None else environ),
+    )
+
+
+def default_vhost(program: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> str:
+    """Return the virtual host where neither an argument nor a class names one: what a bare fingerprint has.
+
+    :param program: as for :func:`broker_settings`
+    :param environ: the environment, ``os.environ`` by default
+    :raises ConfigurationError: where a source is malformed
+    """
+    return _named(_sources(None, None, None, None, program, environ), 'vhost')
+
+
+def debug_mode(program: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether ``POSTAGE_DEBUG_MODE`` is ``true`` or the program set ``messaging.debug_mode``.
+
+    :param program: ``debug_mode``, where set
+    :param environ: the environment, ``os.environ`` by default
+    """
+    environ = os.environ if environ is None else environ
+    asked_by_environment = environ.get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
+    return asked_by_environment or bool((program or {}).get('debug_mode'))
+
+
+def apply_debug_mode(enabled: bool) -> None:
+    """Let the logger ``postage`` through at DEBUG, to stderr where the program configured no logging.
+
+    May be called any number of times, from any thread; ``False`` changes nothing.
+    """
+    if not enabled:
+        return
+    with _debug_lock:
+        _logger.setLevel(logging.DEBUG)
+        if _logger.handlers or logging.getLogger().handlers:
+            return
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter('%(asctime)s %(levelname)s %(name)s: %(message)s'))
+        # A program that configures logging later on would otherwise see every line twice.
+        handler.addFilter(lambda record: not logging.getLogger().handlers)
+        _logger.addHandler(handler)
+
+
+# Sources, each of which may name some of the fields
+
+
+@dataclass(frozen=True, slots=True)
+class _Host:
+    """A host as a source names it; ``None`` where the source leaves it open."""
+
+    name: str
+    port: int | None = None
+    tls: pika.SSLOptions | Literal[False] | None = None
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What one source says; ``None`` and no hosts stand for silence."""
+
+    hosts: tuple[_Host, ...] = ()
+    port: int | None = None
+    tls: pika.SSLOptions | Literal[False] | None = None
+    vhost: str | None = None
+    user: str | None = None
+    password: str | None = None
+    deprecated: Mapping[str, str] = field(default_factory=dict)
+
+
+_DEFAULTS = _Source(hosts=(_Host(DEFAULT_HOST),), vhost=DEFAULT_VHOST, user=DEFAULT_USER, password=DEFAULT_PASSWORD)
+
+
+def _sources(
+    hup: object,
+    vhost: object,
+    class_hup: object,
+    class_vhost: object,
+    program: Mapping[str, Any] | None,
+    environ: Mapping[str, str] | None,
+) -> tuple[_Source, ...]:
+    """Return every source in order of precedence, the defaults last."""
+    environ = os.environ if environ is None else environ
+    return (
+        _from_pair('the argument', hup, vhost),
+        _from_pair('the class attribute', class_hup, class_vhost),
+        _from_program(program or {}),
+        _from_hup('POSTAGE_URL', environ.get('POSTAGE_URL') or None),
+        _from_variables(environ),
+        _DEFAULTS,
+    )
+
+
+def _named(sources: Sequence[_Source], name: Literal['vhost', 'user', 'password']) -> str:
+    """Return the field from the first source that names it, which the defaults do at the latest."""
+    for source in sources:
+        value: str | None = getattr(source, name)
+        if value is not None:
+            break
+    if name in source.deprecated:
+        old, new = source.deprecated[name], f'POSTAGE_{name.upper()}'
+        warnings.warn(f'{old} is deprecated, set {new} instead', DeprecationWarning, stacklevel=4)
+    assert value is not None
+    return value
+
+
+def _endpoints(sources: Sequence[_Source]) -> tuple[Endpoint, ...]:
+    """Return the first source's hosts, completed by what the other sources say about port and encryption."""
+    named = next(index for index, source in enumerate(sources) if source.hosts)
+    above, below = sources[:named], sources[named:]
+    endpoints = []
+    for host in sources[named].hosts:
+        tls = _first([source.tls for source in above] + [host.tls] + [source.tls for source in below])
+        port = _first([source.port for source in above] + [host.port] + [source.port for source in below])
+        endpoints.append(
+            Endpoint(
+                host=host.name,
+                port=port or (DEFAULT_TLS_PORT if tls else DEFAULT_PORT),
+                ssl_options=tls or None,
+                options=host.options,
+            )
+        )
+    return tuple(endpoints)
+
+
+def _first(values: Sequence[Any]) -> Any:
+    """Return the first value that is not ``None``, or ``None``."""
+    return next((value for value in values if value is not None), None)
+
+
+def _or_else(where: str, name: str, value: object, other: str | None) -> str | None:
+    """Return the checked value that was given beside a HUP, or what the HUP itself says."""
+    return other if value is None else _text(where, name, value)
+
+
+def _from_pair(where: str, hup: object, vhost: object) -> _Source:
+    source = _from_hup(f'{where} hup', hup)
+    return replace(source, vhost=_or_else(f'{where} vhost', 'vhost', vhost, source.vhost))
+
+
+def _from_program(program: Mapping[str, Any]) -> _Source:
+    source = _from_hup('messaging.global_hup', program.get('global_hup'))
+
+    def own(name: str, other: str | None) -> str | None:
+        return _or_else(f'messaging.global_{name}', name, program.get(f'global_{name}'), other)
+
+    return replace(
+        source,
+        vhost=own('vhost', source.vhost),
+        user=own('user', source.user),
+        password=own('password', source.password),
+    )
+
+
+def _from_hup(where: str, hup: object) -> _Source:
+    if hup is None:
+        return _Source()
+    if isinstance(hup, str):
+        return _from_urls(where, hup)
+    if isinstance(hup, Mapping):
+        return _from_mapping(where, hup)
+    raise ConfigurationError(
+        f"{where} must be a dictionary with 'host', 'user' and 'password', or an AMQP URL, not {type(hup).__name__}"
+    )
+
+
+def _from_mapping(where: str, hup: Mapping[str, Any]) -> _Source:
+    unknown = [key for key in hup if key not in HUP_KEYS]
+    if unknown:
+        raise ConfigurationError(
+            f'{where} has the unknown key {unknown[0]!r}; a HUP has the keys {", ".join(HUP_KEYS)}'
+        )
+    host = hup.get('host')
+    return _Source(
+        hosts=() if host is None else _hosts(f"{where}['host']", host),
+        port=_port(f"{where}['port']", hup.get('port')),
+        tls=_tls(f"{where}['ssl']", hup.get('ssl')),
+        user=_text(f"{where}['user']", 'user', hup.get('user')),
+        password=_text(f"{where}['password']", 'password', hup.get('password')),
+    )
+
+
+def _from_variables(environ: Mapping[str, str]) -> _Source:
+    deprecated = {}
+
+    def credential(name: str) -> str | None:
+        new, old = f'POSTAGE_{name.upper()}', f'POSTAGE_RMQ_{name.upper()}'
+        if environ.get(old) and not environ.get(new):
+            deprecated[name] = old
+        return environ.get(new) or environ.get(old) or None
+
+    hosts = environ.get('POSTAGE_HOST')
+    return _Source(
+        hosts=_hosts('POSTAGE_HOST', hosts) if hosts else (),
+        port=_port('POSTAGE_PORT', environ.get('POSTAGE_PORT') or None),
+        vhost=_text('POSTAGE_VHOST', 'vhost', environ.get('POSTAGE_VHOST') or None),
+        user=credential('user'),
+        password=credential('password'),
+        deprecated=deprecated,
+    )
+
+
+def _connect_timeout(environ: Mapping[str, str]) -> float:
+    text = environ.get('POSTAGE_CONNECT_TIMEOUT')
+    if not text:
+        return DEFAULT_CONNECT_TIMEOUT
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigurationError(f'POSTAGE_CONNECT_TIMEOUT must be a number of seconds, 0 or more, not {text!r}')
+    return seconds
+
+
+# Single values
+
+
+def _text(where: str, name: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ConfigurationError(f'{where} must be text, not {type(value).__name__}')
+    if not value and name != 'password':
+        raise ConfigurationError(f'{where} is empty; leave it out, or None, where the default is meant')
+    if name == 'vhost' and len(value.encode('utf-8', 'replace')) > SHORT_STRING_BYTES:
+        raise ConfigurationError(f'{where} is longer than the {SHORT_STRING_BYTES} bytes that AMQP allows')
+    return str(value)
+
+
+def _port(where: str, value: object) -> int | None:
+    if value is None:
+        return None
+    try:
+        port = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else 0
+    except ValueError:
+        port = 0
+    if not 0 < port < 65536:
+        raise ConfigurationError(f'{where} must be a number from 1 to 65535, not {value!r}')
+    return port
+
+
+def _tls(where: str, value: object) -> pika.SSLOptions | Literal[False] | None:
+    if value is None or value is False:
+        return value
+    if value is True:
+        return _default_tls()
+    if isinstance(value, ssl.SSLContext):
+        return pika.SSLOptions(value)
+    if isinstance(value, pika.SSLOptions):
+        return value
+    raise ConfigurationError(
+        f'{where} must be True, False, an ssl.SSLContext or pika.SSLOptions, not {type(value).__name__}'
+    )
+
+
+@functools.cache
+def _default_tls() -> pika.SSLOptions:
+    """Return the one default context, so that equal settings are equal; pika fills the server's name in."""
+    return pika.SSLOptions(ssl.create_default_context())
+
+
+def _hosts(where: str, value: object) -> tuple[_Host, ...]:
+    """Read ``host``, ``host:port``, ``[address]``, ``[address]:port`` or a bare IPv6 address, or a list of them."""
+    if not isinstance(value, str):
+        raise ConfigurationError(f'{where} must be text, not {type(value).__name__}')
+    return tuple(_host(where, entry.strip()) for entry in value.split(','))
+
+
+def _host(where: str, entry: str) -> _Host:
+    if '/' in entry or '@' in entry:
+        raise ConfigurationError(f'{where} must be a host or a list of hosts; a URL belongs in POSTAGE_URL or hup')
+    name, port = entry, ''
+    if bracketed := re.fullmatch(r'\[([^\[\]]*)\](?::(.*))?', entry):
+        name, port = bracketed[1], bracketed[2]
+    elif entry.count(':') == 1:
+        name, _, port = entry.partition(':')
+    if not name:
+        raise ConfigurationError(f'{where} has an empty host; separate several hosts by single commas')
+    if re.search(r'[\s\[\]]', name):
+        raise ConfigurationError(f'{where} has the host {name!r}, which cannot be the name of one')
+    return _Host(name, _port(f'the port in {where}', port or None))
+
+
+# URLs
+
+
+def _from_urls(where: str, urls: str) -> _Source:
+    """Read one URL or several; several share user, password and virtual host, which one of them may name for all."""
+    sources = [_from_url(where, url.strip()) for url in re.split(r',\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)', urls)]
+
+    def shared(name: Literal['vhost', 'user', 'password'], term: str) -> str | None:
+        values = {getattr(source, name) for source in sources} - {None}
+        if len(values) > 1:
+            raise ConfigurationError(
+                f'{where} lists URLs that differ in their {term}; all must lead to one broker with the same credentials'
+            )
+        return values.pop() if values else None
+
+    return _Source(
+        hosts=tuple(host for source in sources for host in source.hosts),
+        vhost=shared('vhost', 'virtual host'),
+        user=shared('user', 'user'),
+        password=shared('password', 'password'),
+    )
+
+
+def _from_url(where: str, url: str) -> _Source:
+    scheme, parts = _split(where, url)
+    try:
+        host = unquote(parts.hostname or '', errors='strict')
+        user, password = (value and unquote(value, errors='strict') for value in (parts.username, parts.password))
+        vhost = unquote(parts.path[1:], errors='strict')
+    except UnicodeDecodeError:
+        raise ConfigurationError(f'{where} has %-quoted bytes that are not UTF-8') from None
+    if re.search(r'[\s,]', host) or (parts.netloc and not host):
+        raise ConfigurationError(
+            f'{where} has an empty host or one that cannot be a name; each of several URLs needs its own amqp://'
+        )
+    default_port = DEFAULT_TLS_PORT if scheme == 'amqps' else DEFAULT_PORT
+    options, tls = _options(where, parts.query)
+    return _Source(
+        hosts=(
+            _Host(
+                name=host or DEFAULT_HOST,
+                port=parts.port or default_port,
+                tls=tls or (_default_tls() if scheme == 'amqps' else False),
+                options=options,
+            ),
+        ),
+        vhost=_text(f'the virtual host in {where}', 'vhost', vhost or None),
+        user=user or None,
+        password=password,
+    )
+
+
+def _split(where: str, url: str) -> tuple[str, SplitResult]:
+    """Take the URL apart and refuse what would silently be read otherwise than it was meant."""
+    scheme, separator, rest = url.partition('://')
+    scheme = scheme.lower()
+    if not separator or scheme not in ('amqp', 'amqps'):
+        raise ConfigurationError(f'{where} must be a URL that begins with amqp:// or amqps://')
+    quoting = (
+        "where a user, password or virtual host contains one of : / ? # @ % it must be %-quoted, as in %2F for '/'"
+    )
+    try:
+        parts = urlsplit('http://' + rest)
+        valid = parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigurationError(f'{where} has no valid port or host; a port is from 1 to 65535, and {quoting}')
+    if parts.fragment or ('@' not in parts.netloc and '@' in rest) or '/' in parts.path[1:]:
+        raise ConfigurationError(f'{where} has a character out of place; {quoting}')
+    return scheme, parts
+
+
+def _options(where: str, query: str) -> tuple[tuple[tuple[str, str], ...], pika.SSLOptions | None]:
+    """Return the query parameters, each tried on pika, and the encryption that one of them may describe."""
+    options: dict[str, str] = {}
+    tls = None
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name in options or not text:
+            raise ConfigurationError(f'{where} needs the query parameter {name!r} once, with a value')
+        try:
+            if name == 'ssl_options':
+                tls = _tls_of_query(text)
+            else:
+                _pika_parameters(((name, text),))
+                options[name] = text
+        except Exception as error:
+            # An error about the text of ssl_options may quote the password of a key file; one about a file does not.
+            reason = f': {error}' if name != 'ssl_options' or isinstance(error, OSError) else ''
+            raise ConfigurationError(f'{where} has the query parameter {name!r} that pika refuses{reason}') from None
+    return tuple(options.items()), tls
+
+
+@functools.lru_cache(maxsize=64)
+def _tls_of_query(text: str) -> pika.SSLOptions | None:
+    """Return pika's reading of ``ssl_options``, the same object for the same text: equal settings are equal."""
+    return _pika_parameters((('ssl_options', text),)).ssl_options
+
+
+def _pika_parameters(options: Sequence[tuple[str, str]]) -> pika.URLParameters:
+    """Return pika's defaults with the query parameters applied, by pika's own reading of them."""
+    return pika.URLParameters('amqp:///?' + urlencode(options))
+
+
+_debug_lock = threading.Lock()
