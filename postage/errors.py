@@ -17,6 +17,7 @@
     │       ├── AccessRefused         403
     │       ├── NotFound              404
     │       ├── ResourceLocked        405: another connection owns the exclusive queue
+    │       │   └── DuplicateApplication   … which is the uid of a GenericApplication that is alive
     │       └── DeclarationMismatch   406: it exists with other flags; has ``field``, ``wanted``, ``found``
     ├── PublishError                  a message was not taken over by the broker
     │   ├── Nacked                    the broker refused it
@@ -111,6 +112,10 @@ class NotFound(OperationRefused):
 
 class ResourceLocked(OperationRefused):
     """Raised where another connection owns an exclusive queue (405)."""
+
+
+class DuplicateApplication(ResourceLocked):
+    """Raised by a ``GenericApplication`` whose pid and host are those of another one that is alive."""
 
 
 class DeclarationMismatch(OperationRefused):

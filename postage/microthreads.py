@@ -20,14 +20,18 @@ This module knows nothing of messages and imports nothing of Postage.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import heapq
 import logging
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from itertools import count
+from types import FrameType
 from typing import Any
 
 __all__ = ['ExitScheduler', 'MicroScheduler', 'MicroThread', 'Signal', 'Timer', 'sleep']
@@ -124,6 +128,55 @@ class MicroThread:
                 yield
 
 
+class _Interrupted(BaseException):
+    """Raised in the main thread, whatever it is at, when the time of grace after a signal is over."""
+
+
+class _Stop:
+    """What a signal does to a scheduler: the first ends it in good order, the second ends the process."""
+
+    def __init__(self, scheduler: MicroScheduler, grace: float) -> None:
+        self._scheduler = scheduler
+        self._grace = grace
+        self._watch: threading.Timer | None = None
+        self._is_over = False
+
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler. Runs in the main thread, between two instructions of whatever is running there."""
+        if self._is_over:
+            raise _Interrupted
+        if self._watch is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        self._watch = threading.Timer(self._grace, self._interrupt, (number,))
+        self._watch.daemon = True
+        self._watch.start()
+        self._scheduler._exiting = True
+        self._scheduler._ring()
+
+    def _interrupt(self, number: int) -> None:
+        self._is_over = True
+        main_thread = threading.main_thread().ident
+        if hasattr(signal, 'pthread_kill') and main_thread is not None:
+            signal.pthread_kill(main_thread, number)  # also wakes it from a system call
+        else:
+            _thread.interrupt_main(signal.Signals(number))
+
+    def cancel(self) -> None:
+        """The scheduler has ended in time, or for another reason."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch.join()
+
+
+def _call_guarded(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except Exception:
+        logger.exception('a callback at the end of the scheduler raised')
+
+
 class _Task:
     """One microthread under one scheduler: its generator, and what it is to be resumed with."""
 
@@ -157,6 +210,7 @@ class MicroScheduler:
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = count()
         self._exiting = False
+        self._at_end: list[Callable[[], object]] = []
         self._last_failure: Exception | None = None
         self._sleeping = False
         self._alarm = threading.Lock()
@@ -218,6 +272,45 @@ class MicroScheduler:
         finally:
             self._last_failure = None
             self._close()
+
+    def run(self, grace: float = 30.0) -> None:
+        """Run :meth:`main` until it ends, and end it in good order on SIGTERM and SIGINT (Ctrl-C).
+
+        At the signal nothing new is begun: what is in hand is finished, every microthread is closed, and what was
+        registered with :meth:`at_end` is called. What has not ended ``grace`` seconds later is interrupted. A second
+        signal ends the process at once, as that signal does by default.
+
+        Blocks. Signals are handled where it is called from the main thread, which alone may do so in Python; in
+        another thread it is the loop alone.
+
+        :param grace: seconds
+        """
+        with self._handling_signals(grace):
+            for _ in self.main():
+                pass
+            while self._at_end:
+                _call_guarded(self._at_end.pop(0))
+
+    @contextlib.contextmanager
+    def _handling_signals(self, grace: float) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        stop = _Stop(self, grace)
+        previous = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        except _Interrupted:
+            logger.error('what was in hand did not end within %g s of the signal, and was interrupted', grace)
+        finally:
+            stop.cancel()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Have :meth:`run` call this when the loop has ended, once. Equal callbacks count once."""
+        if callback not in self._at_end:
+            self._at_end.append(callback)
 
     # Turns
 

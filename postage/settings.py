@@ -26,8 +26,8 @@ import ssl
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import pika
@@ -205,8 +205,7 @@ def apply_debug_mode(enabled: bool) -> None:
 # Sources, each of which may name some of the fields
 
 
-@dataclass(frozen=True, slots=True)
-class _Host:
+class _Host(NamedTuple):
     """A host as a source names it; ``None`` where the source leaves it open."""
 
     name: str
@@ -215,8 +214,7 @@ class _Host:
     options: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(NamedTuple):
     """What one source says; ``None`` and no hosts stand for silence."""
 
     hosts: tuple[_Host, ...] = ()
@@ -225,7 +223,7 @@ class _Source:
     vhost: str | None = None
     user: str | None = None
     password: str | None = None
-    deprecated: Mapping[str, str] = field(default_factory=dict)
+    deprecated: frozenset[str] = frozenset()
 
 
 _DEFAULTS = _Source(hosts=(_Host(DEFAULT_HOST),), vhost=DEFAULT_VHOST, user=DEFAULT_USER, password=DEFAULT_PASSWORD)
@@ -258,7 +256,7 @@ def _named(sources: Sequence[_Source], name: Literal['vhost', 'user', 'password'
         if value is not None:
             break
     if name in source.deprecated:
-        old, new = source.deprecated[name], f'POSTAGE_{name.upper()}'
+        old, new = _older_variable(name), _variable(name)
         warnings.warn(f'{old} is deprecated, set {new} instead', DeprecationWarning, stacklevel=4)
     assert value is not None
     return value
@@ -295,7 +293,7 @@ def _or_else(where: str, name: str, value: object, other: str | None) -> str | N
 
 def _from_pair(where: str, hup: object, vhost: object) -> _Source:
     source = _from_hup(f'{where} hup', hup)
-    return replace(source, vhost=_or_else(f'{where} vhost', 'vhost', vhost, source.vhost))
+    return source._replace(vhost=_or_else(f'{where} vhost', 'vhost', vhost, source.vhost))
 
 
 def _from_program(program: Mapping[str, Any]) -> _Source:
@@ -304,8 +302,7 @@ def _from_program(program: Mapping[str, Any]) -> _Source:
     def own(name: str, other: str | None) -> str | None:
         return _or_else(f'messaging.global_{name}', name, program.get(f'global_{name}'), other)
 
-    return replace(
-        source,
+    return source._replace(
         vhost=own('vhost', source.vhost),
         user=own('user', source.user),
         password=own('password', source.password),
@@ -341,23 +338,30 @@ def _from_mapping(where: str, hup: Mapping[str, Any]) -> _Source:
 
 
 def _from_variables(environ: Mapping[str, str]) -> _Source:
-    deprecated = {}
-
-    def credential(name: str) -> str | None:
-        new, old = f'POSTAGE_{name.upper()}', f'POSTAGE_RMQ_{name.upper()}'
-        if environ.get(old) and not environ.get(new):
-            deprecated[name] = old
-        return environ.get(new) or environ.get(old) or None
-
+    credentials = {}
+    deprecated = set()
+    for name in ('user', 'password'):
+        newer, older = environ.get(_variable(name)), environ.get(_older_variable(name))
+        credentials[name] = newer or older or None
+        if older and not newer:
+            deprecated.add(name)
     hosts = environ.get('POSTAGE_HOST')
     return _Source(
         hosts=_hosts('POSTAGE_HOST', hosts) if hosts else (),
         port=_port('POSTAGE_PORT', environ.get('POSTAGE_PORT') or None),
         vhost=_text('POSTAGE_VHOST', 'vhost', environ.get('POSTAGE_VHOST') or None),
-        user=credential('user'),
-        password=credential('password'),
-        deprecated=deprecated,
+        user=credentials['user'],
+        password=credentials['password'],
+        deprecated=frozenset(deprecated),
     )
+
+
+def _variable(name: str) -> str:
+    return f'POSTAGE_{name.upper()}'
+
+
+def _older_variable(name: str) -> str:
+    return f'POSTAGE_RMQ_{name.upper()}'
 
 
 def _connect_timeout(environ: Mapping[str, str]) -> float:

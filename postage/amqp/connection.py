@@ -31,7 +31,7 @@ import pika.exceptions
 from postage import errors
 from postage.amqp.channel import Channel, ControlChannel, Steps, describe
 from postage.amqp.publishing import PublishingChannel
-from postage.amqp.topology import Topology
+from postage.amqp.topology import Queue, Topology
 from postage.amqp.wire import WireConnection
 from postage.settings import BrokerSettings
 
@@ -219,6 +219,21 @@ class Connection:
         """Stop declaring this again."""
         self._topologies.discard(topology)
 
+    def check_exclusive(self, queue: Queue, topology: Topology) -> None:
+        """See that nobody else here owns an exclusive queue of that name.
+
+        To the broker the consumers of a process are one connection, which may declare it twice; two owners would
+        take each other's messages all the same.
+
+        :raises errors.ResourceLocked: where somebody does
+        """
+        for other in list(self._topologies):
+            owned = other.queues.get(queue.name) if other is not topology else None
+            if owned is not None and (owned.flags.get('exclusive') or queue.flags.get('exclusive')):
+                raise errors.ResourceLocked(
+                    f'queue {queue.name!r} is exclusive, and another consumer of this process owns it', 405
+                )
+
     @property
     def control(self) -> ControlChannel:
         """The channel on which things are declared."""
@@ -240,6 +255,11 @@ class Connection:
         """Declare all exchanges again. On the I/O thread."""
         for topology in list(self._topologies):
             yield from topology.replay_exchanges(self.control)
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
+        return self.wire.heartbeat if self.wire is not None else 0.0
 
     @property
     def frame_max(self) -> int:
@@ -374,17 +394,23 @@ class Connection:
         waiting, self._waiting_for_open = self._waiting_for_open, []
         for future in waiting:
             future.set_result(None)
+        self._watch(wire, wire.bytes_received, 0)
         self.drive(self._restore_steps()).add_done_callback(self._on_restored)
+
+    def _watch(self, wire: WireConnection, received: int, silent: int) -> None:
+        """Give up a connection on which nothing has come for two heartbeats; pika would wait for five seconds more."""
+        if wire.heartbeat and wire.is_open:
+            silent = silent + 1 if wire.bytes_received == received else 0
+            if silent > 4:
+                wire.abort(f'nothing was received for {2 * wire.heartbeat:g} s')
+            else:
+                now = wire.bytes_received
+                self._loop.call_later(wire.heartbeat / 2, lambda: self._watch(wire, now, silent))
 
     def _restore_steps(self) -> Steps:
         """Declare everything again and open every channel again, in this order."""
         for topology in list(self._topologies):
-            try:
-                yield from topology.replay(self.control)
-            except errors.ConnectionLost:
-                raise
-            except errors.BrokerError as error:
-                self.logger.error('%s', error)
+            yield from topology.replay(self.control)
         for channel in list(self._channels):
             try:
                 yield from channel.ensure_open_steps()
@@ -591,6 +617,15 @@ def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
         if _shared.get(key) is connection:
             del _shared[key]
     connection.close(timeout)
+
+
+def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:
+    """Wait until everything that this process published is confirmed. Blocks. Returns whether that is so in time."""
+    deadline = time.monotonic() + timeout
+    with _lock:
+        publishers = [channel for connection in _shared.values() for channel in connection._publishers.values()]
+    done = [channel.flush_everything(max(0.0, deadline - time.monotonic())) for channel in publishers]
+    return all(done)
 
 
 def close_all(timeout: float = CLOSE_TIMEOUT) -> None:

@@ -215,6 +215,16 @@ class PublishingChannel(Channel):
         if failures:
             raise type(failures[0])(f'{len(failures)} messages failed, the first: {failures[0]}', failures)
 
+    def flush_everything(self, timeout: float) -> bool:
+        """Wait until nothing of any producer is unsettled. Blocks. Returns whether that is so in time."""
+        with self._lock:
+            self._waiting += 1
+            done = self._lock.wait_for(lambda: not self._in_flight, timeout)
+            self._waiting -= 1
+        if not done:
+            self.connection.logger.error('%d messages were not confirmed within %g s', self._in_flight, timeout)
+        return done
+
     def _has_room(self, size: int) -> bool:
         if threading.current_thread() is self.connection._thread:
             return True  # what settles messages must not wait for it

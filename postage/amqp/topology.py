@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postage import errors
 from postage.amqp.channel import ControlChannel, Steps
+
+if TYPE_CHECKING:
+    from postage.amqp.connection import Connection
 
 logger = logging.getLogger('postage')
 
@@ -51,21 +56,60 @@ class Topology:
     bindings: list[Binding] = field(default_factory=list)
 
     def replay(self, control: ControlChannel) -> Steps:
-        """Declare all of it again."""
+        """Declare all of it again. What the broker refuses is logged, and the rest goes on as it is found."""
         yield from self.replay_exchanges(control)
         for queue in list(self.queues.values()):
-            yield from self.replay_queue(control, queue)
+            yield from _logged(self.replay_queue(control, queue))
 
     def replay_exchanges(self, control: ControlChannel) -> Steps:
-        """Declare the exchanges again."""
+        """Declare the exchanges again, as :meth:`replay` does."""
         for parameters in list(self.exchanges.values()):
-            yield from declare_exchange(control, parameters)
+            yield from _logged(declare_exchange(control, parameters))
 
     def replay_queue(self, control: ControlChannel, queue: Queue) -> Steps:
-        """Declare one queue again, and bind it."""
-        yield from declare_queue(control, queue)
+        """Declare one queue again, and bind it.
+
+        The name of an exclusive queue stays refused (405) until the broker has noticed that our old connection is
+        gone, which takes up to two heartbeats where that was lost without a word: that is waited out.
+        """
+        patience = Patience(control.connection, 2 * control.connection.heartbeat + 1)
+        while True:
+            try:
+                yield from declare_queue(control, queue)
+                break
+            except errors.ResourceLocked:
+                if not queue.flags.get('exclusive') or patience.is_over:
+                    raise
+                yield patience.pause()
         for binding in [binding for binding in self.bindings if binding.queue == queue.name]:
             yield from bind(control, binding)
+
+
+def _logged(steps: Steps) -> Steps:
+    """Take steps; a refusal is logged, for on a reconnect there is nobody to raise it to."""
+    try:
+        yield from steps
+    except errors.OperationRefused as error:
+        logger.error('%s', error)
+
+
+class Patience:
+    """Pauses that grow, up to a limit in seconds."""
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self._connection = connection
+        self._until = time.monotonic() + seconds
+        self._pause = 0.05
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has lasted that long."""
+        return time.monotonic() >= self._until
+
+    def pause(self) -> Future[None]:
+        """A future that is done after the next pause."""
+        self._pause = min(2 * self._pause, 1.0)
+        return self._connection.pause(self._pause)
 
 
 def declare_exchange(control: ControlChannel, parameters: Mapping[str, Any]) -> Steps:

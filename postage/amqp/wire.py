@@ -269,6 +269,16 @@ class WireConnection(pika.SelectConnection):
         return int(self.params.frame_max)
 
     @property
+    def heartbeat(self) -> float:
+        """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
+        agreed = self.params.heartbeat
+        return float(agreed) if isinstance(agreed, int) else 0.0
+
+    def abort(self, reason: str) -> None:
+        """Give up the connection without a word to the broker."""
+        self._terminate_stream(pika.exceptions.AMQPHeartbeatTimeout(reason))
+
+    @property
     def backlog(self) -> int:
         """Bytes that wait in the transport because the broker does not read them."""
         return 0 if self._transport is None else int(self._transport.get_write_buffer_size())

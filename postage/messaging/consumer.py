@@ -155,10 +155,21 @@ class GenericConsumer:
         if binding in self._topology.bindings:
             self._topology.bindings.remove(binding)
 
+    def queue_leave(self, queue: Any) -> None:
+        """Stop consuming from one queue, which stays as it is for others. Blocks.
+
+        What it has already delivered is handled and settled as usual.
+        """
+        self._check_open()
+        name = _check_queue(queue, {}, 'queue_leave').name
+        self._topology.queues.pop(name, None)
+        self._topology.bindings = [binding for binding in self._topology.bindings if binding.queue != name]
+        self._connection.run(lambda: self._channel.cancel_steps(name))
+
     def _bind(self, exchange: type[Exchange] | Exchange, queue: Queue, key: str) -> None:
         queue.flags.setdefault('durable', self.durable_queues)
         known = self._topology.queues.get(queue.name)
-        if known is not None and not queue.spelled:
+        if known is not None and (not queue.spelled or known.flags == queue.flags):
             queue = known
         binding = Binding(queue.name, exchange.name, key)
         parameters = exchange.parameters
@@ -170,6 +181,7 @@ class GenericConsumer:
             yield from declare_exchange(control, exchange)
             topology.exchanges[exchange['exchange']] = exchange
         if topology.queues.get(queue.name) is not queue:
+            self._connection.check_exclusive(queue, topology)
             yield from declare_queue(control, queue)
             topology.queues[queue.name] = queue
         if binding not in topology.bindings:

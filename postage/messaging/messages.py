@@ -114,7 +114,7 @@ class MessageStatus(Message):
 
 
 class MessageResult(Message):
-    """The result of a call that succeeded.
+    """The result of a call that succeeded, and the base of those that did not; these are false.
 
     :param value: the result
     :param message: a word on it
@@ -126,7 +126,7 @@ class MessageResult(Message):
         self.body = _result('success', value, message)
 
 
-class MessageResultError(Message):
+class MessageResultError(MessageResult):
     """The result of a call that ended in an error; false, and its value is ``None``.
 
     :param message: what went wrong
@@ -141,7 +141,7 @@ class MessageResultError(Message):
         return False
 
 
-class MessageResultException(Message):
+class MessageResultException(MessageResult):
     """The result of a call in which the other component raised an exception; false.
 
     :param name: the name of the exception's class, which becomes the value
@@ -157,8 +157,8 @@ class MessageResultException(Message):
         return False
 
 
-def result_from_body(body: Any) -> MessageResult | MessageResultError | MessageResultException:
-    """Return the result message that a decoded reply stands for; the message keeps the body itself.
+def result_from_body(body: Any) -> MessageResult:
+    """Return the result, error or exception that a decoded reply stands for; it keeps the body itself.
 
     :raises EnvelopeError: where the reply is not a result, naming what is malformed
     """
@@ -226,7 +226,7 @@ _FIELDS: Final = (
     ('_reserved', False, dict),
 )
 
-_RESULTS: Final[Mapping[str, type[MessageResult | MessageResultError | MessageResultException]]] = {
+_RESULTS: Final[Mapping[str, type[MessageResult]]] = {
     'success': MessageResult,
     'error': MessageResultError,
     'exception': MessageResultException,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from typing import Any, ClassVar
 
 from postage import errors
-from postage.amqp.connection import CLOSE_TIMEOUT, close_all
+from postage.amqp.connection import CLOSE_TIMEOUT, close_all, flush_all
 from postage.amqp.consuming import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.messaging.consumer import GenericConsumer
@@ -152,7 +152,14 @@ class MessageProcessor(MicroThread):
 
     def create(self) -> Generator[Any, Any, Any]:
         """Return the generator that the scheduler drives."""
-        return self.main()
+        return self._main_with_timers()
+
+    def _main_with_timers(self) -> Generator[Any, Any, Any]:
+        if self.scheduler is not None:
+            self.scheduler.at_end(flush_all)
+            while self._timers:
+                self.scheduler.call_later(*self._timers.pop(0))
+        return (yield from self.main())
 
     def restart(self) -> None:
         """Send what is pending, close the connections and run the same program again, in this process. Never returns.
@@ -167,7 +174,7 @@ class MessageProcessor(MicroThread):
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-        os.execv(sys.executable, [sys.orig_argv[0], *sys.orig_argv[1:]])
+        os.execv(sys.executable, sys.orig_argv)
 
     # Default handlers
 
