@@ -23,7 +23,9 @@
     │   ├── Nacked                    the broker refused it
     │   ├── Unroutable                mandatory, and no queue is bound for its routing key
     │   └── PublishTimeout            not confirmed, or no room in the window, in the time given
-    └── TimeoutError                  too few RPC results in the time given; has ``results``
+    ├── TimeoutError                  too few RPC results in the time given; has ``results``
+    ├── HandlerTimeout                a handler was closed because its time was over
+    └── Deadlock                      a blocking RPC whose answer could only come from the thread that it blocks
 
 Where an error is the counterpart of one of pika's or of Python's, it derives from that as well, so that
 ``except`` clauses written for either go on working.
@@ -173,3 +175,11 @@ class TimeoutError(PostageError, builtins.TimeoutError):
     def __init__(self, message: str, results: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.results: list[Any] = list(results)
+
+
+class HandlerTimeout(PostageError, builtins.TimeoutError):
+    """Raised in place of a handler's result where it was closed because its time was over."""
+
+
+class Deadlock(PostageError):
+    """Raised by a blocking RPC to a queue that only the scheduler serves whose thread it would block."""

@@ -80,7 +80,7 @@ class GenericApplication(MessageProcessor):
         self.sid = self.name
         self.hid = f'{self.name}@{self.host}'
         self.uid = f'{self.pid}@{self.host}'
-        self.groups = [_group_name(group) for group in _checked_groups(groups)]
+        self.groups = list(dict.fromkeys(_group_name(group) for group in _checked_groups(groups)))
         try:
             super().__init__(identity, self._eqk(), hup, vhost)
         except errors.ResourceLocked as error:

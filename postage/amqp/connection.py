@@ -363,10 +363,14 @@ class Connection:
         """Undo :meth:`call_later`."""
         self._loop.remove_timeout(handle)
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
+    def start(self, steps: Steps) -> None:
+        """Take steps on the I/O thread, without waiting for them. From any thread."""
+        self.call_soon(lambda: self.drive(steps))
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
         """Call back on the I/O thread, as soon as it can. From any thread."""
         self._ensure_running()
-        self._loop.add_callback_threadsafe(callback)
+        self._loop.add_callback_threadsafe(callback)  # type: ignore[arg-type]
 
     # Connecting
 

@@ -39,6 +39,7 @@ class Delivery:
     :ivar redelivered: whether it may have been delivered before
     :ivar delivery_tag: its number on its channel
     :ivar consumer_tag: the consumer it was delivered to
+    :ivar receipts: of what its handlers have published so far
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Delivery:
         'consumer_tag',
         'delivery_tag',
         'generation',
+        'is_handled',
         'queue',
         'receipts',
         'redelivered',
@@ -63,6 +65,7 @@ class Delivery:
         self.redelivered = content.redelivered
         self.consumer_tag = content.tag_or_text.decode()
         self.receipts: list[Receipt] | None = None
+        self.is_handled = False
         self._content = content
         self._properties: pika.spec.BasicProperties | None = None
 
@@ -99,6 +102,8 @@ class Delivery:
 
     def published(self, receipt: Receipt) -> None:
         """Hold back this delivery's acknowledgement until that message is confirmed."""
+        if self.is_handled:
+            return  # by what a handler left running behind it
         if self.receipts is None:
             self.receipts = []
         self.receipts.append(receipt)

@@ -84,6 +84,32 @@ class Topology:
         for binding in [binding for binding in self.bindings if binding.queue == queue.name]:
             yield from bind(control, binding)
 
+    def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
+        """Which of these queues a message reaches, as far as the bindings known here tell."""
+        if not exchange:
+            return [routing_key] if routing_key in self.queues else []
+        kind = self.exchanges.get(exchange, {}).get('exchange_type')
+        return list(
+            dict.fromkeys(
+                binding.queue
+                for binding in self.bindings
+                if binding.exchange == exchange and _matches(kind, binding.routing_key, routing_key)
+            )
+        )
+
+
+def _matches(kind: str | None, binding_key: str, routing_key: str) -> bool:
+    """Whether an exchange of that type passes a key on to a binding (AMQP 0-9-1, section 3.1.3)."""
+    if kind == 'topic':
+        words = (_topic_words.get(word, re.escape(word)) for word in binding_key.split('.'))
+        # A '#' stands for any number of words, none included, so the dots beside it belong to it.
+        pattern = r'\.'.join(words).replace(r'#\.', r'(?:[^.]*\.)*').replace(r'\.#', r'(?:\.[^.]*)*').replace('#', '.*')
+        return re.fullmatch(pattern, routing_key, re.DOTALL) is not None
+    return kind == 'fanout' or (kind == 'direct' and binding_key == routing_key)
+
+
+_topic_words = {'*': '[^.]*', '#': '#'}
+
 
 def _logged(steps: Steps) -> Steps:
     """Take steps; a refusal is logged, for on a reconnect there is nobody to raise it to."""

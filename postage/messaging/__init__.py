@@ -8,10 +8,12 @@ from postage.errors import (
     Closed,
     ConfigurationError,
     ConnectionLost,
+    Deadlock,
     DeclarationMismatch,
     DecodingError,
     EncodingError,
     EnvelopeError,
+    HandlerTimeout,
     Nacked,
     NotFound,
     OperationRefused,
@@ -27,7 +29,15 @@ from postage.messaging.consumer import GenericConsumer
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
-from postage.messaging.handlers import Handler, MessageFilter, MessageHandler, MessageHandlerFullBody, RpcHandler
+from postage.messaging.handlers import (
+    Handler,
+    MessageFilter,
+    MessageHandler,
+    MessageHandlerFullBody,
+    RpcHandler,
+    Threaded,
+    Timeout,
+)
 from postage.messaging.messages import (
     Message,
     MessageCommand,
@@ -40,6 +50,7 @@ from postage.messaging.messages import (
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery
 from postage.messaging.producer import GenericProducer
+from postage.messaging.rpc import RpcFuture
 
 # Settings that a program may set at run time: see postage.settings for what they mean and when they are read.
 global_hup = None
@@ -57,6 +68,7 @@ __all__ = [
     'Closed',
     'ConfigurationError',
     'ConnectionLost',
+    'Deadlock',
     'DeclarationMismatch',
     'DecodingError',
     'Encoder',
@@ -68,6 +80,7 @@ __all__ = [
     'GenericConsumer',
     'GenericProducer',
     'Handler',
+    'HandlerTimeout',
     'JsonEncoder',
     'Message',
     'MessageCommand',
@@ -88,7 +101,10 @@ __all__ = [
     'RejectMessage',
     'ResourceLocked',
     'RpcCommand',
+    'RpcFuture',
     'RpcHandler',
+    'Threaded',
+    'Timeout',
     'TimeoutError',
     'Unroutable',
     'VirtualHostRefused',

@@ -213,12 +213,10 @@ class GenericConsumer:
             while not self._stop.is_set():
                 deliverable.wait()
                 deliverable.clear()
-                for delivery in self.deliveries():
+                while not self._stop.is_set() and (delivery := self.next_delivery()) is not None:
                     header = self._properties_of(delivery)
                     if header is not None:
                         callback(self.channel, delivery, header, delivery.body)
-                    if self._stop.is_set():
-                        break
         finally:
             self.end()
 
@@ -227,15 +225,18 @@ class GenericConsumer:
         self._stop.set()
         self._channel.notify()
 
-    def begin(self, notify: Callable[[], None]) -> None:
+    def begin(self, notify: Callable[[], None], at_once: int = 1) -> None:
         """Have the broker deliver into the inbox; a processor's way of consuming. Blocks until it does.
 
         :param notify: called on the connection's thread, and must not block, when there are deliveries
+        :param at_once: how many messages are handled at the same time; no fewer are prefetched
         """
         self._check_open()
         if not self._channel.is_wanted:
             self._channel = self._new_channel()
         channel = self._channel
+        if channel.prefetch:
+            channel.prefetch = max(channel.prefetch, at_once)
         channel.notify = notify
         self._connection.run(lambda: self._consume_all_steps(channel))
         self._connection.add_channel(channel)
@@ -249,21 +250,35 @@ class GenericConsumer:
         self._connection.remove_channel(self._channel)
         self._channel.inbox.clear()
 
-    def deliveries(self) -> Iterator[Delivery]:
-        """Take what is in the inbox, oldest first. For the one thread that consumes.
+    def next_delivery(self) -> Delivery | None:
+        """Take the oldest delivery out of the inbox, if there is one. For the one thread that consumes.
 
         :raises errors.BrokerError: what made it impossible to go on consuming
         """
         channel = self._channel
-        inbox = channel.inbox
-        while True:
-            try:
-                delivery = inbox.popleft()
-            except IndexError:
-                break
-            yield delivery
-        if channel.error is not None:
-            raise channel.error
+        try:
+            return channel.inbox.popleft()
+        except IndexError:
+            if channel.error is not None:
+                raise channel.error from None
+            return None
+
+    def wind_down(self) -> None:
+        """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""
+        channel = self._channel
+        for queue in list(channel.consumers):
+            self._connection.start(channel.cancel_steps(queue))
+        while (delivery := self.next_delivery()) is not None:
+            channel.settle(delivery, requeue=True)
+
+    def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
+        """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""
+        reached = self._topology.queues_reached(exchange, routing_key)
+        return [queue for queue in reached if queue in self._channel.consumers]
+
+    def is_delivery_of(self, delivery: Delivery) -> bool:
+        """Whether that was delivered to the channel that is consuming now."""
+        return delivery.channel is self._channel
 
     def _properties_of(self, delivery: Delivery) -> pika.spec.BasicProperties | None:
         try:

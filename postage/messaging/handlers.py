@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from enum import Enum
 from typing import Any, TypeVar
 
 from postage import errors
@@ -14,6 +15,8 @@ Target = TypeVar('Target', bound=Callable[..., Any])
 
 _HANDLERS = '_postage_handlers'
 _FILTERS = '_postage_filters'
+_TIMEOUTS = '_postage_timeouts'
+_THREADED = '_postage_threaded'
 
 
 class _HandlerDecorator:
@@ -75,6 +78,40 @@ class MessageFilter:
         return _mark(target, _FILTERS, self)
 
 
+class Timeout:
+    """Closes the handler it decorates after that many seconds; the message counts as failed then.
+
+    A generator or a coroutine is closed; a plain function, or one in a thread, cannot be stopped, and the log says so.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = check_timeout('@Timeout', seconds)
+
+    def __call__(self, target: Target) -> Target:
+        return _mark(target, _TIMEOUTS, self)
+
+
+def Threaded(target: Target) -> Target:  # noqa: N802 - it reads like the decorators beside it
+    """Runs the handler it decorates in one of the scheduler's threads, for functions that block."""
+    return _mark(target, _THREADED, True)
+
+
+def check_timeout(where: str, seconds: Any) -> float:
+    """A time-out as given by the user, or a clear error."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise errors.ConfigurationError(f'{where} must be a number of seconds above 0, not {seconds!r:.80}')
+    return seconds
+
+
+class Colour(Enum):
+    """How a handler runs: what kind of function it is."""
+
+    PLAIN = 'plain'  # in the scheduler's thread, to its end
+    GENERATOR = 'generator'  # as a microthread
+    COROUTINE = 'coroutine'  # on the scheduler's asyncio loop
+    THREADED = 'threaded'  # in the scheduler's thread pool
+
+
 class Handler:
     """Base of handlers that are classes, inside a processor: one is made for each message, and :meth:`call` called.
 
@@ -102,35 +139,52 @@ def _mark(target: Target, attribute: str, mark: object) -> Target:
         setattr(target, attribute, [mark, *marks])
     except (TypeError, AttributeError):
         raise errors.ConfigurationError(
-            f'@{type(mark).__name__} decorates methods and Handler classes, not {target!r:.80}'
+            f'@{"Threaded" if mark is True else type(mark).__name__} decorates methods and Handler classes, '
+            f'not {target!r:.80}'
         ) from None
     return target
 
 
 class Entry:
-    """One handler of one processor, with what is done before it is called."""
+    """One handler of one processor, with what is done before it is called.
 
-    __slots__ = ('_call', 'filters', 'full_body', 'is_class', 'is_rpc', 'label', 'processor')
+    :ivar colour: how it runs
+    :ivar timeout: seconds it may take, ``None`` for no limit
+    """
 
-    def __init__(
-        self, processor: object, attribute: str, decorator: _HandlerDecorator, filters: list[MessageFilter]
-    ) -> None:
+    __slots__ = ('_call', 'colour', 'filters', 'full_body', 'is_class', 'is_rpc', 'label', 'processor', 'timeout')
+
+    def __init__(self, processor: Any, attribute: str, decorator: _HandlerDecorator, marks: Mapping[str, Any]) -> None:
         self.processor = processor
         self.label = f'{type(processor).__name__}.{attribute}'
         self.is_rpc = decorator.category == 'rpc'
         self.full_body = decorator.full_body
-        self.filters = filters
+        self.filters: list[MessageFilter] = marks.get(_FILTERS, [])
+        timeouts: list[Timeout] = marks.get(_TIMEOUTS, [])
+        self.timeout: float | None = timeouts[0].seconds if timeouts else getattr(processor, 'timeout', None)
         self._call = getattr(processor, attribute)
         self.is_class = isinstance(self._call, type)
         if not callable(self._call):
             raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self._call!r:.80}')
-        body = self._call.call if self.is_class else self._call
-        if inspect.isgeneratorfunction(body) or inspect.iscoroutinefunction(body):
-            raise errors.ConfigurationError(f'the handler {self.label} must be a plain function')
+        self.colour = self._colour(bool(marks.get(_THREADED)))
+
+    def _colour(self, threaded: bool) -> Colour:
+        function = self._call.call if self.is_class else self._call
+        is_generator = inspect.isgeneratorfunction(function)
+        is_coroutine = inspect.iscoroutinefunction(function)
+        if inspect.isasyncgenfunction(function) or (threaded and (is_generator or is_coroutine)):
+            raise errors.ConfigurationError(
+                f'the handler {self.label} must be a function, a generator function or an async function'
+                + (', and to be @Threaded a plain one' if threaded else '')
+            )
+        if threaded:
+            return Colour.THREADED
+        return Colour.GENERATOR if is_generator else Colour.COROUTINE if is_coroutine else Colour.PLAIN
 
     def __call__(self, body: dict[str, Any], reply_func: Callable[[Any], object] | None) -> Any:
-        """Filter a message and handle it.
+        """Filter a message and call the handler.
 
+        :return: what the handler returns: a result, or the generator or coroutine that it is
         :raises FilterError: where a filter dropped it
         """
         data = body if self.full_body else body['content']
@@ -163,9 +217,9 @@ class HandlerTable:
     def __init__(self, processor: object) -> None:
         self._named: dict[tuple[str, str, str], list[Entry]] = {}
         self._default: dict[tuple[str, str], list[Entry]] = {}
-        for attribute, decorators, filters in _declared(type(processor)):
-            for decorator in decorators:
-                self._add(decorator, Entry(processor, attribute, decorator, filters))
+        for attribute, marks in _declared(type(processor)).items():
+            for decorator in marks[_HANDLERS]:
+                self._add(decorator, Entry(processor, attribute, decorator, marks))
 
     def _add(self, decorator: _HandlerDecorator, entry: Entry) -> None:
         kind = (decorator.category, decorator.type)
@@ -188,15 +242,14 @@ class HandlerTable:
         return entries if entries is not None else self._default.get((category, type), [])
 
 
-def _declared(cls: type) -> Iterator[tuple[str, list[_HandlerDecorator], list[MessageFilter]]]:
-    """Attribute, decorators and filters of each handler of a class, in the order of their first definition."""
-    declared: dict[str, tuple[list[_HandlerDecorator], list[MessageFilter]]] = {}
+def _declared(cls: type) -> dict[str, Mapping[str, Any]]:
+    """The decorators' marks of each handler of a class, by attribute, in the order of their first definition."""
+    declared: dict[str, Mapping[str, Any]] = {}
     for ancestor in reversed(cls.__mro__):
         for attribute, value in list(vars(ancestor).items()):
             marks = getattr(value, '__dict__', {})
             if marks.get(_HANDLERS):
-                declared[attribute] = (marks[_HANDLERS], marks.get(_FILTERS, []))
+                declared[attribute] = marks
             elif attribute in declared and value is None:
                 del declared[attribute]
-    for attribute, (decorators, filters) in declared.items():
-        yield attribute, decorators, filters
+    return declared

@@ -16,15 +16,10 @@ from postage.amqp.consuming import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.fingerprint import as_fingerprint_dict
-from postage.messaging.handlers import Entry, HandlerTable, MessageHandler
-from postage.messaging.messages import (
-    Message,
-    MessageResult,
-    MessageResultError,
-    MessageResultException,
-    check_envelope,
-)
-from postage.messaging.outcomes import HANDLED, AckAndRestart, FilterError, Outcome, outcome_of
+from postage.messaging.handlers import Colour, HandlerTable, MessageHandler, check_timeout
+from postage.messaging.handling import Handling, Reply, call_plain
+from postage.messaging.messages import MessageResultError, check_envelope
+from postage.messaging.outcomes import HANDLED, AckAndRestart, Outcome
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer
 
 logger = logging.getLogger('postage')
@@ -54,25 +49,42 @@ class MessageProcessor(MicroThread):
     :param vhost: which virtual host of it
     :raises errors.PostageError: as :class:`GenericConsumer` does
 
+    Handlers may be functions, which run in the scheduler's thread; generator functions, which may yield what
+    :mod:`postage.microthreads` knows to wait for; ``async`` functions; and functions marked ``@Threaded``.
+
     :cvar consumer_class: makes :attr:`consumer`
+    :cvar concurrency: messages handled at the same time, where their handlers wait; with 1 their order holds. A
+        handler that waits for an answer from its own processor does not count.
+    :cvar timeout: seconds after which a generator or a coroutine is closed; see :class:`Timeout`
     :ivar consumer: the consumer it reads from
     :ivar fingerprint: its fingerprint, as a dictionary
     """
 
     consumer_class: ClassVar[type[GenericConsumer]] = GenericConsumer
+    concurrency: int = 1
+    timeout: float | None = None
 
     def __init__(self, fingerprint: Any = None, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
+        self._check_settings()
         self._handlers = HandlerTable(self)
         self._deliverable = Signal()
         self._timers: list[tuple[float, Callable[[], object]]] = []
-        self._handling = False
+        self._in_hand = 0
         self._stop_requested = False
-        self._unsettled = _Unsettled()
+        self._is_winding_down = False
+        self._unsettled = _Unsettled(self._deliverable.set)
         self._queues_warned: set[str] = set()
         self.consumer = self.consumer_class(eqk, hup, vhost)
         if self._handlers.answers:
             self.consumer.prepare_replies()
+
+    def _check_settings(self) -> None:
+        name = type(self).__name__
+        if self.timeout is not None:
+            check_timeout(f'{name}.timeout', self.timeout)
+        if not isinstance(self.concurrency, int) or self.concurrency < 1:
+            raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.fingerprint.get("name") or ""} {self.consumer!r}>'
@@ -95,28 +107,43 @@ class MessageProcessor(MicroThread):
             self._stop_now()
 
     def step(self) -> Any:
-        """Handle some of the messages that have arrived. Returns whether there may be more."""
+        """Begin to handle some of the messages that have arrived. Returns whether there may be more to begin."""
         until = time.monotonic() + SLICE_SECONDS
-        left = SLICE_MESSAGES
-        for delivery in self.consumer.deliveries():
-            self._handle(delivery)
-            left -= 1
-            if left == 0 or time.monotonic() >= until:
-                return True
-        return False
+        for _ in range(SLICE_MESSAGES):
+            if self._in_hand >= self.concurrency or self._is_winding_down:
+                return False
+            delivery = self.consumer.next_delivery()
+            if delivery is None:
+                return False
+            self._begin(delivery)
+            if time.monotonic() >= until:
+                break
+        return True
 
     def start_consuming(self) -> None:
         """Have the broker deliver. Called when the scheduler starts it; blocks until the broker has agreed."""
-        self._stop_requested = False
-        self.consumer.begin(self._deliverable.set)
+        self._stop_requested = self._is_winding_down = False
+        self.consumer.begin(self._deliverable.set, self.concurrency)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether messages are being handled, or wait for their acknowledgement."""
+        return self._in_hand > 0 or not self._unsettled.wait(0)
+
+    def wind_down(self) -> None:
+        """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
+        if not self._is_winding_down:
+            self._is_winding_down = True
+            self.consumer.wind_down()
 
     def stop_consuming(self) -> None:
         """Stop consuming; what was prefetched goes back to the broker. :meth:`start_consuming` goes on again.
 
-        Inside a handler it takes effect when that message has been settled. Blocks until what handlers published is
-        confirmed, for 10 seconds at most.
+        In a handler of its own it takes effect when that message has been settled. Blocks until what handlers
+        published is confirmed, for 10 seconds at most.
         """
-        if self._handling:
+        delivery = current.get()
+        if delivery is not None and self.consumer.is_delivery_of(delivery):
             self._stop_requested = True
         else:
             self._stop_now()
@@ -190,14 +217,71 @@ class MessageProcessor(MicroThread):
 
     # From a delivery to its outcome
 
-    def _handle(self, delivery: Delivery) -> None:
-        self._handling = True
+    def _begin(self, delivery: Delivery) -> None:
+        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
+        try:
+            body = check_envelope(self.consumer.decode(delivery.body))
+            reply = Reply(self, delivery) if body['category'] == 'rpc' else None
+        except errors.DecodingError as error:
+            self._refuse(delivery, error)
+            return
+        entries = self._handlers.find(body['category'], body['type'], body['name'])
+        if not all(entry.colour is Colour.PLAIN for entry in entries):
+            assert self.scheduler is not None
+            self._in_hand += 1
+            self.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
+            return
+        outcome = HANDLED
         token = current.set(delivery)
         try:
-            outcome = self._dispatch(delivery)
+            if not entries and reply is not None:
+                reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+            for entry in entries:
+                outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
         finally:
             current.reset(token)
-            self._handling = False
+        self._conclude(delivery, outcome)
+
+    def _refuse(self, delivery: Delivery, error: errors.DecodingError) -> None:
+        """Reject what cannot be understood, and tell whoever sent it, if it wants an answer."""
+        logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
+        try:
+            if delivery.properties.reply_to:
+                Reply(self, delivery)(MessageResultError(f'the request cannot be understood: {error}'))
+        except errors.PostageError as failure:
+            logger.debug('its sender could not be told: %s', failure)
+        self._settle(delivery, Outcome(acknowledge=False))
+
+    # For the microthreads of its deliveries
+
+    def handled(self, delivery: Delivery, outcome: Outcome) -> None:
+        """The handlers of a delivery have ended."""
+        self._in_hand -= 1
+        self._deliverable.set()
+        self._conclude(delivery, outcome)
+
+    def abandoned(self, delivery: Delivery) -> None:
+        """The handlers of a delivery were closed before their end; the broker will deliver it again."""
+        self._in_hand -= 1
+        delivery.is_handled = True
+
+    def serves(self, exchange: str, routing_key: str) -> bool:
+        """Whether a message sent there would come to this processor."""
+        return bool(self.consumer.queues_reached(exchange, routing_key))
+
+    def step_aside(self) -> None:
+        """A handler waits for an answer from this very processor: it does not count as in hand meanwhile."""
+        self._in_hand -= 1
+        self._deliverable.set()
+
+    def step_back(self) -> None:
+        """It has its answer."""
+        self._in_hand += 1
+
+    # From the outcome to the acknowledgement
+
+    def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Settle a delivery, and do what its handlers asked for."""
         self._settle(delivery, outcome)
         if outcome.then == 'exit':
             raise ExitScheduler
@@ -207,44 +291,8 @@ class MessageProcessor(MicroThread):
             self._stop_requested = False
             self._stop_now()
 
-    def _dispatch(self, delivery: Delivery) -> Outcome:
-        try:
-            body = check_envelope(self.consumer.decode(delivery.body))
-            reply = _Reply(self, delivery) if body['category'] == 'rpc' else None
-        except errors.DecodingError as error:
-            logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
-            _Reply.refuse(self, delivery, f'the request cannot be understood: {error}')
-            return Outcome(acknowledge=False)
-        entries = self._handlers.find(body['category'], body['type'], body['name'])
-        if not entries:
-            if reply is not None:
-                reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
-            return HANDLED
-        outcome = HANDLED
-        for entry in entries:
-            outcome = outcome.and_also(self._call(entry, body, reply, delivery))
-        return outcome
-
-    def _call(self, entry: Entry, body: dict[str, Any], reply: _Reply | None, delivery: Delivery) -> Outcome:
-        """Run one handler; what it raises is its outcome."""
-        try:
-            result = entry(body, reply)
-            if reply is not None and result is not None and not reply.sent:
-                reply(result)
-            return HANDLED
-        except Exception as error:
-            outcome = outcome_of(error)
-            if outcome.traceback:
-                logger.exception('%s raised on %r, which is rejected', entry.label, delivery)
-            elif isinstance(error, FilterError):
-                logger.warning('%r %s', delivery, error if entry.filters else f'dropped by {entry.label}: {error}')
-            if reply is not None and not reply.sent and outcome.then is None:
-                reply.tell(error)
-            return outcome
-
-    # From the outcome to the acknowledgement
-
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        delivery.is_handled = True
         if not outcome.acknowledge:
             self._reject(delivery)
         elif delivery.receipts is None:
@@ -253,7 +301,7 @@ class MessageProcessor(MicroThread):
             self._unsettled.add(delivery, delivery.receipts, self._settle_published)
 
     def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
-        """All that the handlers of a delivery published is settled, too."""
+        """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
         if failed is None:
             delivery.channel.settle(delivery)
         else:
@@ -271,50 +319,14 @@ class MessageProcessor(MicroThread):
             )
 
 
-class _Reply:
-    """The ``reply_func`` of one RPC: the first answer counts. May be called from any thread."""
-
-    def __init__(self, processor: MessageProcessor, delivery: Delivery) -> None:
-        self._processor = processor
-        self._properties = delivery.properties
-        self.sent = False
-
-    def __call__(self, message: Any) -> None:
-        """Answer, with a result message or a plain value.
-
-        :raises errors.EncodingError: it cannot be encoded; nothing was sent
-        """
-        if self.sent:
-            logger.warning('a second answer to RPC %s was dropped', self._properties.correlation_id)
-            return
-        if not isinstance(message, Message):
-            message = MessageResult(message)
-        if not message.body['fingerprint']:
-            message.fingerprint(self._processor.fingerprint)
-        self._processor.consumer.rpc_reply(self._properties, message)
-        self.sent = True
-
-    def tell(self, error: Exception) -> None:
-        """Answer with what a handler raised."""
-        if isinstance(error, FilterError):
-            self(MessageResultError(str(error)))
-        else:
-            self(MessageResultException(type(error).__name__, str(error)))
-
-    @classmethod
-    def refuse(cls, processor: MessageProcessor, delivery: Delivery, reason: str) -> None:
-        """Tell whoever sent something that makes no sense, if it wants an answer."""
-        try:
-            if delivery.properties.reply_to:
-                cls(processor, delivery)(MessageResultError(reason))
-        except errors.PostageError as error:
-            logger.debug('it could not be told so: %s', error)
-
-
 class _Unsettled:
-    """Deliveries whose acknowledgement waits for what their handlers published. Safe from any thread."""
+    """Deliveries whose acknowledgement waits for what their handlers published. Safe from any thread.
 
-    def __init__(self) -> None:
+    :param notify: called whenever one of them has been settled
+    """
+
+    def __init__(self, notify: Callable[[], None]) -> None:
+        self._notify = notify
         self._changed = threading.Condition()
         self._count = 0
 
@@ -337,6 +349,7 @@ class _Unsettled:
             with self._changed:
                 self._count -= 1
                 self._changed.notify_all()
+            self._notify()
 
         for receipt in receipts:
             receipt.add_done_callback(one_less)

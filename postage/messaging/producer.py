@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -18,12 +17,14 @@ from postage.amqp.connection import Connection, acquire, release
 from postage.amqp.consuming import ConsumingChannel, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
 from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
+from postage.messaging.consumer import GenericConsumer
 from postage.messaging.encoders import JsonEncoder
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
 from postage.messaging.program import program_settings
-from postage.messaging.rpc import Call, client_of, decode_result
+from postage.messaging.rpc import Call, RpcFuture, client_of, decode_result
+from postage.microthreads import running_scheduler
 from postage.settings import apply_debug_mode, broker_settings, debug_mode
 
 ExchangeKey = tuple['type[Exchange] | Exchange', str]
@@ -312,9 +313,33 @@ class GenericProducer:
     def _rpc(self, name: str, message: Message, options: dict[str, Any]) -> MessageResult | str:
         if options.get('_queue_only'):
             return self._rpc_queue(name, message, options)
+        self._refuse_deadlock(name, options)
         return self._rpc_future(name, message, options).result()
 
-    def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> Future[MessageResult]:
+    def _refuse_deadlock(self, name: str, options: dict[str, Any]) -> None:
+        """Refuse to block a scheduler's thread for an answer that only this thread could give.
+
+        :raises errors.Deadlock: where every consumer of the queue is a microthread of this very scheduler
+        """
+        scheduler = running_scheduler()
+        if scheduler is None:
+            return
+        route = self._rpc_route(options)
+        served: dict[str, int] = {}
+        for microthread in scheduler.microthreads:
+            consumer = getattr(microthread, 'consumer', None)
+            if isinstance(consumer, GenericConsumer) and consumer.conn_broker.settings == self._connection.settings:
+                for queue in consumer.queues_reached(*route):
+                    served[queue] = served.get(queue, 0) + 1
+        for queue, here in served.items():
+            if self.channel.queue_declare(queue, passive=True).method.consumer_count <= here:
+                future = name.replace('rpc_', 'rpc_future_', 1)
+                raise errors.Deadlock(
+                    f'{name}() blocks the only scheduler that answers queue {queue!r}, so the answer could never come; '
+                    f'in a handler that is a generator function write: result = yield producer.{future}(...)'
+                )
+
+    def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         self._check_open()
         timeout = _number(options, '_timeout', self.rpc_timeout)
         max_retry = _number(options, '_max_retry', self.max_retry, whole=True)
@@ -322,7 +347,8 @@ class GenericProducer:
         message.fingerprint(self.fingerprint)
         call = Call(
             name,
-            wire.publish_arguments(exchange, key, False),
+            exchange,
+            key,
             self._properties(new_message_id(), options),
             self._encode(message.body),
             self.encoder.decode,

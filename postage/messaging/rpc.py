@@ -31,6 +31,21 @@ from postage.messaging.messages import MessageResult, MessageResultError, Messag
 logger = logging.getLogger('postage')
 
 
+class RpcFuture(Future[MessageResult]):
+    """The future of an RPC's result message, which a microthread may yield. It may be cancelled.
+
+    Its callbacks run on the connection's thread, where nothing may block.
+
+    :ivar exchange: where the request went
+    :ivar routing_key: with which key
+    """
+
+    def __init__(self, exchange: str, routing_key: str) -> None:
+        super().__init__()
+        self.exchange = exchange
+        self.routing_key = routing_key
+
+
 class Call:
     """One RPC under way.
 
@@ -42,7 +57,8 @@ class Call:
     def __init__(
         self,
         name: str,
-        arguments: bytes,
+        exchange: str,
+        routing_key: str,
         properties: dict[str, Any],
         body: bytes,
         decode: Callable[[bytes], Any],
@@ -51,7 +67,7 @@ class Call:
         queue_per_call: bool,
     ) -> None:
         self.name = name
-        self.arguments = arguments
+        self.arguments = wire.publish_arguments(exchange, routing_key, False)
         self.properties = properties
         self.body = body
         self.decode = decode
@@ -62,7 +78,7 @@ class Call:
         self.attempt = 0
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
-        self.future: Future[MessageResult] = Future()
+        self.future = RpcFuture(exchange, routing_key)
 
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
         """The request's frames. The broker drops it when nobody waits for the answer any more."""

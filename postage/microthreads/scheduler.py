@@ -1,102 +1,33 @@
-"""Generator-based microthreads, and the scheduler that drives them.
-
-A microthread is a generator that gives control back by ``yield``. What it yields says what it waits for; these
-are the only things that ever park one:
-
-``concurrent.futures.Future``
-    resumed with its result, or its exception raised at the ``yield``
-:class:`sleep`
-    resumed after that many seconds
-:class:`Signal`
-    resumed once somebody, in any thread, has set it
-:class:`MicroThread`
-    resumed when that one has ended, with what it returned, or with its exception
-
-Anything else, ``None`` above all, means "go on with me in the next round". A parked microthread costs nothing while
-it waits, and a scheduler with nothing to run sleeps until a future, a signal or a timer wakes it.
-
-This module knows nothing of messages and imports nothing of Postage.
-"""
+"""Microthreads, and the loop that runs them in turn."""
 
 from __future__ import annotations
 
-import _thread
 import contextlib
+import contextvars
+import functools
 import heapq
 import logging
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from itertools import count
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ['ExitScheduler', 'MicroScheduler', 'MicroThread', 'Signal', 'Timer', 'sleep']
+from postage.microthreads.alarm import Alarm
+from postage.microthreads.signals import ends_on_signals
+from postage.microthreads.traps import ExitScheduler, Signal, Timer, sleep
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from postage.microthreads.asyncio_bridge import AsyncioThread
 
 logger = logging.getLogger('postage.microthreads')
 
-
-class ExitScheduler(Exception):
-    """Raised by a microthread to end its scheduler: the current round is finished, then the loop ends.
-
-    This is control flow, not an error.
-    """
-
-
-class sleep:  # noqa: N801 - it is written as a call: yield sleep(1)
-    """``yield sleep(seconds)`` parks the microthread for at least that long."""
-
-    __slots__ = ('seconds',)
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-
-class Signal:
-    """What one microthread waits for until another thread, or another microthread, has something for it.
-
-    It remembers: a signal that is set before anybody waits lets the next wait pass at once. Several settings
-    before the wait count as one.
-    """
-
-    __slots__ = ('_is_set', '_task')
-
-    def __init__(self) -> None:
-        self._is_set = False
-        self._task: _Task | None = None
-
-    def set(self) -> None:
-        """Let the waiting microthread, or the next one to wait, go on. May be called from any thread; never blocks."""
-        self._is_set = True
-        task = self._task
-        if task is not None:
-            self._task = None
-            task.scheduler._wake(task, self)
-
-    def _park(self, task: _Task) -> bool:
-        # The order matters: whoever sets the flag after our look at it finds the task.
-        self._task = task
-        if self._is_set:
-            self._is_set = False
-            self._task = None
-            return False
-        return True
-
-
-class Timer:
-    """A call that a scheduler makes later. Returned by :meth:`MicroScheduler.call_later`."""
-
-    __slots__ = ('_callback',)
-
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self._callback: Callable[[], object] | None = callback
-
-    def cancel(self) -> None:
-        """See to it that the call is not made, if it has not been made yet."""
-        self._callback = None
+A = TypeVar('A', bound=Alarm)
 
 
 class MicroThread:
@@ -106,7 +37,15 @@ class MicroThread:
     """
 
     scheduler: MicroScheduler | None = None
-    _task: _Task | None = None
+    _task: Task | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has something in hand that is worth waiting for when the scheduler ends in good order."""
+        return False
+
+    def wind_down(self) -> None:
+        """Begin nothing new, for the scheduler is about to end. Called in its thread; what is in hand goes on."""
 
     def create(self) -> Generator[Any, Any, Any]:
         """Return the generator that the scheduler drives. Called once, by ``add_microthread``."""
@@ -128,59 +67,10 @@ class MicroThread:
                 yield
 
 
-class _Interrupted(BaseException):
-    """Raised in the main thread, whatever it is at, when the time of grace after a signal is over."""
-
-
-class _Stop:
-    """What a signal does to a scheduler: the first ends it in good order, the second ends the process."""
-
-    def __init__(self, scheduler: MicroScheduler, grace: float) -> None:
-        self._scheduler = scheduler
-        self._grace = grace
-        self._watch: threading.Timer | None = None
-        self._is_over = False
-
-    def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """The signal handler. Runs in the main thread, between two instructions of whatever is running there."""
-        if self._is_over:
-            raise _Interrupted
-        if self._watch is not None:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-            return
-        self._watch = threading.Timer(self._grace, self._interrupt, (number,))
-        self._watch.daemon = True
-        self._watch.start()
-        self._scheduler._exiting = True
-        self._scheduler._ring()
-
-    def _interrupt(self, number: int) -> None:
-        self._is_over = True
-        main_thread = threading.main_thread().ident
-        if hasattr(signal, 'pthread_kill') and main_thread is not None:
-            signal.pthread_kill(main_thread, number)  # also wakes it from a system call
-        else:
-            _thread.interrupt_main(signal.Signals(number))
-
-    def cancel(self) -> None:
-        """The scheduler has ended in time, or for another reason."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch.join()
-
-
-def _call_guarded(callback: Callable[[], object]) -> None:
-    try:
-        callback()
-    except Exception:
-        logger.exception('a callback at the end of the scheduler raised')
-
-
-class _Task:
+class Task:
     """One microthread under one scheduler: its generator, and what it is to be resumed with."""
 
-    __slots__ = ('ended', 'error', 'generator', 'joiners', 'microthread', 'result', 'scheduler', 'waits_for')
+    __slots__ = ('context', 'ended', 'error', 'generator', 'joiners', 'microthread', 'result', 'scheduler', 'waits_for')
 
     def __init__(self, scheduler: MicroScheduler, microthread: MicroThread) -> None:
         self.scheduler = scheduler
@@ -188,10 +78,11 @@ class _Task:
         self.generator = microthread.create()
         if not isinstance(self.generator, Generator):
             raise TypeError(f'{type(microthread).__name__}.create() gave {self.generator!r} instead of a generator')
+        self.context = contextvars.copy_context()
         self.waits_for: object = None
         self.result: Any = None  # sent in at the next turn; once ended, what the generator returned
         self.error: BaseException | None = None  # thrown in at the next turn; once ended, what ended it
-        self.joiners: list[_Task] = []
+        self.joiners: list[Task] = []
         self.ended = False
 
 
@@ -200,32 +91,38 @@ class MicroScheduler:
 
     :param autoquit: end the loop when no microthread is left. Without it the scheduler goes on waiting for others
         to be added, unless the last one ended by an exception: then that leaves :meth:`main`.
+    :cvar threads: how many threads :attr:`executor` may have
     """
+
+    threads: int = 16
 
     def __init__(self, autoquit: bool = False) -> None:
         self.autoquit = autoquit
-        self._tasks: dict[_Task, None] = {}
-        self._ready: deque[_Task] = deque()
-        self._woken: deque[tuple[_Task, object]] = deque()
+        self._tasks: dict[Task, None] = {}
+        self._ready: deque[Task] = deque()
+        self._woken: deque[tuple[Task, object]] = deque()
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = count()
         self._exiting = False
         self._at_end: list[Callable[[], object]] = []
         self._last_failure: Exception | None = None
         self._sleeping = False
-        self._alarm = threading.Lock()
-        self._alarm.acquire()
+        self._alarm: Alarm = Alarm()
+        self._winding_down = False
+        self._asyncio: AsyncioThread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     def add_microthread(self, microthread: MicroThread) -> None:
         """Run a microthread from the next round on. May be called from any thread; never blocks.
 
         :raises TypeError: where its ``create()`` returns no generator
         """
-        task = _Task(self, microthread)
+        task = Task(self, microthread)
         microthread.scheduler = self
         microthread._task = task
         self._tasks[task] = None
-        self._wake(task, None)
+        self.wake(task, None)
 
     @property
     def microthreads(self) -> list[MicroThread]:
@@ -252,19 +149,24 @@ class MicroScheduler:
         :param block: with ``False`` it never sleeps: where nothing can run it gives control back at once, for a
             program that steps it from another loop
         """
-        self._exiting = False
+        self._exiting = self._winding_down = False
+        _running.scheduler = self
         try:
             while not self._exiting:
                 self._run_timers()
                 self._collect_woken()
+                if self._winding_down and not self._has_something_in_hand():
+                    break
                 if self._ready:
                     for _ in range(len(self._ready)):
                         self._turn(self._ready.popleft())
                         yield
+                        _running.scheduler = self  # another one may have been stepped meanwhile
                 elif self.autoquit and not self._tasks:
                     break
                 elif not block:
                     yield
+                    _running.scheduler = self
                 elif self._last_failure and not self._tasks:
                     raise self._last_failure
                 elif not self._exiting:
@@ -272,6 +174,65 @@ class MicroScheduler:
         finally:
             self._last_failure = None
             self._close()
+            _running.scheduler = None
+
+    async def run_async(self) -> None:
+        """Run :meth:`main` inside a running asyncio loop, which goes on with its own tasks in between.
+
+        Coroutine handlers run on that same loop. Cancelling it closes the microthreads.
+        """
+        from postage.microthreads.asyncio_bridge import drive
+
+        await drive(self)
+
+    def stop(self) -> None:
+        """Have the loop end in good order: nothing new is begun, what is in hand is finished. Any thread."""
+        self._winding_down = True
+        self._alarm.ring()
+
+    def _has_something_in_hand(self) -> bool:
+        """Tell every microthread to wind down; whether one of them still has to finish something."""
+        busy = False
+        for task in list(self._tasks):
+            _call_guarded(task.microthread.wind_down)
+            busy = busy or task.microthread.is_busy
+        return busy
+
+    def run_coroutine(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """Run a coroutine on the asyncio loop that drives the scheduler, else on one in a thread of its own.
+
+        :return: a future of its result, which a microthread may yield; cancelling it cancels the coroutine
+        """
+        import asyncio
+
+        loop = self._loop
+        if loop is None:
+            if self._asyncio is None:
+                from postage.microthreads.asyncio_bridge import AsyncioThread
+
+                self._asyncio = AsyncioThread()
+            loop = self._asyncio.loop
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The bounded pool for functions that block."""
+        if self._threads is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            self._threads = ThreadPoolExecutor(self.threads, 'postage-worker')
+        return self._threads
+
+    def interrupt(self, microthread: MicroThread, error: BaseException) -> None:
+        """Raise an exception at the ``yield`` where a microthread is parked. From the scheduler's own thread.
+
+        One that is not parked is left alone.
+        """
+        task = microthread._task
+        if task is not None and not task.ended and task.waits_for is not None:
+            task.waits_for = None
+            task.error = error
+            self._ready.append(task)
 
     def run(self, grace: float = 30.0) -> None:
         """Run :meth:`main` until it ends, and end it in good order on SIGTERM and SIGINT (Ctrl-C).
@@ -285,27 +246,11 @@ class MicroScheduler:
 
         :param grace: seconds
         """
-        with self._handling_signals(grace):
+        with ends_on_signals(self, grace):
             for _ in self.main():
                 pass
-            while self._at_end:
-                _call_guarded(self._at_end.pop(0))
-
-    @contextlib.contextmanager
-    def _handling_signals(self, grace: float) -> Generator[None, None, None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        stop = _Stop(self, grace)
-        previous = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        except _Interrupted:
-            logger.error('what was in hand did not end within %g s of the signal, and was interrupted', grace)
-        finally:
-            stop.cancel()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            for callback in self.callbacks_at_end():
+                callback()
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Have :meth:`run` call this when the loop has ended, once. Equal callbacks count once."""
@@ -314,7 +259,7 @@ class MicroScheduler:
 
     # Turns
 
-    def _turn(self, task: _Task) -> None:
+    def _turn(self, task: Task) -> None:
         """Resume one generator and act on what it yields."""
         if task.ended:
             return
@@ -322,7 +267,10 @@ class MicroScheduler:
         result, task.result = task.result, None
         task.waits_for = None
         try:
-            wanted = task.generator.throw(error) if error is not None else task.generator.send(result)
+            if error is None:
+                wanted = task.context.run(task.generator.send, result)
+            else:
+                wanted = task.context.run(task.generator.throw, error)
         except StopIteration as stop:
             self._end(task, result=stop.value)
         except ExitScheduler:
@@ -334,23 +282,23 @@ class MicroScheduler:
             if wanted is None or not self._park(task, wanted):
                 self._ready.append(task)
 
-    def _park(self, task: _Task, wanted: object) -> bool:
+    def _park(self, task: Task, wanted: object) -> bool:
         """Set a task aside until what it waits for has happened; ``False`` where it may go on at once."""
         task.waits_for = wanted
         if isinstance(wanted, Signal):
-            return wanted._park(task)
+            return wanted.park(task)
         if isinstance(wanted, Future):
-            wanted.add_done_callback(lambda future: self._wake(task, future))
+            wanted.add_done_callback(lambda future: self.wake(task, future))
             return True
         if isinstance(wanted, sleep):
-            self.call_later(wanted.seconds, lambda: self._wake(task, wanted))
+            self.call_later(wanted.seconds, lambda: self.wake(task, wanted))
             return True
         if isinstance(wanted, MicroThread):
             return self._join(task, wanted)
         task.waits_for = None
         return False
 
-    def _join(self, task: _Task, microthread: MicroThread) -> bool:
+    def _join(self, task: Task, microthread: MicroThread) -> bool:
         other = microthread._task
         if other is None:
             task.error = RuntimeError(f'{microthread!r} was added to no scheduler, so its end cannot be waited for')
@@ -361,22 +309,22 @@ class MicroScheduler:
         other.joiners.append(task)
         return True
 
-    def _fail(self, task: _Task, failure: Exception) -> None:
+    def _fail(self, task: Task, failure: Exception) -> None:
         if isinstance(failure, RuntimeError) and isinstance(failure.__cause__, StopIteration):
             # PEP 479: a generator cannot let StopIteration out. Here it means what it always meant.
             self._end(task, result=failure.__cause__.value)
             return
         logger.error('%s ended by an exception', type(task.microthread).__name__, exc_info=failure)
-        self._last_failure = failure
         self._end(task, error=failure)
+        self._last_failure = failure
 
-    def _end(self, task: _Task, result: Any = None, error: BaseException | None = None) -> None:
+    def _end(self, task: Task, result: Any = None, error: BaseException | None = None) -> None:
         task.ended, task.result, task.error = True, result, error
+        self._last_failure = None
         self._tasks.pop(task, None)
         for joiner in task.joiners:
             joiner.result, joiner.error = result, error
-            other_scheduler = joiner.scheduler
-            other_scheduler._wake(joiner, task.microthread)
+            joiner.scheduler.wake(joiner, task.microthread)
         task.joiners.clear()
 
     def _close(self) -> None:
@@ -385,24 +333,24 @@ class MicroScheduler:
         while self._tasks:
             task, _ = self._tasks.popitem()
             try:
-                task.generator.close()
+                task.context.run(task.generator.close)
             except Exception:
                 logger.exception('%s raised while it was closed', type(task.microthread).__name__)
             self._end(task)
+        if self._asyncio is not None:
+            self._asyncio.close()
+            self._asyncio = None
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
 
     # Waking and waiting
 
-    def _wake(self, task: _Task, reason: object) -> None:
+    def wake(self, task: Task, reason: object) -> None:
         """Make a parked task ready, from any thread. What it no longer waits for is ignored."""
         self._woken.append((task, reason))
         if self._sleeping:
-            self._ring()
-
-    def _ring(self) -> None:
-        try:
-            self._alarm.release()
-        except RuntimeError:
-            pass  # it rings already
+            self._alarm.ring()
 
     def _collect_woken(self) -> None:
         woken = self._woken
@@ -411,7 +359,7 @@ class MicroScheduler:
             if task.ended or task.waits_for is not reason:
                 continue
             if isinstance(reason, Signal):
-                reason._is_set = False
+                reason.woken()
             elif isinstance(reason, Future):
                 task.error = _exception_of(reason)
                 task.result = None if task.error else reason.result()
@@ -437,13 +385,62 @@ class MicroScheduler:
         self._sleeping = True
         try:
             if not self._woken:
-                timeout = self._timers[0][0] - time.monotonic() if self._timers else None
-                if timeout is None:
-                    self._alarm.acquire()
-                elif timeout > 0:
-                    self._alarm.acquire(timeout=min(timeout, threading.TIMEOUT_MAX))
+                self._alarm.wait(self._time_to_next_timer())
         finally:
             self._sleeping = False
+
+    # For the modules beside this one
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing can run at the moment."""
+        return not (self._ready or self._woken or self._exiting)
+
+    @contextlib.contextmanager
+    def inside(self, loop: asyncio.AbstractEventLoop, alarm: A) -> Generator[A, None, None]:
+        """Be driven by an asyncio loop for a while, and be woken by its alarm."""
+        self._loop = loop
+        usual, self._alarm = self._alarm, alarm
+        try:
+            yield alarm
+        finally:
+            self._loop, self._alarm = None, usual
+
+    async def wait_with(self, wait: Callable[[float | None], Awaitable[None]]) -> None:
+        """Sleep as :meth:`main` does, but by awaiting."""
+        self._sleeping = True
+        try:
+            if not self._woken:
+                await wait(self._time_to_next_timer())
+        finally:
+            self._sleeping = False
+
+    def callbacks_at_end(self) -> Iterator[Callable[[], None]]:
+        """What was registered with :meth:`at_end`, each so that an exception is logged."""
+        while self._at_end:
+            yield functools.partial(_call_guarded, self._at_end.pop(0))
+
+    def _time_to_next_timer(self) -> float | None:
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+
+class _Running(threading.local):
+    scheduler: MicroScheduler | None = None
+
+
+_running = _Running()
+
+
+def running_scheduler() -> MicroScheduler | None:
+    """The scheduler whose loop is running in this thread, if there is one."""
+    return _running.scheduler
+
+
+def _call_guarded(callback: Callable[[], object]) -> None:
+    try:
+        callback()
+    except Exception:
+        logger.exception('a callback at the end of the scheduler raised')
 
 
 def _exception_of(future: Future[Any]) -> BaseException | None:

@@ -1,0 +1,84 @@
+"""A scheduler inside an asyncio loop, and an asyncio loop beside a scheduler.
+
+Imported when it is first needed: asyncio takes longer to import than all the rest of Postage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING
+
+from postage.microthreads.alarm import Alarm
+
+if TYPE_CHECKING:
+    from postage.microthreads.scheduler import MicroScheduler
+
+SLICE = 0.002  # seconds for which microthreads run before asyncio's own tasks get their turn
+
+
+class AsyncAlarm(Alarm):
+    """The same for a scheduler inside an asyncio loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._bell = asyncio.Event()
+
+    def ring(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._bell.set)
+        except RuntimeError:
+            pass  # the loop has been closed: nobody sleeps
+
+    async def wait_async(self, timeout: float | None) -> None:
+        """Sleep until it rings, or for so many seconds, while the loop goes on."""
+        try:
+            await asyncio.wait_for(self._bell.wait(), timeout)
+        except asyncio.TimeoutError:
+            pass
+        self._bell.clear()
+
+
+class AsyncioThread:
+    """An asyncio loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name='postage-asyncio', daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+    def close(self) -> None:
+        """Cancel what runs on it, and end it. Blocks until the coroutines' ``finally`` clauses have run."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+
+
+async def drive(scheduler: MicroScheduler) -> None:
+    """Step a scheduler from the running loop until it ends: the whole of ``run_async()``."""
+    loop = asyncio.get_running_loop()
+    turns = scheduler.main(block=False)
+    with scheduler.inside(loop, AsyncAlarm(loop)) as alarm:
+        try:
+            until = loop.time() + SLICE
+            for _ in turns:
+                if scheduler.is_idle:
+                    await scheduler.wait_with(alarm.wait_async)
+                elif loop.time() < until:
+                    continue
+                else:
+                    await asyncio.sleep(0)
+                until = loop.time() + SLICE
+        finally:
+            turns.close()
+    for callback in scheduler.callbacks_at_end():
+        await loop.run_in_executor(None, callback)
