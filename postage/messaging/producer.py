@@ -423,12 +423,19 @@ class GenericProducer:
                 if channel.inbox:
                     delivery = channel.inbox.popleft()
                     if callback is not None:
-                        callback(self.encoder.decode(delivery.body))
+                        self._call_with_body(callback, delivery.body)
                     results.append(decode_result(delivery.body, self.encoder.decode))
                     channel.settle(delivery)
         finally:
             self._connection.remove_channel(channel)
         return results
+
+    def _call_with_body(self, callback: Callable[[Any], object], data: bytes) -> None:
+        try:
+            body = self.encoder.decode(data)
+        except Exception:
+            return  # the result says so: it is a MessageResultError
+        callback(body)
 
 
 _MAGIC: tuple[tuple[str, Callable[[GenericProducer, str], Any]], ...] = (

@@ -76,18 +76,34 @@ class Call:
         self.queue_per_call = queue_per_call
         self.correlation_id: str = properties['message_id']
         self.attempt = 0
+        self.sent = 0  # how often on its present address
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
         self.future = RpcFuture(exchange, routing_key)
 
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
         """The request's frames. The broker drops it when nobody waits for the answer any more."""
+        self.sent += 1
         properties = self.properties
         if not properties.get('expiration'):
             remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
             properties = {**properties, 'expiration': str(remaining)}
         encoded = wire.encode_properties(correlation_id=self.correlation_id, reply_to=reply_to, **properties)
         return wire.publish_frames(channel, self.arguments, encoded, self.body, frame_max)
+
+
+class _Address:
+    """What is known of one reply address.
+
+    :ivar calls: those that wait for a reply on it, by correlation id
+    :ivar strays: replies that may still come for calls that wait no more
+    """
+
+    __slots__ = ('calls', 'strays')
+
+    def __init__(self) -> None:
+        self.calls: dict[str, Call] = {}
+        self.strays = 0
 
 
 class RpcClient:
@@ -97,7 +113,7 @@ class RpcClient:
         self._connection = weakref.proxy(connection)
         self._submitted: deque[Call] = deque()
         self._accept_requested = False
-        self._calls: dict[ReplyChannel, dict[str, Call]] = {}
+        self._addresses: dict[ReplyChannel, _Address] = {}
         self._shared: ReplyChannel | None = None
         self._deadlines: list[tuple[float, int, Call, int]] = []
         self._numbers = itertools.count()
@@ -117,7 +133,7 @@ class RpcClient:
         while self._submitted:
             call = self._submitted.popleft()
             channel = call.channel = self._channel_for(call)
-            self._calls[channel][call.correlation_id] = call
+            self._addresses[channel].calls[call.correlation_id] = call
             self._begin_attempt(call)
         self._connection.flush_now()
 
@@ -126,7 +142,7 @@ class RpcClient:
         if not call.queue_per_call and self._shared is not None and self._shared.is_wanted:
             return self._shared
         channel = ReplyChannel(self._connection, call.queue_per_call, self._on_reply, self._on_lost)
-        self._calls[channel] = {}
+        self._addresses[channel] = _Address()
         if not call.queue_per_call:
             self._shared = channel
         self._connection.attach(channel)
@@ -179,14 +195,17 @@ class RpcClient:
         if channel is self._shared:
             self._shared = None
 
-    def _finish(self, call: Call, result: MessageResult | None, error: Exception | None = None) -> None:
+    def _finish(
+        self, call: Call, result: MessageResult | None, error: Exception | None = None, answered: bool = False
+    ) -> None:
         channel, call.channel = call.channel, None
         if channel is not None:
             channel.withdraw(call)
-            calls = self._calls[channel]
-            calls.pop(call.correlation_id, None)
-            if not calls and channel is not self._shared:
-                del self._calls[channel]
+            address = self._addresses[channel]
+            address.calls.pop(call.correlation_id, None)
+            address.strays += call.sent - answered
+            if not address.calls and channel is not self._shared:
+                del self._addresses[channel]
                 self._connection.detach(channel)
         try:
             if error is not None:
@@ -199,31 +218,42 @@ class RpcClient:
     # What comes back
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
-        calls = self._calls.get(channel, {})
+        address = self._addresses.get(channel)
         try:
             correlation_id = decode_properties(content.properties).correlation_id
         except Exception as error:
             logger.warning('a reply was dropped: its AMQP properties cannot be decoded: %r', error)
             return
+        call = self._call_of(address, correlation_id) if address is not None else None
+        if call is not None:
+            self._finish(call, decode_result(content.body, call.decode), answered=True)
+
+    @staticmethod
+    def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
+        """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
         if correlation_id:
-            call = calls.get(correlation_id)
+            call = address.calls.get(correlation_id)
             if call is None:
                 logger.debug('a reply was dropped: nobody waits for correlation id %r any more', correlation_id)
-                return
-        elif len(calls) == 1:
-            (call,) = calls.values()
-        else:
-            logger.warning(
-                'a reply without a correlation id was dropped: %d calls are waiting, and it does not say which it '
-                'answers; set reply_queue_per_call = True on the producer for a responder of that kind',
-                len(calls),
-            )
-            return
-        self._finish(call, decode_result(content.body, call.decode))
+            return call
+        if len(address.calls) == 1 and not address.strays:
+            return next(iter(address.calls.values()))
+        logger.warning(
+            'a reply without a correlation id was dropped: %d calls are waiting, %d have stopped to, and it does not '
+            'say which it answers; set reply_queue_per_call = True on the producer for a responder of that kind',
+            len(address.calls),
+            address.strays,
+        )
+        return None
 
     def _on_lost(self, channel: ReplyChannel, error: errors.PostageError) -> None:
         """The address has gone, and with it every reply to it: the attempts fail, the next begin."""
-        for call in list(self._calls.get(channel, {}).values()):
+        address = self._addresses.get(channel)
+        if address is None:
+            return
+        address.strays = 0
+        for call in list(address.calls.values()):
+            call.sent = 0
             if channel.is_wanted:
                 channel.withdraw(call)
                 self._fail_attempt(call, str(error))
