@@ -1,0 +1,209 @@
+"""Run every demo as it would run in a few shells, with their output side by side: what `make demo` calls.
+
+Receivers and senders are processes of their own. The broker is the embedded one, started here, or, where POSTAGE_URL
+or POSTAGE_HOST is set, that RabbitMQ. The exit status is 0 where every line that should have appeared did.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from postage import messaging
+
+DEMOS = Path(__file__).resolve().parent
+TIMEOUT = 15.0
+LABEL_WIDTH = len('[advanced receiver 1]')
+COLOURS = ('36', '33', '35', '32')
+
+sys.path.insert(0, str(DEMOS / 'basic_echo'))
+import echo_shared  # noqa: E402
+
+
+class Missing(Exception):
+    """A line did not appear in time."""
+
+
+class Ending:
+    """Ends the demos on SIGINT and SIGTERM, but never between the start of a process and our knowing of it."""
+
+    def __init__(self):
+        self.held_back = 0
+        self.status = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.on_signal)
+
+    def on_signal(self, number, frame):
+        self.status = 128 + number
+        if not self.held_back:
+            sys.exit(self.status)
+
+    def __enter__(self):
+        self.held_back += 1
+
+    def __exit__(self, *exception):
+        self.held_back -= 1
+        if self.status is not None and not self.held_back:
+            sys.exit(self.status)
+
+
+class Program:
+    """A process whose output appears here, line by line, behind a label."""
+
+    running: list['Program'] = []
+    started = 0
+
+    def __init__(self, label, *arguments):
+        self.label = label
+        self.lines = []
+        self.changed = threading.Condition()
+        self.colour = COLOURS[Program.started % len(COLOURS)]
+        with ending:
+            self.process = subprocess.Popen(
+                [sys.executable, '-u', *arguments],
+                cwd=DEMOS,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                # Ctrl-C reaches this program alone, which then ends the others.
+                start_new_session=True,
+            )
+            self.reader = threading.Thread(target=self._read, daemon=True)
+            self.reader.start()
+            Program.running.append(self)
+        Program.started += 1
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.changed:
+                show(self.label, line.rstrip(), self.colour)
+                self.lines.append(line)
+                self.changed.notify_all()
+        with self.changed:
+            self.lines.append(None)
+            self.changed.notify_all()
+
+    def expect(self, text, times=1):
+        """Wait until that many lines contain the text, and return the last of them."""
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.find(text)) >= times or None in self.lines, TIMEOUT)
+            if len(self.find(text)) < times:
+                raise Missing(f'[{self.label}] did not print {text!r}')
+            return self.find(text)[times - 1]
+
+    def find(self, text):
+        return [line for line in self.lines if line is not None and text in line]
+
+    def wait(self):
+        """Wait until the program has ended by itself."""
+        try:
+            status = self.process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise Missing(f'[{self.label}] did not end') from None
+        if status != 0:
+            raise Missing(f'[{self.label}] ended with status {status}')
+        self.end()
+
+    def end(self):
+        """End the program where it still runs, and read the rest of its output."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(3)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.reader.join()
+        if self in Program.running:
+            Program.running.remove(self)
+
+
+def show(label, text, colour='1'):
+    label = f'[{label}]'.ljust(LABEL_WIDTH)
+    if sys.stdout.isatty() and 'NO_COLOR' not in os.environ:
+        label = f'\x1b[{colour}m{label}\x1b[0m'
+    print(f'{label} {text}', flush=True)
+
+
+def start_broker():
+    """Start the embedded broker, unless the environment names another one."""
+    if 'POSTAGE_URL' in os.environ or 'POSTAGE_HOST' in os.environ:
+        show('broker', 'the one that POSTAGE_URL or POSTAGE_HOST names')
+        return
+    broker = Program('broker', '-m', 'postage.broker', '--port', '0')
+    os.environ['POSTAGE_URL'] = re.search(r'amqp://\S+', broker.expect('amqp://'))[0]
+
+
+def receiver(label, demo):
+    program = Program(label, f'{demo}/echo_receive.py')
+    program.expect('Waiting for messages')
+    return program
+
+
+def send(label, demo):
+    program = Program(label, f'{demo}/echo_send.py')
+    program.wait()
+    show(label, '(ended)', program.colour)
+    return program
+
+
+def quit_all(receivers, key):
+    """End receivers as Postage does it: by a command message named 'quit'."""
+    with messaging.GenericProducer() as producer:
+        producer.message_quit(_eks=[(echo_shared.EchoExchange, key)])
+    for each in receivers:
+        each.wait()
+
+
+def basic():
+    receive = receiver('basic receiver', 'basic_echo')
+    send('basic sender', 'basic_echo')
+    receive.expect('A test message')
+    quit_all([receive], 'echo-rk')
+    return 'a message was sent and received'
+
+
+def advanced():
+    receivers = [receiver(f'advanced receiver {number}', 'advanced_echo') for number in (1, 2)]
+    for _ in receivers:
+        send('advanced sender', 'advanced_echo')
+    for each in receivers:
+        each.expect('A single test message')
+        each.expect('A fanout test message', times=2)
+        each.expect("'echo_send'", times=3)
+    quit_all(receivers, 'echo-fanout-rk')
+    return 'two receivers took single messages in turn and each got every fanout message'
+
+
+def rpc():
+    receive = receiver('rpc receiver', 'rpc_echo')
+    sender = send('rpc sender', 'rpc_echo')
+    receive.expect('RPC test message')
+    sender.expect('RPC message received')
+    quit_all([receive], 'echo-rk')
+    return 'a call was answered'
+
+
+def main():
+    begun = time.monotonic()
+    try:
+        start_broker()
+        seen = [demo() for demo in (basic, advanced, rpc)]
+    except Missing as missing:
+        show('demo', f'FAILED: {missing}')
+        return 1
+    finally:
+        with ending:
+            for program in reversed(Program.running):
+                program.end()
+    show('demo', f'{"; ".join(seen)} ({time.monotonic() - begun:.1f} s)')
+    return 0
+
+
+if __name__ == '__main__':
+    ending = Ending()
+    sys.exit(main())

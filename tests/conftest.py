@@ -1,0 +1,158 @@
+"""Fixtures that every test may use.
+
+``broker`` runs a test twice, on the embedded broker and on a private RabbitMQ node, each time in an empty
+virtual host of its own. Where ``rabbitmq-server`` is not installed the second run skips, and the last lines of
+the output say so; with ``POSTAGE_REQUIRE_RABBITMQ=1`` it fails instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postage.broker.server import BrokerServer
+from support.brokers import Broker, Embedded, RabbitMQ
+from support.leftovers import child_processes, leftovers, postage_threads
+from support.programs import Module, Program
+from support.rabbitmq_node import NOT_INSTALLED, RabbitMQNode, find_server
+
+REQUIRE_RABBITMQ = os.environ.get('POSTAGE_REQUIRE_RABBITMQ', '') not in ('', '0')
+
+
+# Brokers
+
+
+@pytest.fixture(params=['embedded', 'rabbitmq'])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """A broker with an empty virtual host; a test that takes it runs on both."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def embedded() -> Iterator[Embedded]:
+    """An embedded broker of the test's own, in a thread of this process."""
+    with BrokerServer('127.0.0.1', 0) as server:
+        yield Embedded(server)
+
+
+@pytest.fixture
+def rabbitmq(rabbitmq_node: RabbitMQNode) -> Iterator[RabbitMQ]:
+    """An empty virtual host of the RabbitMQ node that all tests share."""
+    with rabbitmq_node.new_vhost() as vhost:
+        yield RabbitMQ(rabbitmq_node, vhost)
+
+
+@pytest.fixture
+def private_rabbitmq(private_rabbitmq_node: RabbitMQNode) -> Iterator[RabbitMQ]:
+    """An empty virtual host of a RabbitMQ node that the test may stop, kill and restart (``.node``)."""
+    private_rabbitmq_node.start()
+    with private_rabbitmq_node.new_vhost() as vhost:
+        yield RabbitMQ(private_rabbitmq_node, vhost)
+
+
+@pytest.fixture(scope='session')
+def rabbitmq_node() -> Iterator[RabbitMQNode]:
+    """The RabbitMQ node of this test run, started for the first test that needs it. No test may stop it."""
+    yield from running_node()
+
+
+@pytest.fixture(scope='module')
+def private_rabbitmq_node() -> Iterator[RabbitMQNode]:
+    """A RabbitMQ node for the tests of one module; take ``private_rabbitmq``, which starts it where it is down."""
+    yield from running_node()
+
+
+def running_node() -> Iterator[RabbitMQNode]:
+    if find_server() is None:
+        pytest.skip(NOT_INSTALLED)
+    node = RabbitMQNode()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+# Programs
+
+
+@pytest.fixture
+def run_program(tmp_path: Path) -> Iterator[Callable[..., Program]]:
+    """A function that starts a Python program as :class:`Program` does; the test's end ends it."""
+    yield from starter(Program, tmp_path)
+
+
+@pytest.fixture
+def run_module(tmp_path: Path) -> Iterator[Callable[..., Module]]:
+    """A function that starts a module as ``python -m`` does; the test's end ends it."""
+    yield from starter(Module, tmp_path)
+
+
+def starter(kind: type[Program], directory: Path) -> Iterator[Callable[..., Any]]:
+    started: list[Program] = []
+
+    def start(*arguments: Any, **options: Any) -> Program:
+        # Not in the checkout: Python would import its `postage` instead of the installed one.
+        started.append(kind(*arguments, **{'cwd': directory, **options}))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for program in reversed(started):
+            program.stop()
+
+
+# Hygiene
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see no setting of Postage but their own."""
+    for name in [name for name in os.environ if name.startswith('POSTAGE_')]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A test whose Postage threads or child processes outlive it is in error."""
+    threads, children = postage_threads(), child_processes()
+    yield
+    left = leftovers(threads, children)
+    assert not left, f'left behind: {", ".join(left)}'
+
+
+# Missing RabbitMQ: failures where it is required, else the last word of the output
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    report: pytest.TestReport = outcome.get_result()
+    if report.skipped and isinstance(report.longrepr, tuple) and NOT_INSTALLED in report.longrepr[2]:
+        if REQUIRE_RABBITMQ:
+            report.outcome = 'failed'
+            report.longrepr = f'{NOT_INSTALLED}, and POSTAGE_REQUIRE_RABBITMQ is set'
+        else:
+            skipped = item.config.stash.setdefault(without_rabbitmq, [])
+            skipped.append(item.nodeid)
+
+
+without_rabbitmq = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say what was left out after everything else that pytest prints."""
+    skipped = config.stash.get(without_rabbitmq, [])
+    if not skipped:
+        return
+    note = f'{len(skipped)} tests were skipped: {NOT_INSTALLED}. `make rabbitmq` installs it (Debian, Ubuntu).'
+    print(f'\n{note}')
+    # `make test` repeats the note below what tox prints.
+    if path := os.environ.get('POSTAGE_TEST_NOTE'):
+        Path(path).write_text(f'{note}\n')

@@ -1,0 +1,119 @@
+"""The two brokers that tests run against, behind one interface."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+from urllib.parse import quote
+
+import pika
+
+from postage.broker.server import BrokerServer
+from postage.broker.virtual_host import VirtualHost
+from support.rabbitmq_node import RabbitMQNode
+
+
+class Broker(Protocol):
+    """A broker with an empty virtual host of the test's own.
+
+    :ivar name: ``embedded`` or ``rabbitmq``
+    :ivar vhost: the virtual host of this test
+    :ivar url: AMQP URL of that virtual host, with the credentials ``guest`` and ``guest``
+    """
+
+    name: str
+    host: str
+    port: int
+    vhost: str
+    url: str
+
+    def close_all_connections(self) -> None:
+        """Close every connection to the virtual host with 320, as an operator would."""
+
+    def queues(self) -> dict[str, int]:
+        """Return the name of every queue, with the number of its messages that wait to be delivered."""
+
+    def add_vhost(self, name: str) -> None:
+        """Add another virtual host in which ``guest`` may do everything."""
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host."""
+
+    def url_of(self, vhost: str) -> str:
+        """Return the AMQP URL of another virtual host."""
+
+
+@contextlib.contextmanager
+def connect(broker: Broker) -> Iterator[pika.BlockingConnection]:
+    """A connection of bare pika to a broker, for the length of a ``with``."""
+    connection = pika.BlockingConnection(pika.URLParameters(broker.url))
+    try:
+        yield connection
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+class RabbitMQ:
+    """One virtual host of a :class:`RabbitMQNode`.
+
+    :ivar node: the node, for tests that stop, kill or restart it (those of ``private_rabbitmq`` only)
+    """
+
+    name = 'rabbitmq'
+    host = '127.0.0.1'
+
+    def __init__(self, node: RabbitMQNode, vhost: str) -> None:
+        self.node = node
+        self.port = node.port
+        self.vhost = vhost
+        self.url = node.url(vhost)
+
+    def close_all_connections(self) -> None:
+        self.node.close_all_connections(self.vhost)
+
+    def queues(self) -> dict[str, int]:
+        return self.node.queues(self.vhost)
+
+    def add_vhost(self, name: str) -> None:
+        self.node.add_vhost(name)
+
+    def delete_vhost(self, name: str) -> None:
+        self.node.delete_vhost(name)
+
+    def url_of(self, vhost: str) -> str:
+        return self.node.url(vhost)
+
+
+class Embedded:
+    """The embedded broker, all of it one test's own.
+
+    :ivar server: the :class:`postage.broker.server.BrokerServer`, for what RabbitMQ cannot do
+    """
+
+    name = 'embedded'
+    host = '127.0.0.1'
+    vhost = '/'
+
+    def __init__(self, server: BrokerServer) -> None:
+        self.server = server
+        self.port = server.port
+        self.url = self.url_of(self.vhost)
+
+    def close_all_connections(self) -> None:
+        self.server.close_connections()
+
+    def queues(self) -> dict[str, int]:
+        return {name: ready for name, (ready, *_) in self.server.queues(self.vhost).items()}
+
+    def add_vhost(self, name: str) -> None:
+        # The server itself has no need of this: only a test changes the virtual hosts of a running broker.
+        node = self.server._node
+        self.server._call(lambda: node.virtual_hosts.update({name: VirtualHost(name, node.clock)}))
+
+    def delete_vhost(self, name: str) -> None:
+        self.server._call(lambda: self.server._node.virtual_hosts.pop(name))
+
+    def url_of(self, vhost: str) -> str:
+        return f'amqp://guest:guest@{self.host}:{self.port}/{quote(vhost, safe="")}'

@@ -1,0 +1,311 @@
+"""A private RabbitMQ node: own directory, own ports, own cookie, own epmd; gone with the program that started it.
+
+The node runs with an Erlang shell on its standard input (``RABBITMQ_ALLOW_INPUT``). Administration goes
+through that shell: ``rabbitmqctl`` starts a virtual machine for every call, which takes a second or more,
+while an expression typed into the node itself takes milliseconds. And the shell ends, and with it the node,
+when its input is closed: even a test run that is killed leaves no node behind.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+from support.ports import free_ports
+
+# Called directly: the script of the same name in /usr/sbin of Debian changes the user.
+DEBIAN_SERVER = '/usr/lib/rabbitmq/bin/rabbitmq-server'
+
+NOT_INSTALLED = 'rabbitmq-server is not installed'
+
+START_TIMEOUT = 50.0
+COMMAND_TIMEOUT = 20.0
+
+# epmd, Erlang's port mapper, would otherwise become a daemon that outlives the node. `"$@"` is the server.
+START_SCRIPT = """
+epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 &
+epmd=$!
+"$@"
+status=$?
+kill $epmd
+wait $epmd
+exit $status
+"""
+
+# rabbit:await_startup() and rabbit_boot_state:wait_for() both return early where the boot has not begun.
+AWAIT_BOOT = """
+(fun Wait() -> case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Wait() end end)()
+"""
+
+CONFIGURATION = """
+listeners.tcp.1 = 127.0.0.1:{port}
+log.console = false
+log.file.level = info
+disk_free_limit.absolute = 1MB
+num_acceptors.tcp = 2
+"""
+
+
+def find_server() -> str | None:
+    """Return the path of the script that starts RabbitMQ, or ``None`` where it is not installed."""
+    if os.access(DEBIAN_SERVER, os.X_OK):
+        return DEBIAN_SERVER
+    return shutil.which('rabbitmq-server')
+
+
+class NodeFailed(Exception):
+    """The node did not start, did not answer or did not end in time; the text carries its log."""
+
+
+class RabbitMQNode:
+    """A RabbitMQ node of our own on 127.0.0.1, user ``guest``, password ``guest``.
+
+    It keeps its port and its data from :meth:`start` to :meth:`start`; :meth:`close` removes both. Use it in
+    one thread.
+
+    :ivar port: where it listens for AMQP
+    """
+
+    running: set[int] = set()
+    """Process ids that belong to nodes which run now: the check for left-over processes passes them over."""
+
+    def __init__(self) -> None:
+        server = find_server()
+        if server is None:
+            raise NodeFailed(NOT_INSTALLED)
+        self._server = server
+        self._directory = Path(tempfile.mkdtemp(prefix='postage-rabbitmq-'))
+        self.port, self._distribution_port, self._epmd_port = free_ports(3)
+        self._process: subprocess.Popen[str] | None = None
+        self._pid = 0
+        self._answers: queue.Queue[str | None] = queue.Queue()
+        self._asked = 0
+        self._vhosts = 0
+        self._write_configuration()
+
+    # Life and death
+
+    def start(self) -> None:
+        """Start the node and wait until it takes connections (about five seconds).
+
+        :raises NodeFailed: where it does not come up
+        """
+        if self._process is not None:
+            return
+        self._answers = queue.Queue()
+        self._process = subprocess.Popen(
+            ['/bin/sh', '-c', START_SCRIPT, 'sh', self._server],
+            env=self._environment(),
+            cwd=self._directory,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding='utf-8',
+            errors='replace',
+            # Ctrl-C in the terminal of the tests is not meant for the node.
+            start_new_session=True,
+        )
+        self.running.add(self._process.pid)
+        reader = threading.Thread(
+            target=self._read_answers, args=(self._process, self._answers), name='rabbitmq-shell', daemon=True
+        )
+        reader.start()
+        try:
+            self.evaluate(AWAIT_BOOT, START_TIMEOUT)
+            self._pid = int(self.evaluate('os:getpid()'))
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """Stop the node in good order: connections are closed with 320, queues are written out."""
+        self._type('rabbit:stop(), init:stop().')
+        self._await_end()
+
+    def kill(self) -> None:
+        """Kill the node with SIGKILL, as a power cut would; what it held unwritten is lost."""
+        if self._process is None:
+            return
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+        self._await_end()
+
+    def restart(self) -> None:
+        """Stop the node in good order and start it again on the same ports, with its data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End the node, quickly, and remove its directory."""
+        if self._process is not None:
+            self._await_end()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the node was started and neither stopped nor killed since."""
+        return self._process is not None
+
+    # Administration
+
+    def evaluate(self, expression: str, timeout: float = COMMAND_TIMEOUT) -> str:
+        """Evaluate an Erlang expression in the node and return its value, which must be a string or a binary.
+
+        :param timeout: seconds to wait for the answer
+        :raises NodeFailed: where the expression fails, or no answer comes in time
+        """
+        self._asked += 1
+        mark = f'answer {self._asked}'
+        # `fun` keeps the variables of one expression from those of the next, which share the shell.
+        self._type(
+            f'(fun() -> {{How, What}} = try {{ok, begin {expression} end}}'
+            ' catch C:R -> {failed, io_lib:format("~0p:~0p", [C, R])} end,'
+            f' io:format("~n{mark} ~s ~s~n", [How, base64:encode(unicode:characters_to_binary(What))]) end)().'
+        )
+        try:
+            while (line := self._answers.get(timeout=timeout)) is not None:
+                if line.startswith(f'{mark} '):
+                    _, _, how, *text = line.split()
+                    answer = base64.b64decode(''.join(text)).decode()
+                    if how != 'ok':
+                        raise NodeFailed(f'{expression}\n{answer}')
+                    return answer
+        except queue.Empty:
+            raise NodeFailed(f'no answer in {timeout} s to {expression}\n{self._log()}') from None
+        raise NodeFailed(f'the node ended\n{self._log()}')
+
+    def add_vhost(self, name: str | None = None) -> str:
+        """Add a virtual host in which ``guest`` may do everything, and return its name (a new one, by default)."""
+        if name is None:
+            self._vhosts += 1
+            name = f'test-{self._vhosts}'
+        vhost = binary(name)
+        self.evaluate(
+            f'rabbit_vhost:add({vhost}, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
+            f'<<"guest">>, {vhost}, <<".*">>, <<".*">>, <<".*">>, <<"tests">>), ""'
+        )
+        return name
+
+    def delete_vhost(self, name: str) -> None:
+        """Delete a virtual host with all that is in it; its connections are closed."""
+        self.evaluate(f'rabbit_vhost:delete({binary(name)}, <<"tests">>), ""')
+
+    def close_all_connections(self, vhost: str | None = None) -> None:
+        """Close every connection, or those of one virtual host, as ``rabbitmqctl close_all_connections`` does (320).
+
+        Returns once the broker has told the connections; how long a client takes to notice is its own affair.
+        """
+        which = '_' if vhost is None else binary(vhost)
+        self.evaluate(
+            '[rabbit_networking:close_connection(Pid, "CLOSED_BY_TESTS") || [{pid, Pid}, {vhost, VHost}]'
+            ' <- rabbit_networking:connection_info_all([pid, vhost]),'
+            f' case VHost of {which} -> true; _ -> false end], ""'
+        )
+
+    def queues(self, vhost: str) -> dict[str, int]:
+        """Return the name of every queue in a virtual host, with the number of its messages that are ready."""
+        answer = self.evaluate(
+            'lists:join(" ", [[base64:encode(element(4, proplists:get_value(name, Info))), ":",'
+            ' integer_to_list(proplists:get_value(messages_ready, Info))]'
+            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, messages_ready])])'
+        )
+        pairs = (pair.split(':') for pair in answer.split())
+        return {base64.b64decode(name).decode(): int(ready) for name, ready in pairs}
+
+    def url(self, vhost: str) -> str:
+        """Return the AMQP URL of a virtual host of this node."""
+        return f'amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe="")}'
+
+    @contextlib.contextmanager
+    def new_vhost(self) -> Iterator[str]:
+        """A virtual host for the length of a ``with``."""
+        name = self.add_vhost()
+        try:
+            yield name
+        finally:
+            if self.is_running:
+                self.delete_vhost(name)
+
+    # Inside
+
+    def _write_configuration(self) -> None:
+        directory = self._directory
+        (directory / 'rabbitmq.conf').write_text(CONFIGURATION.format(port=self.port))
+        (directory / 'enabled_plugins').write_text('[].\n')
+
+    def _environment(self) -> dict[str, str]:
+        directory = self._directory
+        foreign = ('RABBITMQ_', 'ERL_')
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return inherited | {
+            # The cookie is written to the home directory.
+            'HOME': str(directory),
+            'ERL_EPMD_PORT': str(self._epmd_port),
+            'ERL_EPMD_ADDRESS': '127.0.0.1',
+            'RABBITMQ_ALLOW_INPUT': '1',
+            'RABBITMQ_NODENAME': 'postage-tests@localhost',
+            'RABBITMQ_NODE_PORT': str(self.port),
+            'RABBITMQ_DIST_PORT': str(self._distribution_port),
+            'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '-kernel inet_dist_use_interface {127,0,0,1}',
+            'RABBITMQ_MNESIA_BASE': str(directory / 'data'),
+            'RABBITMQ_LOG_BASE': str(directory / 'log'),
+            'RABBITMQ_PID_FILE': str(directory / 'pid'),
+            'RABBITMQ_ENABLED_PLUGINS_FILE': str(directory / 'enabled_plugins'),
+            'RABBITMQ_CONFIG_FILE': str(directory / 'rabbitmq.conf'),
+            'RABBITMQ_ADVANCED_CONFIG_FILE': str(directory / 'advanced.config'),
+            'RABBITMQ_CONF_ENV_FILE': str(directory / 'rabbitmq-env.conf'),
+        }
+
+    def _type(self, text: str) -> None:
+        if self._process is None or self._process.stdin is None:
+            raise NodeFailed('the node does not run')
+        try:
+            self._process.stdin.write(text + '\n')
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise NodeFailed(f'the node ended\n{self._log()}') from None
+
+    @staticmethod
+    def _read_answers(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            answers.put(line)
+        answers.put(None)
+
+    def _await_end(self) -> None:
+        process, self._process, self._pid = self._process, None, 0
+        if process is None:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(COMMAND_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self.running.discard(process.pid)
+        while self._answers.get(timeout=COMMAND_TIMEOUT) is not None:
+            pass
+        process.stdout.close()
+
+    def _log(self) -> str:
+        logs = sorted((self._directory / 'log').glob('*.log'))
+        return '\n'.join(log.read_text(errors='replace')[-4000:] for log in logs)
+
+
+def binary(text: str) -> str:
+    """Write text as an Erlang binary."""
+    return '<<' + ','.join(str(byte) for byte in text.encode()) + '>>'

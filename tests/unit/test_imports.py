@@ -1,0 +1,123 @@
+"""The house's one-way rule: which part of Postage may import which, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import postage
+
+PACKAGE = Path(postage.__file__).parent
+
+MAY_IMPORT = {
+    '': {'messaging'},
+    'errors': set(),
+    'settings': {'errors'},
+    'microthreads': set(),
+    'amqp': {'errors', 'settings'},
+    'messaging': {'errors', 'settings', 'microthreads', 'amqp'},
+    'generic_application': {'errors', 'settings', 'microthreads', 'amqp', 'messaging'},
+    'dead_letters': {'errors', 'settings', 'microthreads', 'amqp', 'messaging'},
+    'missive': {'errors', 'settings', 'microthreads', 'amqp', 'messaging', 'generic_application', 'dead_letters'},
+    'broker': {'errors'},
+    'testing': {'errors', 'settings', 'microthreads', 'amqp', 'messaging', 'broker'},
+    'cli': {
+        'errors',
+        'settings',
+        'microthreads',
+        'amqp',
+        'messaging',
+        'generic_application',
+        'dead_letters',
+        'missive',
+        'broker',
+    },
+}
+"""For each part, the parts below it, itself left out; ``''`` is ``postage/__init__.py``."""
+
+PIKA_CONNECTIONS = (
+    'pika.BaseConnection',
+    'pika.BlockingConnection',
+    'pika.SelectConnection',
+    'pika.adapters',
+    'pika.channel',
+    'pika.connection',
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield the dotted name and the file of every module of the package."""
+    for path in sorted(PACKAGE.rglob('*.py')):
+        names = ['postage', *path.relative_to(PACKAGE).with_suffix('').parts]
+        yield '.'.join(names[:-1] if names[-1] == '__init__' else names), path
+
+
+MODULES = [pytest.param(name, path, id=name) for name, path in modules()]
+
+
+def imports_of(module: str, path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything that a module imports, anywhere in its text but for type checkers."""
+    package = module if path.name == '__init__.py' else module.rpartition('.')[0]
+    for node in nodes_that_run(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split('.')[: len(package.split('.')) - node.level + 1] if node.level else []
+            source = '.'.join([*above, *filter(None, [node.module])])
+            yield from (f'{source}.{alias.name}' for alias in node.names)
+
+
+def nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk a syntax tree, but not into ``if TYPE_CHECKING:``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and 'TYPE_CHECKING' in ast.unparse(child.test):
+            continue
+        yield child
+        yield from nodes_that_run(child)
+
+
+def part_of(name: str) -> str | None:
+    """Return the part of Postage that a dotted name belongs to; ``None`` for what is not ours."""
+    package, *rest = name.split('.')
+    if package != 'postage':
+        return None
+    return rest[0] if rest and rest[0] in MAY_IMPORT else ''
+
+
+@pytest.mark.parametrize(('module', 'path'), MODULES)
+def test_a_module_imports_only_what_lies_below_it(module: str, path: Path) -> None:
+    part = part_of(module) or ''
+    imported = {name: part_of(name) for name in imports_of(module, path)}
+    # `postage` itself, for its version, is open to all.
+    allowed = {None, '', part, *MAY_IMPORT[part]}
+    assert {name: below for name, below in imported.items() if below not in allowed} == {}
+
+
+@pytest.mark.parametrize(('module', 'path'), MODULES)
+def test_pikas_connections_are_known_in_amqp_alone(module: str, path: Path) -> None:
+    if part_of(module) == 'amqp':
+        return
+    attributes = [
+        ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
+    ]
+    named = [*imports_of(module, path), *attributes]
+    # `pika.connection` is also where pika's parsed parameters live, which settings may know.
+    spared = ('pika.connection',) if module == 'postage.settings' else ()
+    found = [name for name in named if name.startswith(PIKA_CONNECTIONS) and not name.startswith(spared)]
+    assert found == []
+
+
+def test_every_part_of_the_package_has_its_place_in_the_order() -> None:
+    parts = {module.split('.')[1] for module, _ in modules() if '.' in module}
+    assert parts <= set(MAY_IMPORT)
+
+
+@pytest.mark.skipif('POSTAGE_TEST_INSTALLED' not in os.environ, reason='the tests do not run under tox')
+def test_the_installed_package_is_what_is_tested() -> None:
+    assert PACKAGE.is_relative_to(sys.prefix)
+    assert (PACKAGE / 'py.typed').exists()

@@ -1,0 +1,89 @@
+"""The tests' own RabbitMQ node keeps what it promises to the tests that rely on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pika
+import pytest
+
+from support.brokers import Broker, RabbitMQ, connect
+from support.programs import Program
+
+NODE_THAT_IS_KILLED = """
+import sys, time
+sys.path[:0] = sys.argv[1:]
+from support.rabbitmq_node import RabbitMQNode
+node = RabbitMQNode()
+node.start()
+print(node.evaluate('os:getpid()'), node._directory)
+time.sleep(60)
+"""
+
+
+def test_every_test_has_an_empty_virtual_host(broker: Broker) -> None:
+    assert broker.queues() == {}
+    with connect(broker) as connection:
+        connection.channel().queue_declare('something', durable=True)
+    assert broker.queues() == {'something': 0}
+
+
+def test_every_test_has_an_empty_virtual_host_also_after_another_test(broker: Broker) -> None:
+    test_every_test_has_an_empty_virtual_host(broker)
+
+
+def test_queues_are_counted_by_the_messages_that_wait(broker: Broker) -> None:
+    with connect(broker) as connection:
+        channel = connection.channel()
+        channel.confirm_delivery()
+        channel.queue_declare('a queue: größe', durable=True)
+        channel.basic_publish('', 'a queue: größe', b'one')
+        channel.basic_publish('', 'a queue: größe', b'two')
+        assert broker.queues() == {'a queue: größe': 2}
+
+
+def test_closing_all_connections_tells_them_so(broker: Broker) -> None:
+    with connect(broker) as connection:
+        broker.close_all_connections()
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker) as caught:
+            connection.process_data_events(time_limit=10)
+        assert caught.value.reply_code == 320
+
+
+def test_virtual_hosts_come_and_go(broker: Broker) -> None:
+    broker.add_vhost('another one/%')
+    parameters = pika.URLParameters(broker.url_of('another one/%'))
+    pika.BlockingConnection(parameters).close()
+    broker.delete_vhost('another one/%')
+    with pytest.raises(pika.exceptions.ProbableAccessDeniedError):
+        pika.BlockingConnection(parameters)
+
+
+def test_a_killed_node_comes_back_with_its_durable_queues(private_rabbitmq: RabbitMQ) -> None:
+    with connect(private_rabbitmq) as connection:
+        connection.channel().queue_declare('kept', durable=True)
+        private_rabbitmq.node.kill()
+        with pytest.raises(pika.exceptions.AMQPConnectionError):
+            connection.process_data_events(time_limit=10)
+    private_rabbitmq.node.start()
+    assert private_rabbitmq.queues() == {'kept': 0}
+
+
+def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None:
+    private_rabbitmq.node.restart()
+    with connect(private_rabbitmq) as connection:
+        assert connection.is_open
+
+
+@pytest.mark.usefixtures('rabbitmq')
+def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program]) -> None:
+    program = run_program(NODE_THAT_IS_KILLED, sys.path)
+    pid, directory = program.expect('/').split()
+    os.kill(program.pid, 9)
+    program.wait()
+    # `tail --pid` waits for the end of a process that is not our child.
+    subprocess.run(['tail', '--pid', pid, '-f', '/dev/null'], timeout=20, check=True)
+    subprocess.run(['rm', '-r', directory], check=True)
