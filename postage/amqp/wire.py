@@ -158,7 +158,7 @@ def _field(value: Any) -> bytes:
         return b'F' + _table(value)
     if isinstance(value, (list, tuple)):
         return b'A' + _long_string(b''.join(map(_field, value)))
-    raise EncodingError(f'a message header cannot be {value!r:.80}: AMQP has no type for {type(value).__name__}')
+    raise EncodingError(f'the message headers cannot hold {value!r:.80}: AMQP has no type for {type(value).__name__}')
 
 
 def _long_string(data: bytes | bytearray) -> bytes:
