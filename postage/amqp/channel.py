@@ -254,6 +254,8 @@ class Channel:
         if operation.method in WITHOUT_ANSWER:
             call(**operation.arguments)
             return False
+        if operation.method == 'basic_cancel' and operation.arguments.get('consumer_tag') not in channel.consumer_tags:
+            return False  # the broker was quicker, and pika would never call back
         callback = self._on_get_ok if operation.method == 'basic_get' else self._finish_operation
         call(callback=callback, **operation.arguments)
         return True

@@ -39,7 +39,9 @@ Role = Literal['publishing', 'consuming']
 
 OPERATION_TIMEOUT = 60.0  # seconds that a blocking operation waits for the broker, reconnects included
 CLOSE_TIMEOUT = 10.0  # seconds that a close, or the end of the program, waits for what is pending
+ABORT_SECONDS = 0.1  # for an attempt to connect to end when it is given up
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attempts; the last one is the ceiling
+WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
 
@@ -398,18 +400,21 @@ class Connection:
         waiting, self._waiting_for_open = self._waiting_for_open, []
         for future in waiting:
             future.set_result(None)
-        self._watch(wire, wire.bytes_received, 0)
+        self._watch(wire, wire.bytes_received, time.monotonic())
         self.drive(self._restore_steps()).add_done_callback(self._on_restored)
 
-    def _watch(self, wire: WireConnection, received: int, silent: int) -> None:
+    def _watch(self, wire: WireConnection, received: int, since: float) -> None:
         """Give up a connection on which nothing has come for two heartbeats; pika would wait for five seconds more."""
-        if wire.heartbeat and wire.is_open:
-            silent = silent + 1 if wire.bytes_received == received else 0
-            if silent > 4:
-                wire.abort(f'nothing was received for {2 * wire.heartbeat:g} s')
-            else:
-                now = wire.bytes_received
-                self._loop.call_later(wire.heartbeat / 2, lambda: self._watch(wire, now, silent))
+        if not wire.heartbeat or not wire.is_open:
+            return
+        now = time.monotonic()
+        if wire.bytes_received != received:
+            received, since = wire.bytes_received, now
+        patience = 2 * wire.heartbeat * WATCH_SHARE - (now - since)
+        if patience <= 0:
+            wire.abort(f'nothing was received for {now - since:.3g} s')
+        else:
+            self._loop.call_later(min(patience, wire.heartbeat / 4), lambda: self._watch(wire, received, since))
 
     def _restore_steps(self) -> Steps:
         """Declare everything again and open every channel again, in this order."""
@@ -537,6 +542,8 @@ class Connection:
         elif not connection.is_closing:
             self.flush_now()
             connection.close()
+            if connection is not self.wire:
+                self._loop.call_later(ABORT_SECONDS, self._loop.stop)  # a peer that never spoke says no farewell
 
 
 def _quieten_pika() -> None:

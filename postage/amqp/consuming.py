@@ -19,13 +19,15 @@ import pika.spec
 from postage import errors
 from postage.amqp.channel import Channel, Steps
 from postage.amqp.topology import Topology
-from postage.amqp.wire import Content, ack_frame, reject_frame
+from postage.amqp.wire import Content, ack_frame, reject_frame, return_frame
 
 if TYPE_CHECKING:
     from postage.amqp.connection import Connection
     from postage.amqp.publishing import Receipt
 
 logger = logging.getLogger('postage')
+
+WATCH_SECONDS = 0.025  # between looks at an inbox with something in it
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
 """The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
@@ -142,6 +144,11 @@ class ConsumingChannel(Channel):
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
         self._outbox: deque[tuple[int, int, bool | None]] = deque()  # generation, tag, None to ack or requeue
+        self._is_stuck: Callable[[], bool] | None = None
+        self._slow_down: Callable[[], None] = _nothing
+        self._is_watched = False
+        self._wanted_prefetch = prefetch
+        self._is_resizing = False
 
     # From any thread
 
@@ -155,8 +162,7 @@ class ConsumingChannel(Channel):
     def consume_steps(self, queue: str) -> Steps:
         """Start to consume from a queue, now and after every reconnect. Does nothing where it does already."""
         if queue not in self.consumers:
-            self.consumers[queue] = tag = f'postage-{next(_tags)}'
-            self._queues[tag.encode()] = queue
+            self.consumers[queue] = tag = self._new_tag(queue)
             if self.is_open:
                 yield from self._consume(queue, tag)
 
@@ -166,13 +172,62 @@ class ConsumingChannel(Channel):
         if tag is not None and self.is_open:
             yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
 
+    def resize_steps(self, prefetch: int) -> Steps:
+        """Change how many messages are sent ahead.
+
+        A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
+        each ends and begins anew. With fewer than before, what is in the inbox goes back into its queue first, to the
+        place it came from, so that the order holds.
+        """
+        self._wanted_prefetch = prefetch
+        if self._is_resizing:
+            return  # whoever is at it sees the new number
+        self._is_resizing = True
+        try:
+            while self.prefetch != self._wanted_prefetch:
+                shrinks = 0 < self._wanted_prefetch < self.prefetch or not self.prefetch
+                self.prefetch = self._wanted_prefetch
+                if self.is_open:
+                    yield from self._begin_anew(shrinks)
+        finally:
+            self._is_resizing = False
+
+    def _begin_anew(self, shrinks: bool) -> Steps:
+        generation = self.generation
+        for queue, tag in list(self.consumers.items()):
+            yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+        while shrinks and self.inbox:
+            self._return_newest()
+        self.connection.flush_now()
+        if generation != self.generation or not self.is_open:
+            return  # opened again meanwhile, with the new count
+        yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+        for queue in list(self.consumers):
+            self.consumers[queue] = tag = self._new_tag(queue)
+            yield from self._consume(queue, tag)
+
+    def _return_newest(self) -> None:
+        try:
+            self.settle(self.inbox.pop(), requeue=True)
+        except IndexError:
+            pass  # the consuming thread was quicker
+
+    def _new_tag(self, queue: str) -> str:
+        tag = f'postage-{next(_tags)}'
+        self._queues[tag.encode()] = queue
+        return tag
+
     def _set_up(self) -> Steps:
         if self.prefetch:
             yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+        # No delivery of an older generation is still to come.
+        self._queues = {tag.encode(): queue for queue, tag in self.consumers.items()}
         assert self._pika is not None
         self._pika.add_on_cancel_callback(self._on_cancelled)
-        for queue, tag in list(self.consumers.items()):
-            yield from self._consume(queue, tag)
+        begun: set[str] = set()
+        while missing := [queue for queue in self.consumers if queue not in begun]:  # more may come meanwhile
+            yield from self._consume(missing[0], self.consumers[missing[0]])
+            begun.add(missing[0])
 
     def _consume(self, queue: str, tag: str) -> Steps:
         yield self.operate(
@@ -200,6 +255,14 @@ class ConsumingChannel(Channel):
         if self.is_open:
             yield from self._consume(queue, tag)
 
+    def _reopen(self) -> None:
+        # A queue that went in that very moment is the likeliest reason: see that all are there before going on.
+        self.connection.drive(self._declare_and_open_steps()).add_done_callback(self._on_reopened)
+
+    def _declare_and_open_steps(self) -> Steps:
+        yield from self.topology.replay(self.connection.control)
+        yield from self.ensure_open_steps()
+
     def _on_lost(self, error: errors.BrokerError) -> None:
         if self.is_wanted and isinstance(error, errors.OperationRefused):
             logger.warning('the channel of the consumer of %s was closed: %s', ', '.join(self.consumers), error)
@@ -218,6 +281,23 @@ class ConsumingChannel(Channel):
     def end_of_read(self) -> None:
         if self.inbox:
             self.notify()
+            if self._is_stuck is not None and self.prefetch != 1 and not self._is_watched:
+                self._watch()
+
+    def watch_with(self, is_stuck: Callable[[], bool], slow_down: Callable[[], None]) -> None:
+        """Look after the inbox while there is something in it.
+
+        :param is_stuck: whether nobody has taken anything out of it for long
+        :param slow_down: what to do then; on the I/O thread
+        """
+        self._is_stuck, self._slow_down = is_stuck, slow_down
+
+    def _watch(self) -> None:
+        self._is_watched = bool(self.inbox) and self.is_open
+        if self._is_watched:
+            if self._is_stuck is not None and self._is_stuck():
+                self._slow_down()
+            self.connection.call_later(WATCH_SECONDS, self._watch)
 
     def drain(self, frames: list[bytes]) -> None:
         number, generation, outbox = self.number, self.generation, self._outbox
@@ -229,7 +309,7 @@ class ConsumingChannel(Channel):
             elif requeue is None:
                 frames.append(ack_frame(number, tag))
             else:
-                frames.append(reject_frame(number, tag, requeue))
+                frames.append(return_frame(number, tag) if requeue else reject_frame(number, tag))
         if stale:
             logger.warning(
                 'dropped %d acknowledgements of messages delivered before the connection was lost; '

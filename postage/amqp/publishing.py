@@ -116,6 +116,13 @@ class Receipt:
         for callback in callbacks or ():
             callback()
 
+    def _disown(self) -> None:
+        """In a forked child: what becomes of it is the parent's affair."""
+        self._ledger.unsettled = 0
+        self._unsettled = 0
+        self._callbacks = None
+        self._error = errors.PublishError(f"message {self.message_id} is the parent process's, which alone knows")
+
     def __repr__(self) -> str:
         state = (
             'failed' if self._error else 'confirmed' if self.confirmed else 'settled' if self.settled else 'under way'
@@ -401,6 +408,8 @@ class PublishingChannel(Channel):
     def after_fork(self) -> bool:
         super().after_fork()
         self._lock = threading.Condition()
+        for outgoing in (*self._unconfirmed.values(), *self._pending):
+            outgoing.receipt._disown()
         self._pending.clear()
         self._unconfirmed.clear()
         self._in_flight = self._bytes = self._waiting = self._suspects = 0
@@ -413,13 +422,15 @@ def new_message_id() -> str:
     return f'{_prefix}-{next(_numbers):x}'
 
 
-def _new_prefix() -> None:
-    global _prefix
+def _start_over() -> None:
+    """At import and in a forked child: nothing here may be the parent's."""
+    global _prefix, _settling
     _prefix = secrets.token_hex(8)
+    _settling = threading.Lock()
 
 
 _prefix = ''
 _numbers = itertools.count(1)
-_new_prefix()
+_start_over()
 if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_new_prefix)
+    os.register_at_fork(after_in_child=_start_over)

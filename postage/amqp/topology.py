@@ -70,9 +70,10 @@ class Topology:
         """Declare one queue again, and bind it.
 
         The name of an exclusive queue stays refused (405) until the broker has noticed that our old connection is
-        gone, which takes up to two heartbeats where that was lost without a word: that is waited out.
+        gone, which takes up to three heartbeats where that was lost without a word: that is waited out. One that
+        somebody else has declared with other flags meanwhile is used as found; an error in the log says so.
         """
-        patience = Patience(control.connection, 2 * control.connection.heartbeat + 1)
+        patience = Patience(control.connection, 3 * control.connection.heartbeat + 5)
         while True:
             try:
                 yield from declare_queue(control, queue)
@@ -81,6 +82,9 @@ class Topology:
                 if not queue.flags.get('exclusive') or patience.is_over:
                     raise
                 yield patience.pause()
+            except errors.DeclarationMismatch as error:
+                logger.error('%s; it is used as found', error)
+                break
         for binding in [binding for binding in self.bindings if binding.queue == queue.name]:
             yield from bind(control, binding)
 

@@ -41,6 +41,8 @@ BASIC_ACK = (60 << 16) | 80
 BASIC_REJECT = (60 << 16) | 90
 BASIC_NACK = (60 << 16) | 120
 
+_REQUEUE = 2  # the second bit of a nack; the first one is "multiple"
+
 _frame = Struct('>BHI')
 _method = Struct('>I')
 _length = Struct('>I')
@@ -195,9 +197,17 @@ def ack_frame(channel: int, delivery_tag: int) -> bytes:
     return _settlement.pack(METHOD, channel, 13, BASIC_ACK, delivery_tag, 0, FRAME_END_BYTE)
 
 
-def reject_frame(channel: int, delivery_tag: int, requeue: bool) -> bytes:
-    """A ``basic.reject`` of one delivery. Not a nack: that does not count against a quorum queue's limit."""
-    return _settlement.pack(METHOD, channel, 13, BASIC_REJECT, delivery_tag, requeue, FRAME_END_BYTE)
+def reject_frame(channel: int, delivery_tag: int) -> bytes:
+    """A ``basic.reject`` of one delivery, without requeue: the message failed."""
+    return _settlement.pack(METHOD, channel, 13, BASIC_REJECT, delivery_tag, 0, FRAME_END_BYTE)
+
+
+def return_frame(channel: int, delivery_tag: int) -> bytes:
+    """A ``basic.nack`` with requeue of one delivery, which was not tried.
+
+    From RabbitMQ 4.3 on a nack, unlike a reject, does not count against a quorum queue's delivery limit.
+    """
+    return _settlement.pack(METHOD, channel, 13, BASIC_NACK, delivery_tag, _REQUEUE, FRAME_END_BYTE)
 
 
 # Frames in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, ClassVar
@@ -19,10 +20,10 @@ from postage.amqp.topology import QUEUE_FLAGS, Binding, Queue, Topology, bind, d
 from postage.messaging.encoders import JsonEncoder
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.messages import Message, MessageResult
+from postage.messaging.pace import Pace
 from postage.messaging.program import program_settings
 from postage.settings import apply_debug_mode, broker_settings, debug_mode
 
-PREFETCH_DEFAULT = 64  # messages in hand of one consumer where prefetch_count is None
 PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
 
 
@@ -44,7 +45,8 @@ class GenericConsumer:
 
     :cvar encoder_class: has ``encode``, ``decode`` and ``content_type``
     :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
-    :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement; ``None`` leaves it to Postage
+    :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement, 0 for any number; ``None``
+        has it follow the handlers: many while they are quick, one while they are slow (:class:`Pace`)
     """
 
     eqk: Any = ()
@@ -65,6 +67,10 @@ class GenericConsumer:
         self._topology = Topology()
         self._closed = False
         self._stop = threading.Event()
+        self._pace: Pace | None = None
+        self._aside = 0
+        self._fixed_prefetch = 0
+        self._prefetch = 0  # the count asked for last
         self._replies: Connection | None = None
         self._connection = acquire(self._settings, 'consuming')
         try:
@@ -82,7 +88,8 @@ class GenericConsumer:
     def _new_channel(self) -> ConsumingChannel:
         count = self.prefetch_count
         if count is None:
-            count = PREFETCH_DEFAULT
+            self._pace = Pace()
+            count = self._pace.prefetch
         if not isinstance(count, int) or not 0 <= count <= 65535:
             raise errors.ConfigurationError(
                 f'{type(self).__name__}.prefetch_count must be None or a number from 0 to 65535, not {count!r:.80}'
@@ -216,7 +223,9 @@ class GenericConsumer:
                 while not self._stop.is_set() and (delivery := self.next_delivery()) is not None:
                     header = self._properties_of(delivery)
                     if header is not None:
+                        began = time.monotonic()
                         callback(self.channel, delivery, header, delivery.body)
+                        self.took(1, time.monotonic() - began)
         finally:
             self.end()
 
@@ -235,8 +244,14 @@ class GenericConsumer:
         if not self._channel.is_wanted:
             self._channel = self._new_channel()
         channel = self._channel
-        if channel.prefetch:
+        self._aside = 0
+        if self._pace is not None:
+            self._pace.begin(at_once, self._is_single_active())
+            channel.prefetch = self._pace.prefetch
+            channel.watch_with(self._pace.is_stuck, self._slow_down)
+        elif channel.prefetch:
             channel.prefetch = max(channel.prefetch, at_once)
+        self._prefetch = self._fixed_prefetch = channel.prefetch
         channel.notify = notify
         self._connection.run(lambda: self._consume_all_steps(channel))
         self._connection.add_channel(channel)
@@ -257,11 +272,45 @@ class GenericConsumer:
         """
         channel = self._channel
         try:
-            return channel.inbox.popleft()
+            delivery = channel.inbox.popleft()
+            if self._pace is not None:
+                self._pace.took_out(len(delivery.body))
+            return delivery
         except IndexError:
             if channel.error is not None:
                 raise channel.error from None
             return None
+
+    def took(self, messages: int, seconds: float) -> None:
+        """Say how long it took to handle so many messages, for the prefetch count to follow. Cheap, never blocks."""
+        if self._pace is not None and self._pace.observe(messages, seconds):
+            self._resize()
+
+    def set_aside(self, messages: int) -> None:
+        """Say how many messages in hand wait for others of the same queue, which have to be delivered meanwhile."""
+        self._aside = messages
+        self._resize()
+
+    def _slow_down(self) -> None:
+        """The inbox has not been touched for long: give it back to others. On the I/O thread."""
+        if self._pace is not None and self._pace.slow_down():
+            self._resize()
+
+    def _resize(self) -> None:
+        """Have the channel prefetch what is wanted now. Never blocks."""
+        channel = self._channel
+        wanted = self._fixed_prefetch if self._pace is None else self._pace.prefetch
+        if self._aside and wanted:
+            # By powers of two, for each change ends the consumer and begins a new one; and never back meanwhile.
+            wanted = max(self._prefetch, wanted + max(8, 1 << (2 * self._aside).bit_length()))
+        if wanted != self._prefetch:
+            self._prefetch = wanted
+            self._connection.start(channel.resize_steps(wanted))
+
+    def _is_single_active(self) -> bool:
+        """Whether to end and begin anew would make another consumer of its queue the active one."""
+        queues = self._topology.queues.values()
+        return any((queue.flags.get('arguments') or {}).get('x-single-active-consumer') for queue in queues)
 
     def wind_down(self) -> None:
         """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""

@@ -118,6 +118,7 @@ class RpcClient:
         self._deadlines: list[tuple[float, int, Call, int]] = []
         self._numbers = itertools.count()
         self._timer: Any = None
+        self._armed_for = 0.0
 
     def call(self, call: Call) -> None:
         """Send a request, and see to its attempts. From any thread; never blocks."""
@@ -155,13 +156,20 @@ class RpcClient:
         heapq.heappush(self._deadlines, (time.monotonic() + call.timeout, next(self._numbers), call, call.attempt))
         self._arm()
         assert call.channel is not None
+        call.channel.withdraw(call)  # an attempt that an outage held back
         call.channel.send(call)
 
     def _arm(self) -> None:
-        if self._timer is None and self._deadlines:
-            self._timer = self._connection.call_later(
-                max(0.0, self._deadlines[0][0] - time.monotonic()), self._on_deadline
-            )
+        """Have one timer run, for the earliest deadline."""
+        if not self._deadlines:
+            return
+        earliest = self._deadlines[0][0]
+        if self._timer is not None:
+            if earliest >= self._armed_for:
+                return
+            self._connection.cancel_call(self._timer)
+        self._armed_for = earliest
+        self._timer = self._connection.call_later(max(0.0, earliest - time.monotonic()), self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._timer = None

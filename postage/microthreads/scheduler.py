@@ -104,6 +104,7 @@ class MicroScheduler:
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_numbers = count()
         self._exiting = False
+        self._current: Task | None = None  # the one whose turn it is
         self._at_end: list[Callable[[], object]] = []
         self._last_failure: Exception | None = None
         self._sleeping = False
@@ -224,14 +225,16 @@ class MicroScheduler:
         return self._threads
 
     def interrupt(self, microthread: MicroThread, error: BaseException) -> None:
-        """Raise an exception at the ``yield`` where a microthread is parked. From the scheduler's own thread.
+        """Raise an exception at the ``yield`` where a microthread is. From the scheduler's own thread.
 
-        One that is not parked is left alone.
+        One that has ended, or is running, is left alone.
         """
         task = microthread._task
-        if task is not None and not task.ended and task.waits_for is not None:
+        if task is None or task.ended or task is self._current:
+            return
+        task.result, task.error = None, error
+        if task.waits_for is not None:
             task.waits_for = None
-            task.error = error
             self._ready.append(task)
 
     def run(self, grace: float = 30.0) -> None:
@@ -266,6 +269,7 @@ class MicroScheduler:
         error, task.error = task.error, None
         result, task.result = task.result, None
         task.waits_for = None
+        self._current = task
         try:
             if error is None:
                 wanted = task.context.run(task.generator.send, result)
@@ -281,6 +285,8 @@ class MicroScheduler:
         else:
             if wanted is None or not self._park(task, wanted):
                 self._ready.append(task)
+        finally:
+            self._current = None
 
     def _park(self, task: Task, wanted: object) -> bool:
         """Set a task aside until what it waits for has happened; ``False`` where it may go on at once."""

@@ -1,0 +1,87 @@
+"""How many messages to prefetch where the user leaves it open: fair to other consumers, and fast.
+
+A consumer with one message in hand is fair, for whoever is idle gets the next; but each message costs a round trip.
+One with hundreds in hand is fast; but where its handlers are slow it sits on work that idle ones could do. So the
+prefetch count follows the handlers: it begins with one message, grows to what they handle in :data:`HELD_SECONDS`,
+and falls back as soon as they are slow. Big bodies keep it low, too, for memory's sake.
+
+https://www.rabbitmq.com/docs/consumer-prefetch
+"""
+
+from __future__ import annotations
+
+import time
+
+HELD_SECONDS = 0.2  # work that may wait in one consumer's inbox while others are idle
+HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
+DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
+STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
+EVIDENCE = 16  # messages to judge by before prefetching more
+WEIGHT = 0.1  # of a message in the moving average
+SINGLE_ACTIVE_PREFETCH = 64
+
+
+class Pace:
+    """Follows how long messages take, and says how many to prefetch.
+
+    :ivar prefetch: how many
+    """
+
+    def __init__(self) -> None:
+        self._taken_at = 0.0
+        self._bytes = 0
+        self.begin(1, False)
+
+    def begin(self, at_once: int, is_fixed: bool) -> None:
+        """Start again, knowing nothing.
+
+        :param at_once: how many messages are handled at the same time
+        :param is_fixed: whether the count must not change, because a change would hand the queue to somebody else
+        """
+        self._at_once = at_once
+        self._is_fixed = is_fixed
+        self._average = 0.0  # seconds a message
+        self._size = 0.0  # bytes a message
+        self._seen = 0  # messages since the last change
+        self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH) if is_fixed else at_once
+        self._taken_at = time.monotonic()
+
+    def took_out(self, size: int) -> None:
+        """Take note that a message of so many bytes was taken out of the inbox."""
+        self._taken_at = time.monotonic()
+        self._bytes += size
+
+    def observe(self, messages: int, seconds: float) -> bool:
+        """Take note that so many messages took so long. Returns whether ``prefetch`` has changed. Any thread."""
+        if not messages or self._is_fixed:
+            return False
+        each = seconds / messages
+        weight = 1.0 if not self._seen else min(1.0, WEIGHT * messages)
+        self._average += weight * (each - self._average)
+        self._size += weight * (self._bytes / messages - self._size)
+        self._bytes = 0
+        self._seen += messages
+        wanted = self._at_once + self._depth() if self._depth() > 1 else self._at_once
+        if wanted > self.prefetch and self._seen < EVIDENCE:
+            return False
+        return self._change(wanted)
+
+    def _depth(self) -> int:
+        affordable = min(HELD_SECONDS / max(self._average, 1e-9), HELD_BYTES / max(self._size, 1))
+        return next((depth for depth in DEPTHS if depth <= affordable), 1)
+
+    def is_stuck(self) -> bool:
+        """Whether messages wait in the inbox and nobody takes them. Any thread."""
+        return self.prefetch > self._at_once and time.monotonic() - self._taken_at > STUCK_SECONDS
+
+    def slow_down(self) -> bool:
+        """Go back to the fewest. Returns whether that is a change."""
+        self._average = max(self._average, STUCK_SECONDS)
+        return not self._is_fixed and self._change(self._at_once)
+
+    def _change(self, prefetch: int) -> bool:
+        if prefetch == self.prefetch:
+            return False
+        self.prefetch = prefetch
+        self._seen = 0
+        return True
