@@ -19,7 +19,7 @@ import pika.spec
 from postage import errors
 from postage.amqp.channel import Channel, Steps
 from postage.amqp.topology import Topology
-from postage.amqp.wire import Content, ack_frame, reject_frame, return_frame
+from postage.amqp.wire import Content, ack_frame, decode_properties, reject_frame, return_frame
 
 if TYPE_CHECKING:
     from postage.amqp.connection import Connection
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger('postage')
 
+ORIGINAL_EXCHANGE = 'x-postage-exchange'
+ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
 WATCH_SECONDS = 0.025  # between looks at an inbox with something in it
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
@@ -73,13 +75,22 @@ class Delivery:
 
     @property
     def exchange(self) -> str:
-        """Name of the exchange it was published to; empty for the default exchange."""
-        return self._content.exchange.decode('utf-8', 'replace')
+        """Name of the exchange it was first published to; empty for the default exchange."""
+        return self._origin(ORIGINAL_EXCHANGE, self._content.exchange)
 
     @property
     def routing_key(self) -> str:
-        """The routing key it was published with."""
-        return self._content.routing_key.decode('utf-8', 'replace')
+        """The routing key it was first published with."""
+        return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
+
+    def _origin(self, header: str, arrived_by: bytes) -> str:
+        """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
+        if not self._content.exchange:
+            try:
+                return str(self.headers[header])
+            except (KeyError, errors.DecodingError):
+                pass
+        return arrived_by.decode('utf-8', 'replace')
 
     @property
     def properties(self) -> pika.spec.BasicProperties:
@@ -88,10 +99,7 @@ class Delivery:
         :raises errors.DecodingError: where the publisher sent what cannot be decoded
         """
         if self._properties is None:
-            try:
-                self._properties = decode_properties(self._content.properties)
-            except Exception as error:  # also RecursionError: whatever a publisher sends, it must not end a consumer
-                raise errors.DecodingError(f'its AMQP properties cannot be decoded: {error!r}') from error
+            self._properties = decode_properties(self._content.properties)
         return self._properties
 
     @property
@@ -115,13 +123,6 @@ class Delivery:
             f'<Delivery {self.delivery_tag} from queue {self.queue!r}, exchange {self.exchange!r}, '
             f'key {self.routing_key!r}>'
         )
-
-
-def decode_properties(data: bytes) -> pika.spec.BasicProperties:
-    """Properties out of the bytes of a content header. Raises whatever hostile bytes make pika raise."""
-    properties: Any = pika.spec.BasicProperties()  # type: ignore[no-untyped-call]
-    properties.decode(data)
-    return properties  # type: ignore[no-any-return]
 
 
 class ConsumingChannel(Channel):

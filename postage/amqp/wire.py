@@ -14,8 +14,9 @@ Frame layout: AMQP 0-9-1, sections 2.3 (frames) and 4.2 (format). Nothing here i
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from typing import Any, Protocol
 import pika
 import pika.exceptions
 
-from postage.errors import ConfigurationError, EncodingError
+from postage.errors import ConfigurationError, DecodingError, EncodingError
 
 logger = logging.getLogger('postage.amqp')
 
@@ -154,6 +155,8 @@ def _field(value: Any) -> bytes:
         return b'S' + _long_string(value.encode('utf-8'))
     if isinstance(value, (bytes, bytearray)):
         return b'x' + _long_string(value)
+    if isinstance(value, Decimal) and (decimal := _decimal(value)):
+        return decimal
     if isinstance(value, datetime):
         return b'T' + _uint64.pack(int(value.timestamp()))
     if isinstance(value, Mapping):
@@ -163,8 +166,149 @@ def _field(value: Any) -> bytes:
     raise EncodingError(f'the message headers cannot hold {value!r:.80}: AMQP has no type for {type(value).__name__}')
 
 
+def _decimal(value: Decimal) -> bytes | None:
+    """A decimal as AMQP has it, a signed 32-bit number and its scale; ``None`` where it does not fit."""
+    sign, digits, exponent = value.as_tuple()
+    if not isinstance(exponent, int) or not -255 <= exponent <= 0:
+        return None
+    number = int(''.join(map(str, digits))) * (-1 if sign else 1)
+    return b'D' + bytes((-exponent,)) + _int32.pack(number) if -(2**31) <= number < 2**31 else None
+
+
 def _long_string(data: bytes | bytearray) -> bytes:
     return _length.pack(len(data)) + data
+
+
+def decode_properties(data: bytes) -> pika.BasicProperties:
+    """The properties of a content header, out of their bytes.
+
+    :raises DecodingError: whatever a publisher put there that cannot be decoded
+    """
+    properties = pika.BasicProperties()  # type: ignore[no-untyped-call]
+    try:
+        (flags,) = _flags.unpack_from(data)
+        position = 2
+        for flag, name, read in _PROPERTIES:
+            if flags & flag:
+                value, position = read(data, position)
+                setattr(properties, name, value)
+    except Exception as error:  # of any kind, RecursionError included: no publisher may end a consumer
+        raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
+    return properties
+
+
+def _read_short_string(data: bytes, position: int) -> tuple[str, int]:
+    start = position + 1
+    end = start + data[position]
+    if end > len(data):
+        raise ValueError('a string reaches beyond the end')
+    return data[start:end].decode('utf-8'), end
+
+
+def _read_octet(data: bytes, position: int) -> tuple[int, int]:
+    return data[position], position + 1
+
+
+def _read_timestamp(data: bytes, position: int) -> tuple[int, int]:
+    return _uint64.unpack_from(data, position)[0], position + 8
+
+
+def _read_table(data: bytes, position: int) -> tuple[dict[str, Any], int]:
+    (size,) = _length.unpack_from(data, position)
+    position += 4
+    end = position + size
+    if end > len(data):
+        raise ValueError('a table reaches beyond the end')
+    table: dict[str, Any] = {}
+    while position < end:
+        name, position = _read_short_string(data, position)
+        table[name], position = _read_field(data, position)
+    return table, position
+
+
+def _read_array(data: bytes, position: int) -> tuple[list[Any], int]:
+    (size,) = _length.unpack_from(data, position)
+    position += 4
+    end = position + size
+    if end > len(data):
+        raise ValueError('an array reaches beyond the end')
+    array = []
+    while position < end:
+        value, position = _read_field(data, position)
+        array.append(value)
+    return array, position
+
+
+def _read_long_bytes(data: bytes, position: int) -> tuple[bytes, int]:
+    (size,) = _length.unpack_from(data, position)
+    end = position + 4 + size
+    if end > len(data):
+        raise ValueError('a string reaches beyond the end')
+    return data[position + 4 : end], end
+
+
+def _read_field(data: bytes, position: int) -> tuple[Any, int]:
+    """One value with its type (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3)."""
+    kind = data[position : position + 1]
+    position += 1
+    number = _NUMBERS.get(kind)
+    if number is not None:
+        return number.unpack_from(data, position)[0], position + number.size
+    if kind == b'S':
+        text, position = _read_long_bytes(data, position)
+        try:
+            return text.decode('utf-8'), position
+        except UnicodeDecodeError:
+            return text, position
+    if kind == b'F':
+        return _read_table(data, position)
+    if kind == b'A':
+        return _read_array(data, position)
+    if kind == b't':
+        return data[position] != 0, position + 1
+    if kind == b'V':
+        return None, position
+    if kind == b'x':
+        return _read_long_bytes(data, position)
+    if kind == b'T':
+        seconds, position = _read_timestamp(data, position)
+        return datetime.fromtimestamp(seconds, timezone.utc), position
+    if kind == b'D':
+        scale, digits = data[position], _int32.unpack_from(data, position + 1)[0]
+        return Decimal(digits).scaleb(-scale), position + 5
+    raise ValueError(f'a header has the unknown type {kind!r}')
+
+
+_NUMBERS = {
+    b'b': Struct('>b'),
+    b'B': Struct('>B'),
+    b's': Struct('>h'),
+    b'u': Struct('>H'),
+    b'I': _int32,
+    b'i': Struct('>I'),
+    b'l': _int64,
+    b'L': _int64,
+    b'f': Struct('>f'),
+    b'd': _double,
+}
+
+# Bit, name and reader of each property, in the order in which they follow the flags (section 4.2.6.1).
+_PROPERTIES: tuple[tuple[int, str, Callable[[bytes, int], tuple[Any, int]]], ...] = (
+    (1 << 15, 'content_type', _read_short_string),
+    (1 << 14, 'content_encoding', _read_short_string),
+    (1 << 13, 'headers', _read_table),
+    (1 << 12, 'delivery_mode', _read_octet),
+    (1 << 11, 'priority', _read_octet),
+    (1 << 10, 'correlation_id', _read_short_string),
+    (1 << 9, 'reply_to', _read_short_string),
+    (1 << 8, 'expiration', _read_short_string),
+    (1 << 7, 'message_id', _read_short_string),
+    (1 << 6, 'timestamp', _read_timestamp),
+    (1 << 5, 'type', _read_short_string),
+    (1 << 4, 'user_id', _read_short_string),
+    (1 << 3, 'app_id', _read_short_string),
+    (1 << 2, 'cluster_id', _read_short_string),
+)
 
 
 def publish_frames(channel: int, arguments: bytes, properties: bytes, body: bytes, frame_max: int) -> bytes:

@@ -286,9 +286,14 @@ class GenericConsumer:
         if self._pace is not None and self._pace.observe(messages, seconds):
             self._resize()
 
-    def set_aside(self, messages: int) -> None:
-        """Say how many messages in hand wait for others of the same queue, which have to be delivered meanwhile."""
-        self._aside = messages
+    def set_aside(self, change: int) -> None:
+        """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.
+
+        Never blocks; for the thread that consumes.
+
+        :param change: 1 or -1
+        """
+        self._aside += change
         self._resize()
 
     def _slow_down(self) -> None:

@@ -24,8 +24,8 @@ from typing import Any
 from postage import errors
 from postage.amqp import wire
 from postage.amqp.connection import Connection
-from postage.amqp.consuming import ReplyChannel, decode_properties
-from postage.amqp.wire import Content
+from postage.amqp.consuming import ReplyChannel
+from postage.amqp.wire import Content, decode_properties
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
 logger = logging.getLogger('postage')
@@ -229,8 +229,8 @@ class RpcClient:
         address = self._addresses.get(channel)
         try:
             correlation_id = decode_properties(content.properties).correlation_id
-        except Exception as error:
-            logger.warning('a reply was dropped: its AMQP properties cannot be decoded: %r', error)
+        except errors.DecodingError as error:
+            logger.warning('a reply was dropped: %s', error)
             return
         call = self._call_of(address, correlation_id) if address is not None else None
         if call is not None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger('postage.microthreads')
 
+BREATH_SECONDS = 0.0002  # for which a loop that never waits may keep other threads from running
+
 A = TypeVar('A', bound=Alarm)
 
 
@@ -92,6 +94,7 @@ class MicroScheduler:
     :param autoquit: end the loop when no microthread is left. Without it the scheduler goes on waiting for others
         to be added, unless the last one ended by an exception: then that leaves :meth:`main`.
     :cvar threads: how many threads :attr:`executor` may have
+    :ivar is_idle: whether ``main(block=False)`` gave control back because nothing could run
     """
 
     threads: int = 16
@@ -107,6 +110,7 @@ class MicroScheduler:
         self._current: Task | None = None  # the one whose turn it is
         self._at_end: list[Callable[[], object]] = []
         self._last_failure: Exception | None = None
+        self.is_idle = False
         self._sleeping = False
         self._alarm: Alarm = Alarm()
         self._winding_down = False
@@ -152,6 +156,7 @@ class MicroScheduler:
         """
         self._exiting = self._winding_down = False
         _running.scheduler = self
+        breathe_at = 0.0
         try:
             while not self._exiting:
                 self._run_timers()
@@ -163,13 +168,20 @@ class MicroScheduler:
                         self._turn(self._ready.popleft())
                         yield
                         _running.scheduler = self  # another one may have been stepped meanwhile
+                    if time.monotonic() >= breathe_at:
+                        # A loop that never waits would leave the other threads, which read and write the sockets,
+                        # only what the interpreter's switch interval gives them: one turn in 5 ms.
+                        time.sleep(0)
+                        breathe_at = time.monotonic() + BREATH_SECONDS
                 elif self.autoquit and not self._tasks:
                     break
-                elif not block:
-                    yield
-                    _running.scheduler = self
                 elif self._last_failure and not self._tasks:
                     raise self._last_failure
+                elif not block:
+                    self.is_idle = True
+                    yield
+                    self.is_idle = False
+                    _running.scheduler = self
                 elif not self._exiting:
                     self._wait()
         finally:
@@ -396,11 +408,6 @@ class MicroScheduler:
             self._sleeping = False
 
     # For the modules beside this one
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing can run at the moment."""
-        return not (self._ready or self._woken or self._exiting)
 
     @contextlib.contextmanager
     def inside(self, loop: asyncio.AbstractEventLoop, alarm: A) -> Generator[A, None, None]:
