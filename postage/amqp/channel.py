@@ -195,6 +195,11 @@ class Channel:
     def close_steps(self) -> Steps:
         """Send what waits, then close the channel for good. Never raises."""
         self.is_wanted = False
+        if self._being_opened is not None:
+            try:
+                yield self._being_opened
+            except Exception as error:
+                self.connection.logger.debug('a channel that was to be closed did not open: %s', error)
         if self._pika is None or not self._pika.is_open:
             return
         self.connection.flush_now()

@@ -345,13 +345,13 @@ class Connection:
         return over
 
     def when_open(self) -> Future[Any]:
-        """A future that is done as soon as there is a connection to take steps on. On the I/O thread."""
+        """A future that is done once there is a connection with everything on it restored. On the I/O thread."""
         future: Future[Any] = Future()
         if self.error is not None:
             future.set_exception(self.error)
         elif self._closing:
             future.set_exception(errors.Closed(f'the connection to {self.settings} is closed'))
-        elif self.wire is not None:
+        elif self.is_ready:
             future.set_result(None)
         else:
             self._waiting_for_open.append(future)
@@ -397,9 +397,6 @@ class Connection:
         self.wire = wire
         wire.add_on_connection_blocked_callback(self._on_blocked)
         wire.add_on_connection_unblocked_callback(self._on_unblocked)
-        waiting, self._waiting_for_open = self._waiting_for_open, []
-        for future in waiting:
-            future.set_result(None)
         self._watch(wire, wire.bytes_received, time.monotonic())
         self.drive(self._restore_steps()).add_done_callback(self._on_restored)
 
@@ -437,6 +434,9 @@ class Connection:
         self.is_ready = True
         self._round = 0
         self._failures.clear()
+        waiting, self._waiting_for_open = self._waiting_for_open, []
+        for future in waiting:
+            future.set_result(None)
         if not self._opened.done():
             self.logger.debug('connected to %s (%s)', self.settings, self.role)
             self._opened.set_result(None)

@@ -13,6 +13,7 @@ Frame layout: AMQP 0-9-1, sections 2.3 (frames) and 4.2 (format). Nothing here i
 
 from __future__ import annotations
 
+import calendar
 import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
@@ -158,7 +159,7 @@ def _field(value: Any) -> bytes:
     if isinstance(value, Decimal) and (decimal := _decimal(value)):
         return decimal
     if isinstance(value, datetime):
-        return b'T' + _uint64.pack(int(value.timestamp()))
+        return b'T' + _uint64.pack(calendar.timegm(value.utctimetuple()))  # one without a zone is UTC
     if isinstance(value, Mapping):
         return b'F' + _table(value)
     if isinstance(value, (list, tuple)):
@@ -168,11 +169,13 @@ def _field(value: Any) -> bytes:
 
 def _decimal(value: Decimal) -> bytes | None:
     """A decimal as AMQP has it, a signed 32-bit number and its scale; ``None`` where it does not fit."""
-    sign, digits, exponent = value.as_tuple()
-    if not isinstance(exponent, int) or not -255 <= exponent <= 0:
+    value = value.normalize()
+    exponent = value.as_tuple().exponent
+    if not isinstance(exponent, int) or exponent < -255 or exponent > 10:
         return None
-    number = int(''.join(map(str, digits))) * (-1 if sign else 1)
-    return b'D' + bytes((-exponent,)) + _int32.pack(number) if -(2**31) <= number < 2**31 else None
+    scale = max(0, -exponent)
+    number = int(value.scaleb(scale))
+    return b'D' + bytes((scale,)) + _int32.pack(number) if -(2**31) <= number < 2**31 else None
 
 
 def _long_string(data: bytes | bytearray) -> bytes:
