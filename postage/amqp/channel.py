@@ -95,6 +95,7 @@ class Channel:
         self._being_opened: Future[Any] | None = None  # open and set up
         self._operations: deque[_Operation] = deque()
         self._operation: _Operation | None = None
+        self._cancelled_tags: set[str] = set()
 
     # What subclasses add
 
@@ -145,6 +146,7 @@ class Channel:
         self._pika.add_on_close_callback(self._on_closed)
         self._pika.add_callback(self._on_get_empty, [pika.spec.Basic.GetEmpty], one_shot=False)
         self.content = None
+        self._cancelled_tags.clear()
         self.number = self._pika.channel_number
         yield self._opening
         self._opening = None
@@ -259,8 +261,11 @@ class Channel:
         if operation.method in WITHOUT_ANSWER:
             call(**operation.arguments)
             return False
-        if operation.method == 'basic_cancel' and operation.arguments.get('consumer_tag') not in channel.consumer_tags:
-            return False  # the broker was quicker, and pika would never call back
+        if operation.method == 'basic_cancel':
+            tag = operation.arguments.get('consumer_tag')
+            if tag in self._cancelled_tags or tag not in channel.consumer_tags:
+                return False  # it has ended, by us or by the broker, and pika would never call back
+            self._cancelled_tags.add(tag)
         callback = self._on_get_ok if operation.method == 'basic_get' else self._finish_operation
         call(callback=callback, **operation.arguments)
         return True

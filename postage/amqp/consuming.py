@@ -195,7 +195,8 @@ class ConsumingChannel(Channel):
 
     def _begin_anew(self, shrinks: bool) -> Steps:
         generation = self.generation
-        for queue, tag in list(self.consumers.items()):
+        ended = dict(self.consumers)
+        for queue, tag in ended.items():
             yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
         while shrinks and self.inbox:
             self._return_newest()
@@ -203,9 +204,10 @@ class ConsumingChannel(Channel):
         if generation != self.generation or not self.is_open:
             return  # opened again meanwhile, with the new count
         yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
-        for queue in list(self.consumers):
-            self.consumers[queue] = tag = self._new_tag(queue)
-            yield from self._consume(queue, tag)
+        for queue, tag in ended.items():
+            if self.consumers.get(queue) == tag:  # else somebody has ended or begun it meanwhile
+                self.consumers[queue] = self._new_tag(queue)
+                yield from self._consume(queue, self.consumers[queue])
 
     def _return_newest(self) -> None:
         try:
@@ -253,7 +255,7 @@ class ConsumingChannel(Channel):
         if declared is not None:
             yield from self.topology.replay_exchanges(self.connection.control)
             yield from self.topology.replay_queue(self.connection.control, declared)
-        if self.is_open:
+        if self.is_open and self.consumers.get(queue) == tag and not self._is_resizing:
             yield from self._consume(queue, tag)
 
     def _reopen(self) -> None:

@@ -218,7 +218,8 @@ class RabbitMQNode:
         answer = self.evaluate(
             'lists:join(" ", [[base64:encode(element(4, proplists:get_value(name, Info))), ":",'
             ' integer_to_list(proplists:get_value(messages_ready, Info))]'
-            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, messages_ready])])'
+            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, messages_ready]),'
+            ' is_integer(proplists:get_value(messages_ready, Info))])'  # else it is just being declared or deleted
         )
         pairs = (pair.split(':') for pair in answer.split())
         return {base64.b64decode(name).decode(): int(ready) for name, ready in pairs}
