@@ -17,6 +17,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -30,6 +31,7 @@ NOT_INSTALLED = 'rabbitmq-server is not installed'
 
 START_TIMEOUT = 50.0
 COMMAND_TIMEOUT = 20.0
+QUEUES_SETTLE = 5.0
 
 # epmd, Erlang's port mapper, would otherwise become a daemon that outlives the node. `"$@"` is the server.
 START_SCRIPT = """
@@ -215,14 +217,19 @@ class RabbitMQNode:
 
     def queues(self, vhost: str) -> dict[str, int]:
         """Return the name of every queue in a virtual host, with the number of its messages that are ready."""
+        deadline = time.monotonic() + QUEUES_SETTLE
+        while None in (queues := self._queues(vhost)).values() and time.monotonic() < deadline:
+            time.sleep(0.02)  # nothing tells when a queue that is being declared, deleted or recovered is done with it
+        return {name: ready for name, ready in queues.items() if ready is not None}
+
+    def _queues(self, vhost: str) -> dict[str, int | None]:
         answer = self.evaluate(
             'lists:join(" ", [[base64:encode(element(4, proplists:get_value(name, Info))), ":",'
-            ' integer_to_list(proplists:get_value(messages_ready, Info))]'
-            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, messages_ready]),'
-            ' is_integer(proplists:get_value(messages_ready, Info))])'  # else it is just being declared or deleted
+            ' io_lib:format("~p", [proplists:get_value(messages_ready, Info)])]'
+            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, messages_ready])])'
         )
         pairs = (pair.split(':') for pair in answer.split())
-        return {base64.b64decode(name).decode(): int(ready) for name, ready in pairs}
+        return {base64.b64decode(name).decode(): int(ready) if ready.isdigit() else None for name, ready in pairs}
 
     def url(self, vhost: str) -> str:
         """Return the AMQP URL of a virtual host of this node."""
