@@ -10,7 +10,6 @@ from urllib.parse import quote
 import pika
 
 from postage.broker.server import BrokerServer
-from postage.broker.virtual_host import VirtualHost
 from support.rabbitmq_node import RabbitMQNode
 
 
@@ -108,12 +107,10 @@ class Embedded:
         return {name: ready for name, (ready, *_) in self.server.queues(self.vhost).items()}
 
     def add_vhost(self, name: str) -> None:
-        # The server itself has no need of this: only a test changes the virtual hosts of a running broker.
-        node = self.server._node
-        self.server._call(lambda: node.virtual_hosts.update({name: VirtualHost(name, node.clock)}))
+        self.server.add_virtual_host(name)
 
     def delete_vhost(self, name: str) -> None:
-        self.server._call(lambda: self.server._node.virtual_hosts.pop(name))
+        self.server.delete_virtual_host(name)
 
     def url_of(self, vhost: str) -> str:
         return f'amqp://guest:guest@{self.host}:{self.port}/{quote(vhost, safe="")}'

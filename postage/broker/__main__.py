@@ -1,0 +1,79 @@
+"""``python -m postage.broker``: the embedded broker as a command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import ssl
+import sys
+from collections.abc import Sequence
+
+from postage.broker.rules import RULES
+from postage.broker.server import BrokerServer
+
+NAME = 'postage.broker'
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=f'python -m {NAME}',
+        description='An AMQP 0-9-1 broker in memory, for development and tests. Production is RabbitMQ.',
+    )
+    parser.add_argument('--host', default='127.0.0.1', help='address or name to listen on (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=5672, help='0 for any free port (default: %(default)s)')
+    parser.add_argument('--user', default='guest', help='name of the one user (default: %(default)s)')
+    parser.add_argument('--password', default='guest', help="that user's password (default: guest)")
+    parser.add_argument('--vhost', action='append', metavar='NAME', help='a virtual host; may be repeated (default: /)')
+    versions = [version for version in RULES if version]
+    parser.add_argument('--strict', choices=versions, help='behave as this version of RabbitMQ where it differs')
+    parser.add_argument('--tls-certificate', metavar='FILE', help='serve TLS with this certificate chain (PEM)')
+    parser.add_argument('--tls-key', metavar='FILE', help='its private key, where that is a file of its own')
+    parser.add_argument('--verbose', action='store_true', help='a line per connection, declaration and message')
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status: 0 after SIGTERM or SIGINT, 1 where it cannot listen."""
+    options = _arguments(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.WARNING,
+        format='%(asctime)s %(message)s' if options.verbose else '%(asctime)s %(levelname)s %(message)s',
+        stream=sys.stderr,
+    )
+    try:
+        tls = _tls(options.tls_certificate, options.tls_key)
+    except OSError as error:
+        return _failed(f'cannot use the certificate {options.tls_certificate}: {error.strerror or error}')
+    users = {options.user: options.password}
+    hosts = options.vhost or ['/']
+    server = BrokerServer(options.host, options.port, users, hosts, strict=options.strict, tls=tls)
+    try:
+        server.listen()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        return _failed(f'cannot listen on {options.host}:{options.port}: {reason}')
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.request_stop())
+    address = f'{server.scheme}://{options.user}@{server.address}/'
+    sys.stdout.write(f'Postage broker, for development and tests: {address}\n')
+    sys.stdout.flush()
+    server.serve_forever()
+    return 0
+
+
+def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def _failed(reason: str) -> int:
+    sys.stderr.write(f'{NAME}: {reason}\n')
+    return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

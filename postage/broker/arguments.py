@@ -1,0 +1,264 @@
+"""The ``x-…`` arguments of queues, exchanges and consumers: which values are valid, and when two sets are equal.
+
+The texts are those of RabbitMQ 3.10, as client programs may read them. See "Optional Arguments" in RabbitMQ's page on
+queues (https://www.rabbitmq.com/docs/queues) and, for what each argument does, the page that it links.
+"""
+
+from __future__ import annotations
+
+import decimal
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from pika.compat import long
+
+from postage.broker.replies import PRECONDITION_FAILED, Refusal
+
+Arguments = Mapping[str, Any]
+
+LONGEST_EXPIRATION: Final = 86_400_000 * 3650  # milliseconds: RabbitMQ's ten years
+_HIGHEST_PRIORITY: Final = 255
+
+
+def type_name(value: Any) -> str:
+    """Return RabbitMQ's name for the wire type of a decoded value."""
+    names: tuple[tuple[Any, str], ...] = (
+        (bool, 'bool'),
+        (long, 'long'),
+        (int, 'signedint'),
+        (str, 'longstr'),
+        (bytes, 'binary'),
+        (list, 'array'),
+        (dict, 'table'),
+        (decimal.Decimal, 'decimal'),
+        (datetime, 'timestamp'),
+    )
+    return next((name for kind, name in names if isinstance(value, kind)), 'void')
+
+
+def text_of(value: Any) -> str:
+    """Return a value as RabbitMQ writes it into an error."""
+    if isinstance(value, bool):
+        return 'true' if value else 'false'
+    return str(value)
+
+
+# --- validation: each check returns why a value is wrong, or None ---
+
+
+def _integer(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return f'"expected integer, got {type_name(value)}"'
+    return None
+
+
+def _not_negative(value: Any) -> str | None:
+    return _integer(value) or (f'{{value_negative,{value}}}' if value < 0 else None)
+
+
+def _expires(value: Any) -> str | None:
+    return _lifetime(value) or (f'{{value_zero,{value}}}' if value == 0 else None)
+
+
+def _lifetime(value: Any) -> str | None:
+    wrong = _not_negative(value)
+    if wrong is None and value > LONGEST_EXPIRATION:
+        return f'{{value_too_large,{value}}}'
+    return wrong
+
+
+def _max_priority(value: Any) -> str | None:
+    wrong = _not_negative(value)
+    if wrong is None and value > _HIGHEST_PRIORITY:
+        return f'{{max_value_exceeded,{value}}}'
+    return wrong
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) else f'{{unacceptable_type,{type_name(value)}}}'
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else f'{{unacceptable_type,{type_name(value)}}}'
+
+
+def _overflow(value: Any) -> str | None:
+    known = ('drop-head', 'reject-publish', 'reject-publish-dlx')
+    return _text(value) or (None if value in known else 'invalid_overflow')
+
+
+def _queue_type(value: Any) -> str | None:
+    return _text(value) or (None if value in _ALLOWED else f'"unsupported queue type \'{value}\'"')
+
+
+def _queue_mode(value: Any) -> str | None:
+    return _text(value) or (None if value in ('default', 'lazy') else f'"unsupported queue mode \'{value}\'"')
+
+
+def _queue_version(value: Any) -> str | None:
+    return _integer(value) or (None if value in (1, 2) else f'"unsupported queue version \'{value}\'"')
+
+
+def _anything(value: Any) -> str | None:
+    return None
+
+
+_CHECKS: Final[dict[str, Callable[[Any], str | None]]] = {
+    'x-expires': _expires,
+    'x-message-ttl': _lifetime,
+    'x-dead-letter-exchange': _text,
+    'x-dead-letter-routing-key': _text,
+    'x-dead-letter-strategy': _text,
+    'x-max-length': _not_negative,
+    'x-max-length-bytes': _not_negative,
+    'x-max-in-memory-length': _not_negative,
+    'x-max-in-memory-bytes': _not_negative,
+    'x-overflow': _overflow,
+    'x-max-priority': _max_priority,
+    'x-queue-mode': _queue_mode,
+    'x-queue-version': _queue_version,
+    'x-queue-type': _queue_type,
+    'x-single-active-consumer': _flag,
+    'x-delivery-limit': _anything,
+    'x-quorum-initial-group-size': _not_negative,
+    'x-queue-master-locator': _text,
+    'x-consumer-timeout': _expires,
+    'x-max-age': _text,
+    'x-stream-max-segment-size-bytes': _not_negative,
+    'x-initial-cluster-size': _not_negative,
+    'x-queue-leader-locator': _text,
+}
+_COMMON: Final = frozenset(
+    (
+        'x-expires',
+        'x-message-ttl',
+        'x-dead-letter-exchange',
+        'x-dead-letter-routing-key',
+        'x-max-length',
+        'x-max-length-bytes',
+        'x-overflow',
+        'x-queue-type',
+        'x-single-active-consumer',
+        'x-consumer-timeout',
+    )
+)
+_ALLOWED: Final = {
+    'classic': _COMMON | {'x-max-priority', 'x-queue-mode', 'x-queue-version', 'x-queue-master-locator'},
+    'quorum': _COMMON
+    | {
+        'x-dead-letter-strategy',
+        'x-delivery-limit',
+        'x-max-in-memory-length',
+        'x-max-in-memory-bytes',
+        'x-quorum-initial-group-size',
+        'x-queue-leader-locator',
+    },
+}
+
+
+def _invalid(queue: str, vhost: str, name: str, why: str) -> Refusal:
+    return Refusal(PRECONDITION_FAILED, f"invalid arg '{name}' for queue '{queue}' in vhost '{vhost}'{why}")
+
+
+def check_queue_arguments(queue: str, vhost: str, arguments: Arguments) -> None:
+    """Make sure that a new queue's arguments are valid; unknown ones are.
+
+    :raises Refusal: 406, in RabbitMQ's words
+    """
+    exchange = arguments.get('x-dead-letter-exchange')
+    if 'x-dead-letter-exchange' in arguments and not isinstance(exchange, str):
+        wrong = f"invalid type '{type_name(exchange)}' for arg 'x-dead-letter-exchange' in queue"
+        raise Refusal(PRECONDITION_FAILED, f"{wrong} '{queue}' in vhost '{vhost}'")
+    kind = arguments.get('x-queue-type', 'classic')
+    wrong_type = _queue_type(kind)
+    if wrong_type is not None:
+        raise _invalid(queue, vhost, 'x-queue-type', f': {wrong_type}')
+    for name, value in arguments.items():
+        check = _CHECKS.get(name)
+        if check is None:
+            continue
+        if name not in _ALLOWED[kind]:
+            raise _invalid(queue, vhost, name, f' of queue type rabbit_{kind}_queue')
+        why = check(value)
+        if why is not None:
+            raise _invalid(queue, vhost, name, f': {why}')
+    if 'x-dead-letter-routing-key' in arguments and exchange is None:
+        raise _invalid(queue, vhost, 'x-dead-letter-routing-key', ': routing_key_but_no_dlx_defined')
+
+
+def check_consumer_arguments(queue: str, vhost: str, arguments: Arguments) -> None:
+    """Make sure that a consumer's arguments are valid.
+
+    :raises Refusal: 406
+    """
+    if 'x-priority' in arguments:
+        why = _integer(arguments['x-priority'])
+        if why is not None:
+            raise _invalid(queue, vhost, 'x-priority', f': {why}')
+
+
+def check_expiration(text: str) -> int:
+    """Return a message's ``expiration`` in milliseconds.
+
+    :raises Refusal: 406, where it is not a number that RabbitMQ takes
+    """
+    digits = text[1:] if text[:1] in ('-', '+') else text
+    length = len(digits) - len(digits.lstrip('0123456789'))
+    if length == 0 or not text.isascii():
+        why: str | None = 'no_integer'
+    elif length < len(digits):
+        why = f'{{leftover_string,"{digits[length:]}"}}'
+    else:
+        why = _lifetime(int(text))
+    if why is not None:
+        raise Refusal(PRECONDITION_FAILED, f"invalid expiration '{text}': {why}")
+    return int(text)
+
+
+# --- equivalence ---
+
+QUEUE_KEYS: Final = (
+    'x-expires',
+    'x-message-ttl',
+    'x-dead-letter-exchange',
+    'x-dead-letter-routing-key',
+    'x-dead-letter-strategy',
+    'x-max-length',
+    'x-max-length-bytes',
+    'x-max-in-memory-length',
+    'x-max-in-memory-bytes',
+    'x-max-priority',
+    'x-overflow',
+    'x-queue-mode',
+    'x-single-active-consumer',
+    'x-queue-type',
+    'x-queue-master-locator',
+    'x-delivery-limit',
+    'x-quorum-initial-group-size',
+    'x-queue-version',
+)
+EXCHANGE_KEYS: Final = ('alternate-exchange',)
+
+
+def _described(value: Any, present: bool) -> str:
+    return f"the value '{text_of(value)}' of type '{type_name(value)}'" if present else 'none'
+
+
+def inequivalent(what: str, name: str, received: str, current: str) -> Refusal:
+    """Return the refusal of a second declaration; ``what`` is such as ``queue 'x' in vhost '/'``."""
+    difference = f'received {received} but current is {current}'
+    return Refusal(PRECONDITION_FAILED, f"inequivalent arg '{name}' for {what}: {difference}")
+
+
+def check_equivalent(what: str, received: Arguments, current: Arguments, keys: Iterable[str]) -> None:
+    """Make sure that the named arguments are those with which something was declared before.
+
+    :raises Refusal: 406, naming the first that differs
+    """
+    for key in keys:
+        new, old = received.get(key), current.get(key)
+        if (key in received) != (key in current):
+            raise inequivalent(what, key, _described(new, key in received), _described(old, key in current))
+        if new != old or isinstance(new, bool) != isinstance(old, bool):
+            raise inequivalent(what, key, f"'{text_of(new)}'", f"'{text_of(old)}'")

@@ -1,0 +1,122 @@
+"""What a channel keeps of messages on their way out: its consumers, and the deliveries that are not settled."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from postage.broker import wire
+from postage.broker.messages import QueuedMessage
+from postage.broker.queues import Queue
+from postage.broker.replies import PRECONDITION_FAILED, Refusal
+
+if TYPE_CHECKING:
+    from postage.broker.channel import Channel
+
+
+class ChannelConsumer:
+    """A consumer on a channel, as its queue sees it."""
+
+    __slots__ = ('_channel', 'exclusive', 'limit', 'no_ack', 'prefix', 'priority', 'queue', 'tag', 'unacknowledged')
+
+    def __init__(
+        self, channel: Channel, queue: Queue, tag: str, no_ack: bool, exclusive: bool, priority: int, limit: int
+    ) -> None:
+        self._channel = channel
+        self.queue = queue
+        self.tag = tag
+        self.no_ack = no_ack
+        self.exclusive = exclusive
+        self.priority = priority
+        self.limit = limit
+        self.unacknowledged = 0
+        self.prefix = wire.deliver_prefix(tag)
+
+    def has_room(self) -> bool:
+        """Tell whether prefetch limits and the connection's backlog leave room for a message."""
+        channel = self._channel
+        if not channel.takes_deliveries:
+            return False
+        if self.no_ack:
+            return True
+        if self.limit and self.unacknowledged >= self.limit:
+            return False
+        return not channel.prefetch_count or channel.in_flight < channel.prefetch_count
+
+    def deliver(self, entry: QueuedMessage) -> None:
+        """Send a message."""
+        self._channel.deliver(self, entry)
+
+    def queue_deleted(self) -> None:
+        """Tell the client, if it wants to know."""
+        self._channel.consumer_cancelled(self)
+
+
+class Unacknowledged(NamedTuple):
+    """A delivery whose fate is not known yet; a ``Basic.Get`` has no consumer.
+
+    :ivar due: the clock's time by which it has to be settled
+    """
+
+    entry: QueuedMessage
+    queue: Queue
+    consumer: ChannelConsumer | None
+    due: float
+
+
+class Unsettled:
+    """The deliveries of a channel that wait for their acknowledgement, by delivery tag in ascending order."""
+
+    def __init__(self) -> None:
+        self._by_tag: dict[int, Unacknowledged] = {}
+
+    def add(self, tag: int, delivery: Unacknowledged) -> None:
+        """Remember a new delivery."""
+        self._by_tag[tag] = delivery
+
+    def take(self, tag: int, multiple: bool) -> dict[int, Unacknowledged]:
+        """Remove and return one delivery or, with ``multiple``, all up to it; tag 0 then stands for all there are.
+
+        :raises Refusal: 406, where there is no such delivery
+        """
+        pending = self._by_tag
+        if multiple and tag == 0:
+            return self.take_all()
+        if tag not in pending:
+            raise Refusal(PRECONDITION_FAILED, f'unknown delivery tag {tag}')
+        if not multiple:
+            return {tag: pending.pop(tag)}
+        tags = list(itertools.takewhile(lambda earlier: earlier <= tag, pending))
+        return {earlier: pending.pop(earlier) for earlier in tags}
+
+    def first_due(self) -> float:
+        """Return the earliest time by which one of them has to be settled."""
+        return min((delivery.due for delivery in self._by_tag.values()), default=inf)
+
+    def due_at(self, due: float) -> Unacknowledged:
+        """Return one that has to be settled by just that time."""
+        return next(delivery for delivery in self._by_tag.values() if delivery.due == due)
+
+    def take_all(self) -> dict[int, Unacknowledged]:
+        """Remove and return everything."""
+        taken, self._by_tag = self._by_tag, {}
+        return taken
+
+    def put_back(self, taken: dict[int, Unacknowledged]) -> None:
+        """Undo a :meth:`take`."""
+        self._by_tag = dict(sorted({**self._by_tag, **taken}.items()))
+
+
+def requeue(settled: Iterable[Unacknowledged], counts: bool = True) -> None:
+    """Give deliveries back to their queues, as far as those exist.
+
+    :param counts: whether each was an attempt that failed
+    """
+    by_queue: dict[Queue, list[QueuedMessage]] = {}
+    for entry, queue, *_ in settled:
+        by_queue.setdefault(queue, []).append(entry)
+    for queue, entries in by_queue.items():
+        if not queue.deleted:
+            queue.requeue(entries, counts)

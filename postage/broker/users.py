@@ -1,0 +1,88 @@
+"""Users, and what each may do (https://www.rabbitmq.com/docs/access-control).
+
+A right is a regular expression for the names of the resources that it covers; the default exchange is called
+``amq.default``. A user for whom no permissions are configured may do everything in every virtual host.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from postage.broker.replies import ACCESS_REFUSED, Refusal
+
+_DEFAULT_EXCHANGE: Final = 'amq.default'
+
+
+class Permissions(NamedTuple):
+    """Three regular expressions, searched in names as RabbitMQ does; an empty one covers nothing."""
+
+    configure: str = '.*'
+    write: str = '.*'
+    read: str = '.*'
+
+
+class Grant:
+    """What one user may do in one virtual host."""
+
+    def __init__(self, user: str, vhost: str, permissions: Permissions) -> None:
+        self._user = user
+        self._vhost = vhost
+        self._patterns = {
+            right: re.compile(pattern or '^$') for right, pattern in Permissions(*permissions)._asdict().items()
+        }
+
+    def check(self, right: str, kind: str, name: str) -> None:
+        """Make sure that the user has a right.
+
+        :param right: ``configure``, ``write`` or ``read``
+        :param kind: ``queue`` or ``exchange``
+        :raises Refusal: 403
+        """
+        if kind == 'exchange' and not name:
+            name = _DEFAULT_EXCHANGE
+        if not self._patterns[right].search(name):
+            resource = f"{kind} '{name}' in vhost '{self._vhost}'"
+            raise Refusal(ACCESS_REFUSED, f"access to {resource} refused for user '{self._user}'")
+
+
+class Users:
+    """The users of a broker.
+
+    :param passwords: passwords by user name
+    :param permissions: by user name and virtual host; a user who is not in it may do everything everywhere, one who is
+        may enter those virtual hosts only
+    :raises re.error: where a permission is not a regular expression
+    """
+
+    def __init__(
+        self, passwords: Mapping[str, str], permissions: Mapping[str, Mapping[str, Permissions]] | None = None
+    ) -> None:
+        self._passwords: dict[str, str] = {}
+        self._grants: dict[str, dict[str, Grant]] = {}
+        for user, password in passwords.items():
+            self.add(user, password, (permissions or {}).get(user))
+
+    def add(self, user: str, password: str, permissions: Mapping[str, Permissions] | None = None) -> None:
+        """Add a user, or change one for connections to come.
+
+        :param permissions: by virtual host; ``None`` for everything everywhere
+        """
+        self._passwords[user] = password
+        self._grants.pop(user, None)
+        if permissions is not None:
+            self._grants[user] = {vhost: Grant(user, vhost, each) for vhost, each in permissions.items()}
+
+    def is_password(self, user: str, password: bytes) -> bool:
+        """Tell whether there is such a user and this is the password."""
+        known = self._passwords.get(user)
+        return known is not None and known.encode() == password
+
+    def may_enter(self, user: str, vhost: str) -> bool:
+        """Tell whether a user may open a virtual host."""
+        return user not in self._grants or vhost in self._grants[user]
+
+    def grant(self, user: str, vhost: str) -> Grant | None:
+        """Return what a user may do in a virtual host; ``None`` stands for everything."""
+        return self._grants[user][vhost] if user in self._grants else None

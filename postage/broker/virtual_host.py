@@ -1,0 +1,483 @@
+"""A virtual host: its exchanges and queues, how they are declared, and the way of a message through them."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, Final, Protocol
+
+from pika.compat import long
+
+from postage.broker import arguments as args
+from postage.broker import tables
+from postage.broker.clock import Clock
+from postage.broker.exchanges import TYPES, Binding, Exchange, FanoutExchange, HeadersExchange
+from postage.broker.messages import ContentHeader, Message
+from postage.broker.queues import Queue
+from postage.broker.replies import (
+    ACCESS_REFUSED,
+    COMMAND_INVALID,
+    NOT_FOUND,
+    PRECONDITION_FAILED,
+    RESOURCE_LOCKED,
+    Refusal,
+)
+from postage.broker.rules import RULES, Rules
+
+logger = logging.getLogger(__name__)
+
+REPLY_TO: Final = 'amq.rabbitmq.reply-to'
+_PREDECLARED: Final = (
+    ('', 'direct', False),
+    ('amq.direct', 'direct', False),
+    ('amq.fanout', 'fanout', False),
+    ('amq.headers', 'headers', False),
+    ('amq.match', 'headers', False),
+    ('amq.topic', 'topic', False),
+    ('amq.rabbitmq.trace', 'topic', True),
+)
+_REMEMBERED_ROUTES: Final = 4096
+
+Reply = Callable[[Message], None]
+
+
+def generated_name(prefix: str) -> str:
+    """Return a name that nobody else has, as RabbitMQ makes them."""
+    return prefix + base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b'=').decode()
+
+
+class Observer(Protocol):
+    """Who hears of each message on its way through a virtual host."""
+
+    def published(self, vhost: str, message: Message, queues: Sequence[str]) -> None:
+        """A message came from a client and was put into these queues."""
+
+    def delivered(self, vhost: str, queue: str, message: Message, redelivered: bool) -> None:
+        """A message was sent to a consumer, or handed out by a get."""
+
+    def died(self, vhost: str, queue: str, message: Message, reason: str) -> None:
+        """A queue gave a message up, whether or not it has a dead-letter exchange."""
+
+
+class VirtualHost:
+    """Everything that clients of one virtual host share.
+
+    :ivar rules: what the version of RabbitMQ that is followed allows
+    :ivar observers: who hears of each message
+    :ivar reply_addresses: who gets a message for a direct reply-to address, by the address
+    """
+
+    def __init__(self, name: str, clock: Clock, rules: Rules = RULES[None], observers: Sequence[Observer] = ()) -> None:
+        self.name = name
+        self.clock = clock
+        self.rules = rules
+        self.observers = observers
+        self.exchanges: dict[str, Exchange] = {}
+        self.queues: dict[str, Queue] = {}
+        self.reply_addresses: dict[str, Reply] = {}
+        self._routes: dict[tuple[str, tuple[str, ...]], tuple[Queue, ...]] = {}
+        self._dead: deque[tuple[Queue, Message, str]] = deque()
+        self._burying = False
+        for exchange, kind, internal in _PREDECLARED:
+            self.exchanges[exchange] = TYPES[kind](exchange, durable=True, internal=internal)
+
+    def _exchange_text(self, name: str) -> str:
+        return f"exchange '{name}' in vhost '{self.name}'"
+
+    def _queue_text(self, name: str) -> str:
+        return f"queue '{name}' in vhost '{self.name}'"
+
+    # --- exchanges ---
+
+    def exchange(self, name: str) -> Exchange:
+        """Return an exchange.
+
+        :raises Refusal: 404, where there is none of that name
+        """
+        found = self.exchanges.get(name)
+        if found is None:
+            raise Refusal(NOT_FOUND, f'no {self._exchange_text(name)}')
+        return found
+
+    def named_exchange(self, name: str) -> Exchange:
+        """Return an exchange that may be bound or declared, which the default exchange may not."""
+        if not name:
+            raise Refusal(ACCESS_REFUSED, 'operation not permitted on the default exchange')
+        return self.exchange(name)
+
+    def declare_exchange(
+        self,
+        name: str,
+        kind: str,
+        durable: bool,
+        auto_delete: bool,
+        internal: bool,
+        arguments: Mapping[str, Any],
+    ) -> Exchange:
+        """Return an exchange with these properties, made where it did not exist.
+
+        :raises Refusal: 403 for a reserved name, 406 where it exists otherwise, 503 for an unknown type
+        """
+        exchange_type = TYPES.get(kind)
+        if exchange_type is None:
+            raise Refusal(COMMAND_INVALID, f"{'unknown' if kind else 'invalid'} exchange type '{kind}'")
+        if not name:
+            raise Refusal(ACCESS_REFUSED, 'operation not permitted on the default exchange')
+        found = self.exchanges.get(name)
+        if found is not None:
+            flags = {'type': kind, 'durable': durable, 'auto_delete': auto_delete, 'internal': internal}
+            self._check_exchange(found, flags, arguments)
+            return found
+        if name.startswith('amq.'):
+            raise Refusal(ACCESS_REFUSED, f"exchange name '{name}' contains reserved prefix 'amq.*'")
+        alternate = arguments.get('alternate-exchange', '')
+        if not isinstance(alternate, str):
+            wrong = f"invalid type '{args.type_name(alternate)}' for arg 'alternate-exchange' in"
+            raise Refusal(PRECONDITION_FAILED, f'{wrong} {self._exchange_text(name)}')
+        exchange = exchange_type(name, durable, auto_delete, internal, arguments)
+        self.exchanges[name] = exchange
+        self._routes.clear()
+        logger.debug('%s: %s exchange %r declared', self.name, kind, name)
+        return exchange
+
+    def _check_exchange(self, found: Exchange, flags: dict[str, Any], arguments: Mapping[str, Any]) -> None:
+        what = self._exchange_text(found.name)
+        for flag, received in flags.items():
+            current = getattr(found, flag)
+            if received != current:
+                new, old = args.text_of(received), args.text_of(current)
+                raise args.inequivalent(what, flag, f"'{new}'", f"'{old}'")
+        args.check_equivalent(what, arguments, found.arguments, args.EXCHANGE_KEYS)
+
+    def delete_exchange(self, name: str, if_unused: bool) -> None:
+        """Remove an exchange and the bindings from and to it; one that does not exist is no error."""
+        if not name:
+            raise Refusal(ACCESS_REFUSED, 'operation not permitted on the default exchange')
+        if name.startswith('amq.'):
+            raise Refusal(ACCESS_REFUSED, f'deletion of system {self._exchange_text(name)} not allowed')
+        exchange = self.exchanges.get(name)
+        if exchange is None:
+            return
+        if if_unused and exchange.bindings:
+            raise Refusal(PRECONDITION_FAILED, f'{self._exchange_text(name)} in use')
+        self._remove_exchange(exchange)
+
+    def _remove_exchange(self, exchange: Exchange) -> None:
+        del self.exchanges[exchange.name]
+        self._remove_destination(exchange)
+        logger.debug('%s: exchange %r deleted', self.name, exchange.name)
+
+    # --- bindings ---
+
+    def bind(self, source: str, destination: Queue | Exchange, routing_key: str, arguments: Mapping[str, Any]) -> None:
+        """Let an exchange send to a queue or to another exchange."""
+        exchange = self.named_exchange(source)
+        exchange.check_binding(arguments)
+        exchange.bind(Binding(destination, routing_key, arguments))
+        self._routes.clear()
+        logger.debug('%s: %r bound to exchange %r with key %r', self.name, destination.name, source, routing_key)
+
+    def unbind(
+        self, source: str, destination: Queue | Exchange | None, routing_key: str, arguments: Mapping[str, Any]
+    ) -> None:
+        """Take a binding back; what does not exist is no error."""
+        if not source:
+            raise Refusal(ACCESS_REFUSED, 'operation not permitted on the default exchange')
+        exchange = self.exchanges.get(source)
+        if exchange is None or destination is None:
+            return
+        if exchange.unbind(Binding(destination, routing_key, arguments)):
+            self._routes.clear()
+            self._delete_if_unbound(exchange)
+
+    def _remove_destination(self, destination: Queue | Exchange) -> None:
+        for exchange in list(self.exchanges.values()):
+            if exchange.remove_destination(destination):
+                self._delete_if_unbound(exchange)
+        self._routes.clear()
+
+    def _delete_if_unbound(self, exchange: Exchange) -> None:
+        if exchange.auto_delete and not exchange.bindings and self.exchanges.get(exchange.name) is exchange:
+            self._remove_exchange(exchange)
+
+    # --- queues ---
+
+    def queue(self, name: str, user: object) -> Queue:
+        """Return a queue that this connection may use.
+
+        :raises Refusal: 404, where there is none; 405, where another connection owns it
+        """
+        queue = self.queues.get(name)
+        if queue is None:
+            raise Refusal(NOT_FOUND, f'no {self._queue_text(name)}')
+        if queue.owner is not None and queue.owner is not user:
+            raise self._locked(name)
+        return queue
+
+    def _locked(self, name: str) -> Refusal:
+        return Refusal(
+            RESOURCE_LOCKED,
+            f'cannot obtain exclusive access to locked {self._queue_text(name)}. It could be originally declared '
+            'on another connection or the exclusive property value does not match that of the original '
+            'declaration.',
+        )
+
+    def new_queue_name(self, name: str) -> str:
+        """Return the name of a queue that is to be declared: a new one where it is empty.
+
+        :raises Refusal: 403 for a reserved name
+        """
+        if name.startswith('amq.'):
+            raise Refusal(ACCESS_REFUSED, f"queue name '{name}' contains reserved prefix 'amq.*'")
+        return name or generated_name('amq.gen-')
+
+    def declare_queue(
+        self,
+        name: str,
+        user: object,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any],
+    ) -> Queue:
+        """Return a queue with these properties, made where it did not exist.
+
+        :param name: what :meth:`new_queue_name` returned
+        :raises Refusal: 405 and 406 where it exists otherwise, 406 for wrong arguments
+        """
+        # An exclusive queue ends with its connection, so that RabbitMQ takes no notice of its being durable.
+        durable = durable and not exclusive
+        found = self.queues.get(name)
+        if found is not None:
+            self._check_queue(found, user, durable, exclusive, auto_delete, arguments)
+            found.touch()
+            return found
+        args.check_queue_arguments(name, self.name, arguments)
+        self.rules.check_queue(durable, exclusive, arguments)
+        if arguments.get('x-queue-type') == 'quorum':
+            self._check_quorum(name, durable, exclusive, auto_delete)
+        owner = user if exclusive else None
+        queue = Queue(name, self, durable, owner, auto_delete, arguments)
+        self.queues[queue.name] = queue
+        self._routes.clear()
+        logger.debug('%s: %s queue %r declared', self.name, 'quorum' if queue.is_quorum else 'classic', queue.name)
+        return queue
+
+    def _check_queue(
+        self,
+        found: Queue,
+        user: object,
+        durable: bool,
+        exclusive: bool,
+        auto_delete: bool,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        if found.owner is not (user if exclusive else None):
+            raise self._locked(found.name)
+        what = self._queue_text(found.name)
+        for flag, received in (('durable', durable), ('auto_delete', auto_delete)):
+            current = getattr(found, flag)
+            if received != current:
+                new, old = args.text_of(received), args.text_of(current)
+                raise args.inequivalent(what, flag, f"'{new}'", f"'{old}'")
+        classic = {'x-queue-type': 'classic'}
+        # Naming the default type is the same as not naming it.
+        received_all = {**classic, **arguments} if 'x-queue-type' in found.arguments else arguments
+        current_all = {**classic, **found.arguments} if arguments.get('x-queue-type') == 'classic' else found.arguments
+        args.check_equivalent(what, received_all, current_all, args.QUEUE_KEYS)
+
+    def _check_quorum(self, name: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
+        wrong = (('auto-delete', auto_delete), ('exclusive-owner', exclusive), ('non-durable', not durable))
+        for what, is_wrong in wrong:
+            if is_wrong:
+                raise Refusal(PRECONDITION_FAILED, f"invalid property '{what}' for {self._queue_text(name)}")
+
+    def delete_queue(self, queue: Queue) -> int:
+        """Remove a queue with its bindings, and return how many messages were ready in it."""
+        if queue.deleted:
+            return 0
+        del self.queues[queue.name]
+        self._remove_destination(queue)
+        logger.debug('%s: queue %r deleted', self.name, queue.name)
+        return queue.delete()
+
+    def delete_queue_when(self, queue: Queue, if_unused: bool, if_empty: bool) -> int:
+        """Remove a queue that meets the conditions.
+
+        :raises Refusal: 406, where it does not
+        """
+        if if_unused and queue.consumers:
+            raise Refusal(PRECONDITION_FAILED, f'{self._queue_text(queue.name)} in use')
+        if if_empty and queue.ready:
+            raise Refusal(PRECONDITION_FAILED, f'{self._queue_text(queue.name)} not empty')
+        return self.delete_queue(queue)
+
+    def owner_gone(self, user: object) -> None:
+        """Remove the exclusive queues of a connection that has closed."""
+        for queue in [queue for queue in self.queues.values() if queue.owner is user]:
+            self.delete_queue(queue)
+
+    # --- the way of a message ---
+
+    def reply(self, message: Message) -> None:
+        """Hand a message to the consumers of replies among its addresses; they do not count as queues."""
+        for key in message.routing_keys:
+            deliver = self.reply_addresses.get(key)
+            if deliver is not None:
+                deliver(message)
+
+    def route(self, exchange: Exchange, message: Message) -> tuple[Queue, ...]:
+        """Return the queues that a message reaches from an exchange, each once."""
+        key = (exchange.name, message.routing_keys)
+        known = self._routes.get(key)
+        if known is None:
+            known, is_fixed = self._walk(exchange, message)
+            if is_fixed:
+                if len(self._routes) >= _REMEMBERED_ROUTES:
+                    self._routes.clear()
+                self._routes[key] = known
+        return known
+
+    def _walk(self, start: Exchange, message: Message) -> tuple[tuple[Queue, ...], bool]:
+        """Follow bindings, and alternate exchanges where there are none to follow.
+
+        :returns: the queues, and whether routing key and bindings alone led to them
+        """
+        is_fixed = True
+        found: dict[Queue, None] = {}
+        seen = {start.name}
+        to_visit = [start]
+        for exchange in to_visit:
+            is_fixed = is_fixed and not exchange.reads_headers
+            nexts = list(self._destinations(exchange, message))
+            alternate = exchange.alternate
+            if not nexts and alternate in self.exchanges:
+                nexts.append(self.exchanges[alternate])
+            for destination in nexts:
+                if isinstance(destination, Queue):
+                    found.setdefault(destination)
+                elif destination.name not in seen:
+                    seen.add(destination.name)
+                    to_visit.append(destination)
+        return tuple(found), is_fixed
+
+    def _destinations(self, exchange: Exchange, message: Message) -> Iterable[Queue | Exchange]:
+        if not exchange.name:
+            return [self.queues[key] for key in message.routing_keys if key in self.queues]
+        if isinstance(exchange, (FanoutExchange, HeadersExchange)):
+            return exchange.route(message, message.routing_key)
+        return [found for key in message.routing_keys for found in exchange.route(message, key)]
+
+    # --- dead letters ---
+
+    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+        """Send a dead message to its queue's dead-letter exchange, if it has one.
+
+        Deaths that follow from deaths wait in line, so that a chain of queues does not become a chain of calls.
+        """
+        for observer in self.observers:
+            observer.died(self.name, queue.name, message, reason)
+        if queue.dead_letter_exchange is None:
+            return
+        self._dead.append((queue, message, reason))
+        if self._burying:
+            return
+        self._burying = True
+        try:
+            while self._dead:
+                self._bury(*self._dead.popleft())
+        finally:
+            self._burying = False
+
+    def _bury(self, queue: Queue, message: Message, reason: str) -> None:
+        exchange = self.exchanges.get(queue.arguments['x-dead-letter-exchange'])
+        if exchange is None:
+            return
+        letter = dead_letter_of(message, queue, exchange.name, reason)
+        deaths = letter.header.header(b'x-death')
+        for target in self.route(exchange, letter):
+            if reason == 'rejected' or not is_cycle(target.name, deaths):
+                target.publish(letter)
+
+
+def dead_letter_of(message: Message, queue: Queue, exchange: str, reason: str) -> Message:
+    """Return the message that a dead one becomes, its death recorded in ``x-death``.
+
+    See https://www.rabbitmq.com/docs/dlx: deaths by queue and reason, counted, the latest first. The
+    expiration goes, so that it does not die again at once; it is kept in the record.
+    """
+    header = message.header
+    death: dict[str, Any] = {
+        'reason': reason,
+        'queue': queue.name,
+        'time': datetime.now(timezone.utc).replace(microsecond=0),
+        'exchange': message.exchange,
+        'routing-keys': [_encodable(key) for key in (message.routing_key, *carbon_copies(header, b'CC'))],
+    }
+    expiration = header.text('expiration')
+    if expiration is not None:
+        death['original-expiration'] = expiration
+    recorded = header.header(b'x-death')
+    changes: dict[str, Any] = {}
+    if not isinstance(recorded, list):
+        recorded = []
+        first = {'reason': reason, 'queue': queue.name, 'exchange': message.exchange}
+        changes.update({f'x-first-death-{what}': value for what, value in first.items()})
+    changes['x-death'] = _with_death(recorded, death)
+    key = queue.arguments.get('x-dead-letter-routing-key')
+    if key is not None:
+        changes['CC'] = None
+    changed = header.replace(expiration=None, headers=tables.merge(header.headers, changes))
+    keys = message.routing_keys if key is None else (key,)
+    return Message(exchange, keys[0], changed, message.body, routing_keys=keys)
+
+
+def carbon_copies(header: ContentHeader, key: bytes) -> list[str]:
+    """Return the further routing keys of a CC or BCC header.
+
+    See https://www.rabbitmq.com/docs/sender-selected
+
+    :raises Refusal: 406, where the header is not a list; what is not text in the list is passed over
+    """
+    value = header.header(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        wrong = f'{{unacceptable_type_in_header,"{key.decode()}",{args.type_name(value)}}}'
+        raise Refusal(PRECONDITION_FAILED, f'invalid message: {wrong}')
+    return [name for name in value if isinstance(name, str)]
+
+
+def _encodable(text: str) -> str:
+    return text.encode('utf-8', 'replace').decode()
+
+
+def _with_death(recorded: list[Any], death: dict[str, Any]) -> list[Any]:
+    same = [
+        old
+        for old in recorded
+        if isinstance(old, dict) and (old.get('queue'), old.get('reason')) == (death['queue'], death['reason'])
+    ]
+    others = [old for old in recorded if old not in same]
+    if not same:
+        return [{'count': long(1), **death}, *others]
+    count = same[0].get('count')
+    return [{**same[0], 'count': long(count + 1 if isinstance(count, int) else 1)}, *others]
+
+
+def is_cycle(queue: str, deaths: Any) -> bool:
+    """Tell whether a message has been through this queue already, with no rejection on the way round."""
+    if not isinstance(deaths, list):
+        return False
+    for death in deaths:
+        if not isinstance(death, dict):
+            continue
+        if death.get('reason') == 'rejected':
+            return False
+        if death.get('queue') == queue:
+            return True
+    return False
