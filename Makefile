@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NOTE := $(CURDIR)/.tox/note.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint rabbitmq clean
+.PHONY: help demo test lint bench rabbitmq clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -24,6 +24,11 @@ test: $(VENV)/.tox ## style, types and all tests; ARGS="-k word" goes to pytest
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint
 
+# It makes environments of its own, below benchmarks/.
+bench: ## measure Postage beside its peers; BENCH=publish,rpc ROUNDS=3 SIZE=0.1 CONTENDERS=postage,kombu SEED=1
+	@$(PYTHON) benchmarks/run.py $(if $(BENCH),--bench '$(BENCH)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
+	    $(if $(SIZE),--size '$(SIZE)') $(if $(CONTENDERS),--contenders '$(CONTENDERS)') $(if $(SEED),--seed '$(SEED)')
+
 rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run against it too
 	@if ! command -v apt-get >/dev/null; then \
 	    echo 'make rabbitmq needs apt-get; elsewhere install RabbitMQ by hand: https://www.rabbitmq.com/docs/download'; \
@@ -33,7 +38,7 @@ rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run aga
 	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes rabbitmq-server
 
 clean: ## remove what these targets made
-	rm -rf $(VENV) .tox .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .tox benchmarks/.environments .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
 
 # Each stamp stands for one thing that has been installed into the virtual environment.
 $(VENV)/.created:

@@ -1,0 +1,75 @@
+"""The benchmarks still run: as small as it gets, on the embedded broker. Nothing timed is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postage import messaging
+from support.programs import Program
+
+BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+
+
+@pytest.fixture
+def run_benchmarks(run_program: Callable[..., Program], tmp_path: Path) -> Callable[..., tuple[Program, Any]]:
+    """A function that runs the benchmarks with this interpreter; it returns the program and its ``results.json``."""
+
+    def run(*arguments: str) -> tuple[Program, Any]:
+        quick = ['--here', '--broker', 'embedded', '--no-plots', '--rounds', '1', '--size', '0.001', '--seed', '1']
+        program = run_program(BENCHMARKS / 'run.py', [*quick, '--results', str(tmp_path), *arguments])
+        assert program.wait(50) == 0, program.output
+        [results] = tmp_path.glob('*/results.json')
+        return program, json.loads(results.read_text())
+
+    return run
+
+
+def failures_of(results: Any) -> list[str]:
+    return [f'{run["scenario"]}: {run["failure"]}' for run in results['runs'] if 'failure' in run]
+
+
+def test_the_comparisons_yield_figures(run_benchmarks: Callable[..., Any]) -> None:
+    scenarios = {'publish-20k', 'publish-confirmed', 'consume-prefetch-100', 'rpc-in-turn', 'rpc-100-in-flight'}
+    program, results = run_benchmarks('--contenders', 'postage,blocking', '--bench', ','.join(scenarios))
+    assert failures_of(results) == []
+    assert {run['scenario'] for run in results['runs']} == scenarios
+    assert program.count('Targets') == 1
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
+def test_the_scenarios_about_postage_alone_yield_figures(run_benchmarks: Callable[..., Any]) -> None:
+    scenarios = {'grow-handlers', 'grow-processors', 'grow-threads', 'idle', 'import', 'memory'}
+    _, results = run_benchmarks('--contenders', 'postage', '--bench', ','.join(scenarios))
+    assert failures_of(results) == []
+    assert {run['scenario'] for run in results['runs']} == scenarios
+
+
+def test_a_contender_that_loses_messages_has_no_figure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import report
+
+    run = {'scenario': 'publish-20k', 'contender': 'postage', 'value': None, 'messages': 10, 'seconds': 1.0, 'cpu': 1.0}
+    whole = {**run, 'broker_cpu': 1.0}
+    lossy = {**run, 'failure': '9 messages in the queue afterwards, and 10 should be'}
+    text = report.report(report.Results([whole, lossy]))
+    assert 'no figure for Postage: 9 messages in the queue afterwards, and 10 should be' in text
+    assert 'NOT REACHED' not in text
+
+
+def test_the_other_contenders_send_what_postage_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from contenders import common
+
+    message = messaging.MessageCommand('echo', common.text(0))
+    message.fingerprint(messaging.Fingerprint(**common.FINGERPRINT))
+    encoded = messaging.JsonEncoder().encode(message.body)
+    assert encoded == common.encode(common.envelope(common.text(0)))
+    assert len(encoded) == common.BODY_SIZE == 270
