@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from postage import messaging
+from postage.generic_application import GenericApplicationExchange
 
 DEMOS = Path(__file__).resolve().parent
 TIMEOUT = 15.0
@@ -188,11 +189,36 @@ def rpc():
     return 'a call was answered'
 
 
+def generic_application():
+    groups = {'monitor 1': ['odd'], 'monitor 2': [], 'monitor 3': ['odd']}
+    monitors = {label: application(label, 'monitor', *names) for label, names in groups.items()}
+    logger = application('logger', 'logger')
+    for each in (*monitors.values(), logger):
+        each.uid = each.expect('Running as').split()[-1]
+    Program('control', 'generic_application/control.py', 'monitor', 'odd', '--quit').wait()
+    host = logger.uid.partition('@')[2]
+    for each in monitors.values():
+        for key in (each.uid, 'monitor', f'@{host}', f'monitor@{host}', 'monitor/rr', f'monitor@{host}/rr'):
+            each.expect(f'to {key}\n')
+        each.wait()
+    for label in ('monitor 1', 'monitor 3'):
+        monitors[label].expect('to monitor#odd\n')
+    logger.expect(f'to @{host}\n')
+    with messaging.GenericProducer() as producer:
+        producer.message_quit(_eks=[(GenericApplicationExchange, logger.uid)])
+    logger.wait()
+    return 'four applications were addressed one by one, by name, by host, in turn and by group'
+
+
+def application(label, *words):
+    return Program(label, 'generic_application/application.py', *words)
+
+
 def main():
     begun = time.monotonic()
     try:
         start_broker()
-        seen = [demo() for demo in (basic, advanced, rpc)]
+        seen = [demo() for demo in (basic, advanced, rpc, generic_application)]
     except Missing as missing:
         show('demo', f'FAILED: {missing}')
         return 1

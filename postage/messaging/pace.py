@@ -2,8 +2,9 @@
 
 A consumer with one message in hand is fair, for whoever is idle gets the next; but each message costs a round trip.
 One with hundreds in hand is fast; but where its handlers are slow it sits on work that idle ones could do. So the
-prefetch count follows the handlers: it begins with one message, grows to what they handle in :data:`HELD_SECONDS`,
-and falls back as soon as they are slow. Big bodies keep it low, too, for memory's sake.
+prefetch count follows the handlers: it begins with a few messages, grows to what they handle in :data:`HELD_SECONDS`,
+and falls to one as soon as they are slow; what was fetched and not begun goes back then. Big bodies keep it low, too,
+for memory's sake.
 
 https://www.rabbitmq.com/docs/consumer-prefetch
 """
@@ -14,6 +15,7 @@ import time
 
 HELD_SECONDS = 0.2  # work that may wait in one consumer's inbox while others are idle
 HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
+FIRST_DEPTH = 8  # before anything is known: small bursts are still dealt out evenly among consumers
 DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
 STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
 EVIDENCE = 16  # messages to judge by before prefetching more
@@ -43,7 +45,7 @@ class Pace:
         self._average = 0.0  # seconds a message
         self._size = 0.0  # bytes a message
         self._seen = 0  # messages since the last change
-        self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH) if is_fixed else at_once
+        self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH) if is_fixed else at_once + FIRST_DEPTH
         self._taken_at = time.monotonic()
 
     def took_out(self, size: int) -> None:

@@ -223,9 +223,12 @@ class Bench:
 
     def await_message(self, queue: str) -> Any:
         """Wait for the next message in a queue, and take it."""
-        for method, properties, body in self.bare.consume(queue, auto_ack=True, inactivity_timeout=TIMEOUT):
+        channel = self.bare
+        channel.basic_qos(prefetch_count=1)
+        for method, properties, body in channel.consume(queue, inactivity_timeout=TIMEOUT):
             assert method is not None, f'no message came to {queue}'
-            self.bare.cancel()
+            channel.basic_ack(method.delivery_tag)
+            channel.cancel()
             return Got(method, properties, body)
         raise AssertionError(f'the consumer of {queue} was cancelled')
 
@@ -247,8 +250,11 @@ class Bench:
         properties.setdefault('content_type', 'application/json')
         self.bare.basic_publish(exchange, key, data, pika.BasicProperties(**properties))
 
-    def publish_hostile(self, headers: Hostile, key: str = 'echo-rk', exchange: str = EchoExchange.name) -> None:
-        """Publish a good message with headers that pika's decoder does not survive."""
+    def publish_hostile(
+        self, headers: Hostile, key: str = 'echo-rk', exchange: str = EchoExchange.name, body: Any = None
+    ) -> None:
+        """Publish a good message, a command by default, with headers that pika's decoder does not survive."""
+        data = json.dumps(body or command()).encode()
         encode = pika.data.encode_table
 
         def encode_hostile(pieces: list[bytes], table: Any) -> int:
@@ -259,7 +265,7 @@ class Bench:
 
         channel = self.bare  # opened first: pika sends tables then, too
         with mock.patch.object(pika.data, 'encode_table', encode_hostile):
-            channel.basic_publish(exchange, key, json.dumps(command()).encode(), pika.BasicProperties(headers=headers))
+            channel.basic_publish(exchange, key, data, pika.BasicProperties(headers=headers))
 
     def close_all_connections(self) -> None:
         """Have the broker close every connection."""

@@ -37,12 +37,14 @@ class Proxy:
     :param port: its port
     :ivar host: where the proxy listens
     :ivar port: its port; it stays the same while connections are refused
+    :ivar swallowed: how many bytes it has swallowed
     """
 
     host = '127.0.0.1'
 
     def __init__(self, host: str, port: int) -> None:
         self.port = 0
+        self.swallowed = 0
         self._target = (host, port)
         self._listener: socket.socket | None = None
         self._links: list[_Link] = []
@@ -128,9 +130,8 @@ class Proxy:
 
     def close(self) -> None:
         """Cut everything and end. Does nothing the second time."""
-        if self._running:
-            self._running = False
-            self._wake()
+        if self._thread.is_alive():
+            self._command(self._stop)
             self._thread.join(COMMAND_TIMEOUT)
 
     def __enter__(self) -> Proxy:
@@ -156,6 +157,9 @@ class Proxy:
         self._commands.append(run)
         self._wake()
         return future.result(COMMAND_TIMEOUT)
+
+    def _stop(self) -> None:
+        self._running = False
 
     def _wake(self) -> None:
         self._wake_in.send(b'\0')
@@ -204,12 +208,12 @@ class Proxy:
     def _on_client(self, _events: int) -> None:
         assert self._listener is not None
         client, _ = self._listener.accept()
+        self._accepted += 1
         try:
             broker = socket.create_connection(self._target, timeout=COMMAND_TIMEOUT)
         except OSError:
             end(client, reset=True)
             return
-        self._accepted += 1
         self._links.append(_Link(self, client, broker, self._traffic, self._delay))
 
     def _set(self, traffic: Traffic, delay: float, new_ones: bool = True) -> None:
@@ -299,6 +303,7 @@ class _Link:
         except OSError:
             data = b''
         if self.traffic == 'swallow':
+            self._proxy.swallowed += len(data)
             if not data:
                 self.cut(reset=False, side=side)
             return
