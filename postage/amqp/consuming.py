@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-import secrets
+import os
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -356,7 +356,7 @@ class ReplyChannel(Channel):
     ) -> None:
         super().__init__(connection)
         self.own_queue = own_queue
-        self.address = f'postage.reply-{secrets.token_hex(12)}' if own_queue else 'amq.rabbitmq.reply-to'
+        self.address = f'postage.reply-{os.urandom(12).hex()}' if own_queue else 'amq.rabbitmq.reply-to'
         self._on_reply = on_reply
         self._on_channel_lost = on_lost
         self._outbox: deque[Request] = deque()

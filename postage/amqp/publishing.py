@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -425,7 +424,7 @@ def new_message_id() -> str:
 def _start_over() -> None:
     """At import and in a forked child: nothing here may be the parent's."""
     global _prefix, _settling
-    _prefix = secrets.token_hex(8)
+    _prefix = os.urandom(8).hex()
     _settling = threading.Lock()
 
 
