@@ -21,7 +21,8 @@ TIMEOUT = 15.0
 LABEL_WIDTH = len('[advanced receiver 1]')
 COLOURS = ('36', '33', '35', '32')
 
-sys.path.insert(0, str(DEMOS / 'basic_echo'))
+sys.path[:0] = [str(DEMOS / 'basic_echo'), str(DEMOS / 'concurrent_rpc')]
+import concurrent_shared  # noqa: E402
 import echo_shared  # noqa: E402
 
 
@@ -139,23 +140,23 @@ def start_broker():
     os.environ['POSTAGE_URL'] = re.search(r'amqp://\S+', broker.expect('amqp://'))[0]
 
 
-def receiver(label, demo):
-    program = Program(label, f'{demo}/echo_receive.py')
+def receiver(label, demo, script='echo_receive.py'):
+    program = Program(label, f'{demo}/{script}')
     program.expect('Waiting for messages')
     return program
 
 
-def send(label, demo):
-    program = Program(label, f'{demo}/echo_send.py')
+def send(label, demo, script='echo_send.py'):
+    program = Program(label, f'{demo}/{script}')
     program.wait()
     show(label, '(ended)', program.colour)
     return program
 
 
-def quit_all(receivers, key):
+def quit_all(receivers, key, exchange=echo_shared.EchoExchange):
     """End receivers as Postage does it: by a command message named 'quit'."""
     with messaging.GenericProducer() as producer:
-        producer.message_quit(_eks=[(echo_shared.EchoExchange, key)])
+        producer.message_quit(_eks=[(exchange, key)])
     for each in receivers:
         each.wait()
 
@@ -189,6 +190,16 @@ def rpc():
     return 'a call was answered'
 
 
+def concurrent_rpc():
+    receive = receiver('concurrent answer', 'concurrent_rpc', 'concurrent_answer.py')
+    sender = send('concurrent ask', 'concurrent_rpc', 'concurrent_ask.py')
+    for text in ('500 answers at once: 124750', 'A coroutine and a thread answered [5, 4]', 'costs 400'):
+        sender.expect(text)
+    receive.expect('Asked for 100 prices')
+    quit_all([receive], 'price-rk', concurrent_shared.ConcurrentExchange)
+    return 'hundreds of calls were answered at once'
+
+
 def generic_application():
     groups = {'monitor 1': ['odd'], 'monitor 2': [], 'monitor 3': ['odd']}
     monitors = {label: application(label, 'monitor', *names) for label, names in groups.items()}
@@ -218,7 +229,7 @@ def main():
     begun = time.monotonic()
     try:
         start_broker()
-        seen = [demo() for demo in (basic, advanced, rpc, generic_application)]
+        seen = [demo() for demo in (basic, advanced, rpc, concurrent_rpc, generic_application)]
     except Missing as missing:
         show('demo', f'FAILED: {missing}')
         return 1

@@ -45,7 +45,10 @@ class Pace:
         self._average = 0.0  # seconds a message
         self._size = 0.0  # bytes a message
         self._seen = 0  # messages since the last change
-        self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH) if is_fixed else at_once + FIRST_DEPTH
+        if is_fixed:
+            self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH)
+        else:
+            self.prefetch = at_once if at_once > 1 else at_once + FIRST_DEPTH
         self._taken_at = time.monotonic()
 
     def took_out(self, size: int) -> None:

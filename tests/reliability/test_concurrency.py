@@ -217,7 +217,7 @@ class Sleeping(Processor):
 
     @messaging.MessageHandler('command', 'sleep')
     def msg_sleep(self, content: dict[str, Any]) -> None:
-        self.seen.put(messaging.current_delivery().redelivered)  # type: ignore[union-attr]
+        self.seen.put(content['parameters'])
         time.sleep(content['parameters'])
 
 
@@ -243,14 +243,15 @@ def test_a_handler_that_outlasts_the_heartbeat_runs_once_and_the_connection_is_k
         producers[-1].message_sleep(0)
     try:
         for processor in processors:
-            assert processor.seen.next() is False
+            assert processor.seen.next() == SLOW
         for processor in processors:
-            assert processor.seen.get(timeout=SLOW + TIMEOUT) is False
+            assert processor.seen.get(timeout=SLOW + TIMEOUT) == 0
     finally:
         for loop, processor, producer in zip(loops, processors, producers, strict=True):
             loop.stop()
             processor.close()
             producer.close()
     assert 'was lost' not in caplog.text
-    for broker in all_brokers:
+    for broker, processor in zip(all_brokers, processors, strict=True):
+        assert processor.seen.empty()
         assert broker.queues()['echo-queue'] == 0

@@ -53,7 +53,7 @@ def test_frames_before_a_malformed_one_are_handed_out() -> None:
 
 def test_a_frame_that_is_too_large_is_refused_before_it_has_arrived() -> None:
     buffer = wire.FrameBuffer()
-    buffer.append(struct.pack('>BHI', 3, 1, wire.FRAME_MIN_SIZE))
+    buffer.append(struct.pack('>BHI', 3, 1, wire.FRAME_MIN_SIZE + 1))
     buffer.append(b'x')
     with pytest.raises(Refusal, match='frame_too_large'):
         list(buffer.frames())
