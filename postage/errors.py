@@ -25,6 +25,9 @@
     │   └── PublishTimeout            not confirmed, or no room in the window, in the time given
     ├── TimeoutError                  too few RPC results in the time given; has ``results``
     ├── HandlerTimeout                a handler was closed because its time was over
+    ├── HandlingUnfinished            a message was delivered again and again, and never handled to its end
+    ├── StoreError                    a store of dead letters cannot take a letter, or give it
+    │   └── NoSuchLetter              it has no letter of that number
     └── Deadlock                      a blocking RPC whose answer could only come from the thread that it blocks
 
 Where an error is the counterpart of one of pika's or of Python's, it derives from that as well, so that
@@ -179,6 +182,19 @@ class TimeoutError(PostageError, builtins.TimeoutError):
 
 class HandlerTimeout(PostageError, builtins.TimeoutError):
     """Raised in place of a handler's result where it was closed because its time was over."""
+
+
+class HandlingUnfinished(PostageError):
+    """Told of a message that was delivered too often without being handled to its end: to whoever called, and in its
+    dead letter."""
+
+
+class StoreError(PostageError):
+    """Raised by a store of dead letters that cannot do what it is asked to: it is full, locked, or no such store."""
+
+
+class NoSuchLetter(StoreError):
+    """Raised where a store of dead letters has no letter of that number."""
 
 
 class Deadlock(PostageError):

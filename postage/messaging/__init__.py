@@ -14,13 +14,16 @@ from postage.errors import (
     EncodingError,
     EnvelopeError,
     HandlerTimeout,
+    HandlingUnfinished,
     Nacked,
+    NoSuchLetter,
     NotFound,
     OperationRefused,
     PostageError,
     PublishError,
     PublishTimeout,
     ResourceLocked,
+    StoreError,
     TimeoutError,
     Unroutable,
     VirtualHostRefused,
@@ -47,9 +50,11 @@ from postage.messaging.messages import (
     MessageStatus,
     RpcCommand,
 )
-from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
+from postage.messaging.outcomes import AckAndRestart, DeadLetter, DeadLetterStore, FilterError, RejectMessage
+from postage.messaging.presets import quorum, with_dead_letter
 from postage.messaging.processor import MessageProcessor, current_delivery
 from postage.messaging.producer import GenericProducer
+from postage.messaging.retry import Retry
 from postage.messaging.rpc import RpcFuture
 
 # Settings that a program may set at run time: see postage.settings for what they mean and when they are read.
@@ -68,6 +73,8 @@ __all__ = [
     'Closed',
     'ConfigurationError',
     'ConnectionLost',
+    'DeadLetter',
+    'DeadLetterStore',
     'Deadlock',
     'DeclarationMismatch',
     'DecodingError',
@@ -81,6 +88,7 @@ __all__ = [
     'GenericProducer',
     'Handler',
     'HandlerTimeout',
+    'HandlingUnfinished',
     'JsonEncoder',
     'Message',
     'MessageCommand',
@@ -93,6 +101,7 @@ __all__ = [
     'MessageResultException',
     'MessageStatus',
     'Nacked',
+    'NoSuchLetter',
     'NotFound',
     'OperationRefused',
     'PostageError',
@@ -100,13 +109,17 @@ __all__ = [
     'PublishTimeout',
     'RejectMessage',
     'ResourceLocked',
+    'Retry',
     'RpcCommand',
     'RpcFuture',
     'RpcHandler',
+    'StoreError',
     'Threaded',
     'Timeout',
     'TimeoutError',
     'Unroutable',
     'VirtualHostRefused',
     'current_delivery',
+    'quorum',
+    'with_dead_letter',
 ]

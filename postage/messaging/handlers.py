@@ -6,10 +6,13 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from postage import errors
 from postage.messaging.outcomes import FilterError
+
+if TYPE_CHECKING:
+    from postage.messaging.retry import Retry
 
 Target = TypeVar('Target', bound=Callable[..., Any])
 
@@ -17,6 +20,7 @@ _HANDLERS = '_postage_handlers'
 _FILTERS = '_postage_filters'
 _TIMEOUTS = '_postage_timeouts'
 _THREADED = '_postage_threaded'
+RETRIES = '_postage_retries'
 
 
 class _HandlerDecorator:
@@ -39,7 +43,7 @@ class _HandlerDecorator:
         self.name = name
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _HANDLERS, self)
+        return mark(target, _HANDLERS, self)
 
 
 class MessageHandler(_HandlerDecorator):
@@ -75,7 +79,7 @@ class MessageFilter:
         self.kwds = kwds
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _FILTERS, self)
+        return mark(target, _FILTERS, self)
 
 
 class Timeout:
@@ -88,12 +92,12 @@ class Timeout:
         self.seconds = check_timeout('@Timeout', seconds)
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _TIMEOUTS, self)
+        return mark(target, _TIMEOUTS, self)
 
 
 def Threaded(target: Target) -> Target:  # noqa: N802 - it reads like the decorators beside it
     """Runs the handler it decorates in one of the scheduler's threads, for functions that block."""
-    return _mark(target, _THREADED, True)
+    return mark(target, _THREADED, True)
 
 
 def check_timeout(where: str, seconds: Any) -> float:
@@ -130,7 +134,7 @@ class Handler:
         raise NotImplementedError(f'{type(self).__name__} must define call(self)')
 
 
-def _mark(target: Target, attribute: str, mark: object) -> Target:
+def mark(target: Target, attribute: str, mark: object) -> Target:
     """Put a decorator's mark on its target itself, not on what the target inherits from."""
     if isinstance(target, type) and not issubclass(target, Handler):
         raise errors.ConfigurationError(f'{target.__name__} must derive from messaging.Handler to be a message handler')
@@ -150,9 +154,21 @@ class Entry:
 
     :ivar colour: how it runs
     :ivar timeout: seconds it may take, ``None`` for no limit
+    :ivar retries: when its message is to be handled again
     """
 
-    __slots__ = ('_call', 'colour', 'filters', 'full_body', 'is_class', 'is_rpc', 'label', 'processor', 'timeout')
+    __slots__ = (
+        '_call',
+        'colour',
+        'filters',
+        'full_body',
+        'is_class',
+        'is_rpc',
+        'label',
+        'processor',
+        'retries',
+        'timeout',
+    )
 
     def __init__(self, processor: Any, attribute: str, decorator: _HandlerDecorator, marks: Mapping[str, Any]) -> None:
         self.processor = processor
@@ -160,6 +176,7 @@ class Entry:
         self.is_rpc = decorator.category == 'rpc'
         self.full_body = decorator.full_body
         self.filters: list[MessageFilter] = marks.get(_FILTERS, [])
+        self.retries: list[Retry] = marks.get(RETRIES, [])
         timeouts: list[Timeout] = marks.get(_TIMEOUTS, [])
         self.timeout: float | None = timeouts[0].seconds if timeouts else getattr(processor, 'timeout', None)
         self._call = getattr(processor, attribute)

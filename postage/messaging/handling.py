@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import functools
 import logging
 import time
@@ -13,7 +14,7 @@ from postage import errors
 from postage.amqp.consuming import Delivery, current
 from postage.messaging.handlers import Colour, Entry
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
-from postage.messaging.outcomes import HANDLED, FilterError, Outcome, outcome_of
+from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, outcome_of
 from postage.messaging.rpc import RpcFuture
 from postage.microthreads import MicroScheduler, MicroThread
 
@@ -93,14 +94,19 @@ class Handling(MicroThread):
     def main(self) -> Generator[Any, Any, None]:
         """Call the handlers, then settle the delivery."""
         current.set(self._delivery)
+        began = time.monotonic()
         outcome = HANDLED
         try:
-            for entry in self._entries:
-                outcome = outcome.and_also((yield from self._call(entry)))
+            with self._processor.hooks_around(self._body, self._delivery):
+                for entry in self._entries:
+                    outcome = outcome.and_also((yield from self._call(entry)))
         except GeneratorExit:
             self._processor.abandoned(self._delivery)
             raise
+        except Exception as error:
+            outcome = outcome.and_also(hook_raised(error, self._processor, self._reply, self._delivery))
         current.set(None)
+        self._processor.consumer.took(1, time.monotonic() - began)
         self._processor.handled(self._delivery, outcome)
 
     def _call(self, entry: Entry) -> Generator[Any, Any, Outcome]:
@@ -179,8 +185,16 @@ def _returned(result: Any, reply: Reply | None) -> Outcome:
 
 
 def _raised(error: Exception, entry: Entry, reply: Reply | None, delivery: Delivery) -> Outcome:
-    """The outcome of a handler that raised, which is logged and told to an RPC's caller."""
+    """The outcome of a handler that raised, which is logged and told to an RPC's caller, after its last attempt."""
     outcome = outcome_of(error)
+    if not outcome.acknowledge:
+        reason: Reason = 'exception' if outcome.traceback else 'rejected'
+        pause = entry.processor.pause_after(entry, error, delivery) if outcome.traceback and entry.retries else None
+        outcome = dataclasses.replace(outcome, failure=Failure(reason, error), pause=pause)
+    if outcome.pause is not None:
+        wait = f'it is handled again in {outcome.pause.seconds:.3g} s'
+        logger.warning('%s raised %s on %r, %s: %s', entry.label, type(error).__name__, delivery, wait, error)
+        return outcome
     if outcome.traceback:
         logger.error('%s raised on %r, which is rejected', entry.label, delivery, exc_info=error)
     elif isinstance(error, FilterError):
@@ -190,6 +204,21 @@ def _raised(error: Exception, entry: Entry, reply: Reply | None, delivery: Deliv
             reply.tell(error)
         except Exception as failure:
             logger.error('the caller of %s could not be told: %s', entry.label, failure)
+    return outcome
+
+
+def hook_raised(error: Exception, processor: MessageProcessor, reply: Reply | None, delivery: Delivery) -> Outcome:
+    """The outcome of a hook that raised: the message has failed, and an RPC's caller is told."""
+    outcome = outcome_of(error)
+    if not outcome.acknowledge:
+        outcome = dataclasses.replace(outcome, failure=Failure('exception' if outcome.traceback else 'rejected', error))
+    if outcome.traceback:
+        logger.error('a hook of %s raised on %r, which is rejected', type(processor).__name__, delivery, exc_info=error)
+    if reply is not None and not reply.sent and outcome.then is None:
+        try:
+            reply.tell(error)
+        except Exception as failure:
+            logger.error('the caller of %r could not be told: %s', delivery, failure)
     return outcome
 
 

@@ -1,0 +1,72 @@
+"""``postage dead-letters edit``"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import click
+
+from postage.cli.dead_letters.common import target_of, with_store
+from postage.dead_letters.store import DeadLetters
+
+
+@click.command('edit')
+@with_store
+@click.argument('id')
+@click.option('--body', type=click.File('rb'), help='Take the new body from this file; "-" is standard input.')
+@click.option('--to', metavar='QUEUE', help='Have it replayed to this queue.')
+@click.option('--force', is_flag=True, help='Take a body that is not JSON, also where the old one was.')
+def command(store: DeadLetters, id: str, body: BinaryIO | None, to: str | None, force: bool) -> None:
+    """Change the letter with this ID: its body, in $EDITOR or from a file, or where it goes."""
+    letter = store.get(id).letter
+    changes: dict[str, Any] = {}
+    if to is not None:
+        target = target_of(to)
+        if target is None or target.exchange:
+            raise click.UsageError('--to takes the name of a queue; to send to an exchange there is replay --to')
+        changes['queue'] = target.routing_key
+    if body is not None:
+        changes['body'] = body.read()
+    elif to is None:
+        changes['body'] = _edited(letter.body)
+    if changes.get('body') == letter.body:
+        del changes['body']
+    if 'body' in changes and not force:
+        _check_json(letter.body, changes['body'])
+    if not changes:
+        click.echo(f'letter {id} is as it was')
+        return
+    store.edit(id, **changes)
+    click.echo(f'letter {id} was changed')
+
+
+def _edited(body: bytes) -> bytes:
+    """What the user makes of a body in an editor. JSON is laid out for reading, and as compact as it was after."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise click.ClickException('the body is not text; give a new one with --body FILE') from None
+    readable, is_json = text, False
+    try:
+        readable, is_json = json.dumps(json.loads(text), indent=2, ensure_ascii=False), True
+    except ValueError:
+        pass
+    changed = click.edit(readable + '\n', extension='.json' if is_json else '.txt')
+    if changed is None or changed.rstrip('\n') == readable:
+        return body
+    try:
+        return json.dumps(json.loads(changed), ensure_ascii=False, separators=(',', ':')).encode()
+    except ValueError:
+        return changed.rstrip('\n').encode()
+
+
+def _check_json(old: bytes, new: bytes) -> None:
+    try:
+        json.loads(old)
+    except ValueError:
+        return
+    try:
+        json.loads(new)
+    except ValueError as error:
+        raise click.ClickException(f'the new body is not JSON, as the old one is: {error}; see --force') from None

@@ -1,0 +1,59 @@
+"""``postage dead-letters replay``"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from postage.cli.dead_letters.common import (
+    check_ids,
+    letters,
+    print_json,
+    progress_of,
+    target_of,
+    with_selection,
+    with_store,
+)
+from postage.dead_letters.replay import Replayed, replay
+from postage.dead_letters.store import DeadLetters, Selection
+from postage.messaging.forwarding import Forwarder
+from postage.settings import broker_settings
+
+
+@click.command('replay')
+@with_store
+@with_selection
+@click.argument('ids', nargs=-1)
+@click.option('--rate', type=click.FloatRange(0, min_open=True), help='Letters a second, at most.')
+@click.option('--to', metavar='EXCHANGE:KEY', help='Send them there, or to a queue, if there is no colon.')
+@click.option('--json', 'as_data', is_flag=True, help='Print JSON.')
+def command(store: DeadLetters, selection: Selection, rate: float | None, to: str | None, as_data: bool) -> None:
+    """Send letters back to the queues that they came from: those with these IDS, or all.
+
+    A letter leaves the store when the broker has confirmed it. If this is cut short, run it again: letters may be
+    sent twice then, with the same message_id, but none is lost.
+    """
+    check_ids(store, selection.ids)
+    forwarder = Forwarder(broker_settings())
+    try:
+        with progress_of('replaying', store.count(selection)) as progress:
+            done = replay(store, forwarder, selection, target_of(to), rate, progress)
+    finally:
+        forwarder.close()
+    _report(done, as_data)
+    if done.failures:
+        sys.exit(1)
+
+
+def _report(done: Replayed, as_data: bool) -> None:
+    if as_data:
+        print_json({'sent': done.sent, 'repeated': done.repeated, 'failures': done.failures})
+        return
+    click.echo(f'{letters(done.sent)} sent')
+    if done.repeated:
+        click.echo(f'{letters(done.repeated)} of these may have been sent before, by a replay that was cut short')
+    for id, why in list(done.failures.items())[:20]:
+        click.echo(f'letter {id} was not sent: {why}', err=True)
+    if done.failures:
+        click.echo(f'{letters(len(done.failures))} not sent, and still in the store', err=True)

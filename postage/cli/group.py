@@ -1,0 +1,42 @@
+"""Groups of commands that import a command when it is called, so that help is quick."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from postage.errors import PostageError
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name.
+
+    :param commands_of: name of each command → the module that has it as ``command``, and a line on what it does
+    """
+
+    def __init__(self, *args: Any, commands_of: Mapping[str, tuple[str, str]], **kwds: Any) -> None:
+        super().__init__(*args, **kwds)
+        self.commands_of = commands_of
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands_of)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands_of:
+            return None
+        command: click.Command = importlib.import_module(self.commands_of[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section('Commands'):
+            formatter.write_dl([(name, line) for name, (_, line) in self.commands_of.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; an error of Postage becomes one line and exit status 1."""
+        try:
+            return super().invoke(ctx)
+        except PostageError as error:
+            raise click.ClickException(str(error)) from error

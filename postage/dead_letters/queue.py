@@ -1,0 +1,299 @@
+"""Dead letters in a queue on the broker.
+
+Each is the message as it was, with a header that says why it is there, so that other tools can read and move it, too.
+Messages that RabbitMQ itself has moved into the queue (https://www.rabbitmq.com/docs/dlx) are read as letters as well.
+
+A queue cannot be read without taking messages out. So its letters are held, unacknowledged, while they are looked at,
+and go back to their places at the end, however that comes; nobody else can see them meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
+from typing import Any, Final
+
+from postage import errors
+from postage.amqp.channel import Steps
+from postage.amqp.connection import acquire, release
+from postage.amqp.consuming import ConsumingChannel, Delivery
+from postage.amqp.topology import Queue, Topology, declare_queue
+from postage.dead_letters.store import ALL, DeadLetters, Handout, Selection, StoredLetter, edited
+from postage.messaging import properties as amqp
+from postage.messaging.forwarding import Forwarder
+from postage.messaging.outcomes import DeadLetter
+from postage.messaging.program import program_settings
+from postage.messaging.properties import Properties
+from postage.settings import BrokerSettings, broker_settings
+
+LETTER: Final = 'x-postage-letter'
+"""The header with what the message itself does not say, as JSON."""
+WINDOW: Final = 500  # letters held at a time where each is settled at once
+HEADER_MAX: Final = 120_000  # bytes of properties, which have to fit into one frame (section 4.2.6)
+PATIENCE: Final = 30.0  # seconds that a letter may take to come
+
+# What a message in a store must not have of its own: it would expire, be refused, or be sent to others as well.
+_UNSAFE: Final = ('expiration', 'user_id', 'delivery_mode')
+_NOTED: Final = ('queue', 'exchange', 'routing_key', 'reason', 'exception', 'message', 'traceback', 'attempts')
+_TIMES: Final = ('first_attempt_at', 'died_at', 'is_repeated')
+
+
+class QueueDeadLetters(DeadLetters):
+    """A store of dead letters in a durable queue on the broker. Safe for several threads and processes.
+
+    :param name: the queue, which is declared where it does not exist
+    :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
+    :param vhost: which virtual host of it
+    :param timeout: seconds in which the broker has to confirm a letter
+    :param create: declare the queue where it does not exist; without, that is an error
+    """
+
+    def __init__(
+        self, name: str, hup: Any = None, vhost: str | None = None, timeout: float = 30.0, create: bool = True
+    ) -> None:
+        if not isinstance(name, str) or not name:
+            raise errors.ConfigurationError(f'the name of a queue must be text and not empty, not {name!r:.80}')
+        self.name = name
+        self.timeout = timeout
+        self.create = create
+        self._hup, self._vhost = hup, vhost
+        self._lock = threading.Lock()
+        self._forwarder: Forwarder | None = None
+
+    def __str__(self) -> str:
+        return f'the queue {self.name!r}'
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} {self.name}>'
+
+    @property
+    def settings(self) -> BrokerSettings:
+        """Which broker it is on."""
+        return broker_settings(self._hup, self._vhost, program=program_settings())
+
+    def close(self) -> None:
+        with self._lock:
+            forwarder, self._forwarder = self._forwarder, None
+        if forwarder is not None:
+            forwarder.close()
+
+    def put(self, letter: DeadLetter) -> None:
+        """Send a letter to the queue. The broker has confirmed it when this returns.
+
+        :raises errors.StoreError: it does not in time, or refuses
+        """
+        self._send(secrets.token_hex(6), letter)
+
+    def _send(self, id: str, letter: DeadLetter) -> None:
+        with self._lock:
+            if self._forwarder is None:
+                self._forwarder = Forwarder(self.settings)
+            forwarder = self._forwarder
+        encoded = self._encoded(id, letter)
+        sent = forwarder.send('', self.name, encoded, letter.body, letter.message_id, self._declaration())
+        try:
+            sent.result(self.timeout)
+        except FutureTimeout as error:
+            raise errors.StoreError(f'{self} did not take a letter within {self.timeout:g} s') from error
+        except errors.PostageError as error:
+            raise errors.StoreError(f'{self} did not take a letter: {error}') from error
+
+    def _encoded(self, id: str, letter: DeadLetter) -> bytes:
+        """The properties of a letter, without its traceback where they would be too large with it."""
+        for candidate in (letter, replace(letter, traceback='(too large)')):
+            encoded = amqp.encode(_written(id, candidate))
+            if len(encoded) <= HEADER_MAX:
+                return encoded
+        raise errors.StoreError(f'{self} cannot take a letter with {len(encoded)} bytes of headers')
+
+    def _declaration(self) -> Queue:
+        return Queue(self.name, {'durable': True} if self.create else {'passive': True})
+
+    # Reading
+
+    def letters(self, selection: Selection = ALL, limit: int | None = None) -> Iterator[StoredLetter]:
+        found = 0
+        with self._reading(0) as deliveries:
+            for delivery in deliveries:
+                stored = _read(delivery)
+                delivery.body = b''  # held by the broker as well, and there may be many
+                if stored in selection:
+                    yield stored
+                    found += 1
+                    if found == limit:
+                        return
+
+    def count(self, selection: Selection = ALL) -> int:
+        if selection != ALL:
+            return super().count(selection)
+        with self._connected() as connection:
+            declared = connection.run(lambda: declare_queue(connection.control, self._declaration()))
+            return int(declared.method.message_count)
+
+    def edit(self, id: str, **changes: Any) -> StoredLetter:
+        def change(delivery: Delivery, stored: StoredLetter) -> StoredLetter:
+            letter = edited(stored.letter, changes)
+            self._send(id, letter)  # confirmed before the old one goes; it has a new place, at the end
+            delivery.channel.settle(delivery)
+            return StoredLetter(id, letter)
+
+        changed: list[StoredLetter] = self._each(Selection(ids=(id,)), change)
+        if not changed:
+            raise self.no_such_letter(id)
+        return changed[0]
+
+    def delete(self, selection: Selection = ALL) -> int:
+        return sum(1 for _ in self._each(selection, lambda delivery, _: delivery.channel.settle(delivery)))
+
+    def _each(self, selection: Selection, action: Callable[[Delivery, StoredLetter], Any]) -> list[Any]:
+        results = []
+        with self._reading(0 if selection != ALL else WINDOW) as deliveries:
+            for delivery in deliveries:
+                stored = _read(delivery)
+                if stored in selection:
+                    results.append(action(delivery, stored))
+        return results
+
+    @contextlib.contextmanager
+    def hand_out(self, selection: Selection = ALL) -> Generator[Handout, None, None]:
+        with self._reading(0 if selection != ALL else WINDOW) as deliveries:
+            yield _QueueHandout(deliveries, selection)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Generator[Any, None, None]:
+        connection = acquire(self.settings, 'consuming')
+        try:
+            yield connection
+        except errors.NotFound as error:
+            raise errors.StoreError(f'{self} does not exist') from error
+        except errors.BrokerError as error:
+            raise errors.StoreError(f'{self} cannot be read: {error}') from error
+        finally:
+            release(connection)
+
+    @contextlib.contextmanager
+    def _reading(self, window: int) -> Generator[Iterator[Delivery], None, None]:
+        """The letters that are in the queue now, oldest first. What is not settled goes back to its place at the end.
+
+        :param window: how many to hold at a time; 0 for all, where not each of them is settled
+        """
+        with self._connected() as connection:
+            channel = ConsumingChannel(connection, Topology(), window)
+            arrived = threading.Semaphore(0)
+            channel.notify = arrived.release
+
+            def begin() -> Steps:
+                declared = yield from declare_queue(connection.control, self._declaration())
+                yield from channel.consume_steps(self.name)
+                return declared.method.message_count
+
+            try:
+                there = connection.run(begin)
+                if there:
+                    connection.add_channel(channel)
+                yield self._arriving(channel, arrived, there)
+            finally:
+                connection.remove_channel(channel)
+
+    def _arriving(self, channel: ConsumingChannel, arrived: threading.Semaphore, there: int) -> Iterator[Delivery]:
+        generation = channel.generation
+        for number in range(there):
+            while not channel.inbox:
+                in_time = arrived.acquire(timeout=PATIENCE)
+                if channel.error is not None:
+                    raise channel.error
+                if not in_time or channel.generation != generation:
+                    why = 'the connection was lost' if in_time else f'nothing came for {PATIENCE:g} s'
+                    raise errors.StoreError(f'{self}: {number} of {there} letters were read, then {why}')
+            yield channel.inbox.popleft()
+
+
+class _QueueHandout(Handout):
+    """Letters that the broker holds for us; it takes back those that were not settled."""
+
+    def __init__(self, deliveries: Iterator[Delivery], selection: Selection) -> None:
+        self._deliveries = deliveries
+        self._selection = selection
+        self._held: dict[int, Delivery] = {}  # by identity: nothing keeps two messages from having one id
+
+    def batches(self, size: int) -> Iterator[list[StoredLetter]]:
+        batch: list[StoredLetter] = []
+        for delivery in self._deliveries:
+            stored = _read(delivery)
+            if stored not in self._selection:
+                continue
+            self._held[id(stored)] = delivery
+            batch.append(stored)
+            if len(batch) == size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def settle(self, letters: list[StoredLetter]) -> None:
+        for stored in letters:
+            delivery = self._held.pop(id(stored))
+            delivery.channel.settle(delivery)
+
+
+# A letter as a message
+
+
+def _written(id: str, letter: DeadLetter) -> Properties:
+    """The properties of the message that a letter becomes."""
+    kept = {name: value for name, value in letter.properties.items() if name not in _UNSAFE}
+    notes: dict[str, Any] = {name: getattr(letter, name) for name in (*_NOTED, *_TIMES)}
+    notes |= {'id': id, 'properties': {name: letter.properties[name] for name in _UNSAFE if name in letter.properties}}
+    properties = amqp.from_plain(kept)
+    headers = dict(properties.headers or {})
+    if 'CC' in headers:
+        headers[amqp.CC] = headers.pop('CC')
+    properties.headers = {**headers, LETTER: json.dumps(notes)}
+    properties.delivery_mode = 2
+    return properties
+
+
+def _read(delivery: Delivery) -> StoredLetter:
+    """The letter that a message is."""
+    try:
+        properties = delivery.properties
+        notes = json.loads(str((properties.headers or {}).get(LETTER, '{}')))
+    except (errors.DecodingError, ValueError):
+        properties, notes = Properties(), {}  # type: ignore[no-untyped-call]
+    plain = amqp.as_plain(amqp.original(properties))
+    if not notes:
+        return _moved_by_broker(delivery, plain)
+    plain.pop('delivery_mode', None)
+    values = {name: notes[name] for name in (*_NOTED, *_TIMES)}
+    return StoredLetter(notes['id'], DeadLetter(delivery.body, {**plain, **notes['properties']}, **values))
+
+
+def _moved_by_broker(delivery: Delivery, plain: dict[str, Any]) -> StoredLetter:
+    """The letter that a message is which nobody of ours has put here. What is known of it is in its ``x-death``."""
+    deaths = plain.get('headers', {}).get('x-death') or [{}]
+    death = deaths[0] if isinstance(deaths, list) and isinstance(deaths[0], dict) else {}
+    keys = death.get('routing-keys') or ['']
+    died = death.get('time')
+    died_at = amqp.seconds_of(died) if died is not None else time.time()
+    letter = DeadLetter(
+        body=delivery.body,
+        properties=plain,
+        queue=str(death.get('queue', '')),
+        exchange=str(death.get('exchange', delivery.exchange)),
+        routing_key=str(keys[0] if death else delivery.routing_key),
+        reason='rejected',
+        exception='',
+        message=f'moved here by the broker: {death.get("reason", "unknown")}',
+        traceback='',
+        attempts=int(death.get('count', 0)),
+        first_attempt_at=died_at,
+        died_at=died_at,
+    )
+    # Its place in the queue is all that it can be known by, unless it has an id of its own.
+    return StoredLetter(letter.message_id or f'#{delivery.delivery_tag}', letter)

@@ -1,0 +1,122 @@
+"""Dead letters sent back to where they came from.
+
+A letter leaves its store once the broker has confirmed the message that it has become again. Whoever is killed in
+between has sent some letters that are still in the store; the next replay sends those again, with the same
+``message_id``, by which their receivers can tell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from postage import errors
+from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
+from postage.messaging import properties as amqp
+from postage.messaging.forwarding import Forwarder
+
+BATCH = 200  # letters under way at a time
+TIMEOUT = 60.0  # seconds in which a batch has to be confirmed
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where letters are sent: an exchange with a key, or the default exchange with the name of a queue."""
+
+    exchange: str
+    routing_key: str
+
+
+@dataclass
+class Replayed:
+    """What a replay did.
+
+    :ivar sent: letters that the broker has confirmed, and that have left the store
+    :ivar failures: numbers of letters that it has not, and why; they are still in the store
+    :ivar repeated: how many of those sent may have been sent before, by a replay that was cut short
+    """
+
+    sent: int = 0
+    failures: dict[str, str] = field(default_factory=dict)
+    repeated: int = 0
+
+
+def replay(
+    store: DeadLetters,
+    forwarder: Forwarder,
+    selection: Selection = ALL,
+    target: Target | None = None,
+    rate: float | None = None,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Replayed:
+    """Send letters back, oldest first. Blocks until all are sent.
+
+    :param forwarder: what sends them
+    :param target: where to; by default each to the queue that it came from
+    :param rate: letters a second, at most; by default as fast as the broker confirms them
+    :param progress: called with the number of letters that have been dealt with since it was last called
+    :raises errors.StoreError: the store cannot be read, or somebody else is replaying it
+    """
+    done = Replayed()
+    pace = _Pace(rate)
+    with store.hand_out(selection) as handout:
+        for batch in handout.batches(pace.batch):
+            under_way = [(stored, _send(forwarder, stored, target, pace)) for stored in batch]
+            sent = [stored for stored, future in under_way if _is_confirmed(stored, future, done)]
+            handout.settle(sent)
+            done.sent += len(sent)
+            done.repeated += sum(1 for stored in sent if stored.replay_begun_at is not None)
+            progress(len(batch))
+    return done
+
+
+class _Pace:
+    """So many letters a second."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._interval = 1 / rate if rate else 0.0
+        self._next = time.monotonic()
+        self.batch = max(1, min(BATCH, int(rate / 4))) if rate else BATCH  # a batch is not longer than a moment
+
+    def wait(self) -> None:
+        if self._interval:
+            time.sleep(max(0.0, self._next - time.monotonic()))
+            self._next = max(self._next + self._interval, time.monotonic() - self._interval)
+
+
+def _send(forwarder: Forwarder, stored: StoredLetter, target: Target | None, pace: _Pace) -> Future[None]:
+    pace.wait()
+    letter = stored.letter
+    try:
+        where = target or _way_back(stored)
+        properties = amqp.from_plain(letter.properties)
+        # The same each time, so that a receiver can tell a letter that was sent twice.
+        properties.message_id = properties.message_id or f'dead-letter-{stored.id}-{int(letter.died_at * 1000)}'
+        # Only its first user may send this, and it was sent to these others already.
+        properties.user_id = None
+        headers = dict(properties.headers or {})
+        headers.pop('CC', None)
+        properties.headers = headers or None
+        encoded = amqp.encode(properties)
+    except (errors.PostageError, ValueError, TypeError) as error:
+        failed: Future[None] = Future()
+        failed.set_exception(error)
+        return failed
+    return forwarder.send(where.exchange, where.routing_key, encoded, letter.body, properties.message_id)
+
+
+def _way_back(stored: StoredLetter) -> Target:
+    if not stored.letter.queue:
+        raise errors.StoreError(f'letter {stored.id} does not say which queue it came from')
+    return Target('', stored.letter.queue)
+
+
+def _is_confirmed(stored: StoredLetter, future: Future[None], done: Replayed) -> bool:
+    try:
+        future.result(TIMEOUT)
+    except Exception as error:
+        done.failures[stored.id] = str(error) or type(error).__name__
+        return False
+    return True

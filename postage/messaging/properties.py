@@ -1,0 +1,214 @@
+"""AMQP properties of messages that are sent on: what is noted in their headers, their bytes, and their form in JSON.
+
+A message that is sent on to a queue by Postage, to come back later or to be counted, goes through the default
+exchange, with a header for each of the things that this would make it forget. :func:`original` undoes that.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from struct import Struct
+from typing import Any, Final
+
+import pika.spec
+
+from postage.amqp import wire
+from postage.amqp.consuming import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY
+
+ATTEMPTS: Final = 'x-postage-attempts'
+"""How often the message has been handled in vain."""
+FIRST_ATTEMPT: Final = 'x-postage-first-attempt'
+"""When that was first done, in milliseconds since 1970."""
+DELIVERIES: Final = 'x-postage-deliveries'
+"""How often a delivery of it came to no end."""
+EXCHANGE: Final = ORIGINAL_EXCHANGE
+ROUTING_KEY: Final = ORIGINAL_ROUTING_KEY
+EXPIRATION: Final = 'x-postage-expiration'
+USER_ID: Final = 'x-postage-user-id'
+CC: Final = 'x-postage-cc'
+
+DELAY_PREFIX: Final = 'postage.retry.'
+"""What the names of the queues begin with in which messages wait for their next attempt."""
+
+_PREFIX: Final = 'x-postage-'
+_NAMES: Final = (
+    *('content_type', 'content_encoding', 'headers', 'delivery_mode', 'priority', 'correlation_id', 'reply_to'),
+    *('expiration', 'message_id', 'timestamp', 'type', 'user_id', 'app_id', 'cluster_id'),
+)
+_flags = Struct('>H')
+
+Properties = pika.spec.BasicProperties
+
+
+def sent_on(properties: Properties, origin: tuple[str, str], **notes: Any) -> Properties:
+    """The properties of a message that is sent on to a queue, by the default exchange.
+
+    :param origin: the exchange it was published to first, and the routing key
+    :param notes: headers to be added, by the name of their constant here in small letters
+    """
+    changed = original(properties)
+    headers = dict(changed.headers or {})
+    headers[EXCHANGE], headers[ROUTING_KEY] = origin
+    headers |= {f'{_PREFIX}{name.replace("_", "-")}': value for name, value in notes.items()}
+    # A message in waiting must not expire; the broker refuses another user's id, and sends copies to what CC names.
+    for name, header in (('expiration', EXPIRATION), ('user_id', USER_ID)):
+        value = getattr(changed, name)
+        if value is not None:
+            headers[header] = value
+            setattr(changed, name, None)
+    if 'CC' in headers:
+        headers[CC] = headers.pop('CC')
+    changed.headers = headers
+    return changed
+
+
+def original(properties: Properties) -> Properties:
+    """The properties with which a message was published first, whether it was sent on since or not. A copy."""
+    restored = copy.copy(properties)
+    headers = dict(properties.headers or {})
+    if EXPIRATION in headers:
+        restored.expiration = headers[EXPIRATION]
+    if USER_ID in headers:
+        restored.user_id = headers[USER_ID]
+    if CC in headers:
+        headers['CC'] = headers[CC]
+    restored.headers = {name: value for name, value in headers.items() if not name.startswith(_PREFIX)}
+    _forget_delays(restored.headers)
+    if not restored.headers:
+        restored.headers = None
+    return restored
+
+
+def _forget_delays(headers: dict[str, Any]) -> None:
+    """Take out what the broker noted when a message left a delay queue (https://www.rabbitmq.com/docs/dlx#effects)."""
+    deaths = headers.get('x-death')
+    if isinstance(deaths, list):
+        headers['x-death'] = [death for death in deaths if not _is_delay(death)]
+        if not headers['x-death']:
+            del headers['x-death']
+    for which in ('first', 'last'):
+        if str(headers.get(f'x-{which}-death-queue', '')).startswith(DELAY_PREFIX):
+            for what in ('queue', 'exchange', 'reason'):
+                headers.pop(f'x-{which}-death-{what}', None)
+
+
+def _is_delay(death: Any) -> bool:
+    return isinstance(death, Mapping) and str(death.get('queue', '')).startswith(DELAY_PREFIX)
+
+
+def whole_header(headers: Mapping[str, Any], name: str) -> int:
+    """A header that counts; 0 where it is absent, or somebody else wrote something else into it."""
+    value = headers.get(name)
+    return int(value) if isinstance(value, int) and value > 0 else 0
+
+
+# Bytes
+
+
+def encode(properties: Properties) -> bytes:
+    """The property flags and values of a content header (AMQP 0-9-1 section 4.2.6.1), all properties included.
+
+    :raises errors.EncodingError: where a header has a value that AMQP has no type for
+    """
+    before, after = Properties(), copy.copy(properties)  # type: ignore[no-untyped-call]
+    before.content_type, before.content_encoding = properties.content_type, properties.content_encoding
+    after.content_type = after.content_encoding = after.headers = None
+    # pika can send fewer types of headers than it receives, and ours come in between.
+    parts = [
+        b''.join(before.encode()),  # type: ignore[no-untyped-call]
+        wire.encode_properties(headers=_sendable(properties.headers or {})),
+        b''.join(after.encode()),  # type: ignore[no-untyped-call]
+    ]
+    flags = 0
+    for part in parts:
+        flags |= _flags.unpack_from(part)[0]
+    return _flags.pack(flags) + b''.join(part[2:] for part in parts)
+
+
+def _sendable(value: Any) -> Any:
+    """A header's value as AMQP can carry it, which is what came by AMQP but for the odd type."""
+    if isinstance(value, Mapping):
+        return {name: _sendable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_sendable(item) for item in value]
+    return float(value) if isinstance(value, Decimal) else value
+
+
+# JSON
+
+
+def as_plain(properties: Properties) -> dict[str, Any]:
+    """The properties as a dictionary that JSON can hold; only those that are set.
+
+    What JSON lacks is marked: ``{'$bytes': base64}``, ``{'$time': ISO 8601}``, ``{'$decimal': text}``,
+    ``{'$float': text}``, and ``{'$table': …}`` around a table whose own keys look like that.
+    """
+    plain = {name: _plain(getattr(properties, name)) for name in _NAMES if getattr(properties, name) is not None}
+    if 'headers' in plain and not plain['headers']:
+        del plain['headers']
+    return plain
+
+
+def from_plain(plain: Mapping[str, Any]) -> Properties:
+    """Undo :func:`as_plain`.
+
+    :raises ValueError: where it is none of its results
+    """
+    unknown = sorted(set(plain) - set(_NAMES))
+    if unknown:
+        raise ValueError(f'there is no AMQP property {unknown[0]!r}')
+    return Properties(**{name: _restored(value) for name, value in plain.items()})  # type: ignore[no-untyped-call]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bytes, bytearray)):
+        return {'$bytes': base64.b64encode(value).decode()}
+    if isinstance(value, datetime):
+        return {'$time': value.isoformat()}
+    if isinstance(value, Decimal):
+        return {'$decimal': str(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {'$float': repr(value)}
+    if isinstance(value, Mapping):
+        table = {str(name): _plain(item) for name, item in value.items()}
+        return {'$table': table} if any(name.startswith('$') for name in table) else table
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restored(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) == 1:
+        (mark, content), *_ = value.items()
+        if mark in _MARKS:
+            return _MARKS[mark](content)
+    return {name: _restored(item) for name, item in value.items()}
+
+
+_MARKS: Final[Mapping[str, Any]] = {
+    '$bytes': base64.b64decode,
+    '$time': datetime.fromisoformat,
+    '$decimal': Decimal,
+    '$float': float,
+    '$table': lambda table: {name: _restored(item) for name, item in table.items()},
+}
+
+
+def seconds_of(plain: Any) -> float:
+    """The time that a header in plain form holds, as ``time.time()`` has it.
+
+    :raises ValueError: where it holds none
+    """
+    restored = _restored(plain)
+    if not isinstance(restored, datetime):
+        raise ValueError(f'{plain!r:.80} is no time')
+    return restored.timestamp()

@@ -1,0 +1,96 @@
+"""The command ``postage`` itself."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import postage
+
+WITHOUT = """
+import sys
+for name in ('click', 'rich'):
+    sys.modules[name] = None
+sys.argv = ['postage', '--help']
+from postage.cli import main
+sys.exit(main())
+"""
+
+LOADED = """
+import sys
+from postage.cli import main
+sys.argv = ['postage', '--help']
+try:
+    main()
+finally:
+    for name in sorted(sys.modules):
+        if name.startswith(('postage', 'msgspec', 'rich')):
+            print('loaded', name)
+"""
+
+
+@pytest.fixture
+def start(run_module):
+    return lambda *arguments: run_module('postage.cli', list(arguments))
+
+
+def test_help_lists_the_commands(start):
+    program = start('--help')
+    assert program.wait() == 0
+    assert program.count('broker') == 1
+    assert program.count('dead-letters') == 1
+    assert program.count('Usage: postage ') == 1
+
+
+def test_help_of_a_command_lists_its_subcommands(start):
+    program = start('dead-letters', '--help')
+    assert program.wait() == 0
+    for name in ('list', 'show', 'replay', 'edit', 'export', 'purge'):
+        assert re.search(rf'^  {name} ', program.output, re.MULTILINE), program.output
+
+
+@pytest.mark.parametrize('name', ['list', 'show', 'replay', 'edit', 'export', 'purge'])
+def test_every_subcommand_has_help(start, name):
+    program = start('dead-letters', name, '--help')
+    assert program.wait() == 0
+    assert program.count('--store PATH') == 1
+
+
+def test_the_version_is_that_of_the_package(start):
+    program = start('--version')
+    assert program.wait() == 0
+    assert program.output == f'postage, version {postage.__version__}'
+
+
+def test_an_unknown_command_is_a_mistake_of_the_caller(start):
+    program = start('nonsense')
+    assert program.wait() == 2
+    assert 'No such command' in program.output
+
+
+def test_help_does_not_load_what_it_does_not_need(run_program):
+    program = run_program(LOADED)
+    program.wait()
+    loaded = {line.split()[1] for line in program.lines if line.startswith('loaded')}
+    assert not {
+        name for name in loaded if name.startswith(('postage.messaging', 'postage.amqp', 'msgspec', 'rich.console'))
+    }
+
+
+def test_a_missing_extra_is_one_clear_line(run_program):
+    program = run_program(WITHOUT)
+    assert program.wait() == 1
+    assert program.output == "postage: the command needs click, which comes with: pip install 'postage[cli]'"
+
+
+def test_the_broker_can_be_started(start):
+    program = start('broker', '--port', '0')
+    program.expect('Postage broker, for development and tests')
+    program.stop()
+
+
+def test_the_broker_shows_its_own_help(start):
+    program = start('broker', '--help')
+    assert program.wait() == 0
+    assert program.count('--vhost') >= 1
