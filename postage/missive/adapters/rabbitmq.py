@@ -1,0 +1,266 @@
+"""Messages from queues of RabbitMQ, or another AMQP 0-9-1 broker, on Postage's own connection."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from postage import errors, messaging
+from postage.amqp import wire
+from postage.amqp.channel import Steps
+from postage.amqp.connection import Connection
+from postage.amqp.consuming import Delivery, current
+from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
+from postage.amqp.topology import QUEUE_FLAGS, Queue, declare_queue
+from postage.microthreads.alarm import Alarm
+from postage.missive.adapter import RunnableAdapter
+from postage.missive.contexts import ProcessingContext
+from postage.missive.messages import M, Message, UnreadableMessage
+from postage.missive.processor import Processor
+
+logger = logging.getLogger('postage')
+
+PUBLISH_TIMEOUT = 30.0  # seconds that an answer waits at a full window of unconfirmed messages
+
+
+class RabbitMQAdapter(RunnableAdapter[M]):
+    """Has the messages of some queues handled, in the order in which they arrive.
+
+    The connection is Postage's: it heals itself, declares everything again, and goes on. What was not acknowledged
+    when it was lost comes again; an acknowledgement that comes too late for that is dropped, and logged. What a
+    handler publishes through Postage is confirmed before its message is acknowledged.
+
+    ``message.headers`` has the AMQP headers, ``message.message_id`` the property of this name where it is set, and
+    ``message.delivery`` the delivery with all the rest: queue, exchange, routing key, properties, redelivered.
+
+    :param message_cls: makes a message out of a body
+    :param processor: what handles the messages
+    :param queues: names of queues, or ``{'name': …, 'flags': {…}}``, which are declared where they are missing
+    :param url_or_conn: an AMQP URL, a HUP, or a ``Connection`` of Postage whose broker and credentials are used; by
+        default what the environment says, as for every class of Postage
+    :param drain_timeout: seconds that the end of a run waits for acknowledgements which wait for confirms
+    :param eqk: exchanges, queues and keys to declare and consume from, as for ``GenericConsumer``
+    :param prefetch_count: messages that the broker sends ahead of their acknowledgement; ``None`` leaves it to Postage
+    """
+
+    def __init__(
+        self,
+        message_cls: Callable[[bytes], M],
+        processor: Processor[M],
+        queues: Sequence[str | Mapping[str, Any]] = (),
+        url_or_conn: str | Mapping[str, Any] | Connection | None = None,
+        drain_timeout: float = 1,
+        *,
+        eqk: Any = (),
+        prefetch_count: int | None = None,
+    ) -> None:
+        super().__init__(message_cls, processor)
+        self._queues = [_checked(queue) for queue in ([queues] if isinstance(queues, str) else queues)]
+        self._url_or_conn = url_or_conn
+        self._eqk = eqk
+        self._prefetch_count = prefetch_count
+        self._drain_timeout = drain_timeout
+        self._alarm = Alarm()
+        self._unconfirmed = _Unconfirmed()
+        self._consumer: _Consumer | None = None
+
+    # Receiving
+
+    def run(self) -> None:
+        """Receive messages and have them handled until SIGTERM or SIGINT (Ctrl-C), or :meth:`stop`.
+
+        Blocks. Connects first, and waits for a broker that is down for ``POSTAGE_CONNECT_TIMEOUT`` seconds. At the
+        signal the message in hand is finished, and what was sent ahead goes back to its queue.
+
+        :raises errors.BrokerError: no connection, or the broker refuses a queue
+        :raises Exception: as every adapter does
+        """
+        super().run()
+
+    def _run(self, ctx: ProcessingContext[M]) -> None:
+        consumer = self._shutdown.wait_for(self._connect)
+        if consumer is None:
+            return
+        self._consumer = consumer
+        logger.info('consuming from %s', consumer)
+        try:
+            while not self._shutdown.should_exit():
+                delivery = consumer.next_delivery()
+                if delivery is None:
+                    self._shutdown.wait_for(lambda: self._alarm.wait(None))
+                else:
+                    began = time.monotonic()
+                    self._receive(ctx, delivery)
+                    consumer.took(1, time.monotonic() - began)
+        finally:
+            if not self._unconfirmed.wait(self._drain_timeout):
+                logger.error('%s stops with messages that wait for a confirm; they come again', type(self).__name__)
+            self._consumer = None
+            consumer.close()
+
+    def _connect(self) -> _Consumer:
+        hup, vhost = _broker_of(self._url_or_conn)
+        consumer = _Consumer(self._eqk, hup, vhost, self._prefetch_count)
+        try:
+            for queue in self._queues:
+                consumer.queue_declare(queue)
+            consumer.begin(self._alarm.ring)
+        except BaseException:
+            consumer.close()
+            raise
+        return consumer
+
+    def _receive(self, ctx: ProcessingContext[M], delivery: Delivery) -> None:
+        """Have one delivery handled."""
+        message: Any
+        try:
+            message_id = (delivery.properties.message_id or '').encode('utf-8', 'surrogateescape')
+            message = ctx.new_message(delivery.body, message_id, delivery.headers, delivery)
+        except errors.DecodingError as error:
+            message = UnreadableMessage(delivery.body, error)
+            message.delivery = delivery
+            if self.processor.dlq is None:
+                # Raised, it would end the program, again after every redelivery, because of what somebody sent.
+                logger.warning('%r is rejected: %s', delivery, error)
+                self.reject(message)
+                return
+        token = current.set(delivery)
+        try:
+            ctx.handle(message)
+        finally:
+            current.reset(token)
+
+    def _wake(self) -> None:
+        self._alarm.ring()
+
+    # What becomes of a message
+
+    def ack(self, message: Message) -> None:
+        """Acknowledge a message, once what its handler has published so far is confirmed. Does not block."""
+        delivery: Delivery = message.delivery
+        if not delivery.receipts:
+            delivery.channel.settle(delivery)
+        else:
+            self._unconfirmed.add(delivery.receipts, lambda failed: _settle(delivery, failed))
+
+    def nack(self, message: Message) -> None:
+        """Return a message to its queue, which delivers it again. Does not block."""
+        message.delivery.channel.settle(message.delivery, requeue=True)
+
+    def reject(self, message: Message) -> None:
+        """Reject a message: to its queue's dead-letter exchange, if it has one. Does not block."""
+        message.delivery.channel.settle(message.delivery, requeue=False)
+
+    def reply(self, message: Message, data: bytes, content_type: str) -> None:
+        """Publish an answer to the address in the message's ``reply_to``."""
+        properties = message.delivery.properties
+        if self._consumer is not None and properties.reply_to:
+            self._consumer.reply_bytes(properties, data, content_type)
+        else:
+            logger.warning('%r names no address to answer to', message)
+
+
+def _settle(delivery: Delivery, failed: Receipt | None) -> None:
+    """What a handler published is settled. Called on a connection's thread."""
+    if failed is None:
+        delivery.channel.settle(delivery)
+    else:
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
+        delivery.channel.settle(delivery, requeue=False)
+
+
+class _Consumer(messaging.GenericConsumer):
+    """A consumer that also reads from queues without a binding of ours, and whose answers are ready bytes."""
+
+    def __init__(self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None) -> None:
+        self.prefetch_count = prefetch_count
+        super().__init__(eqk, hup, vhost)
+
+    def queue_declare(self, queue: Queue) -> None:
+        """Declare a queue, now and after every reconnect, and consume from it. Blocks."""
+        queue = Queue(queue.name, {'durable': self.durable_queues, **queue.flags}, queue.spelled)
+        self._connection.run(lambda: self._declare_steps(queue))
+
+    def _declare_steps(self, queue: Queue) -> Steps:
+        if queue.name not in self._topology.queues:
+            yield from declare_queue(self._connection.control, queue)
+            self._topology.queues[queue.name] = queue
+
+    def reply_bytes(self, header: Any, data: bytes, content_type: str) -> None:
+        """Answer an RPC with what is encoded already. Does not block but for a full window; any thread."""
+        receipt = Receipt(new_message_id(), 1, True, Ledger())
+        properties = wire.encode_properties(
+            content_type=content_type,
+            delivery_mode=1,
+            message_id=receipt.message_id,
+            correlation_id=header.correlation_id or '',
+        )
+        outgoing = Outgoing('', header.reply_to, False, properties, data, receipt)
+        self._publishing().publisher(True).publish(outgoing, PUBLISH_TIMEOUT)
+        delivery = current.get()
+        if delivery is not None:
+            delivery.published(receipt)
+
+
+class _Unconfirmed:
+    """Acknowledgements that wait for what their handlers published. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def add(self, receipts: Sequence[Receipt], settle: Callable[[Receipt | None], None]) -> None:
+        """Call ``settle(failed)`` once all of the receipts are settled; ``failed`` is one that was not confirmed."""
+        receipts = list(receipts)
+        missing = len(receipts)
+        with self._changed:
+            self._count += 1
+
+        def one_less() -> None:
+            nonlocal missing
+            with self._changed:
+                missing -= 1
+                if missing:
+                    return
+            settle(next((receipt for receipt in receipts if receipt.error is not None), None))
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+
+        for receipt in receipts:
+            receipt.add_done_callback(one_less)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until there is none. Returns whether that is so within that many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, timeout)
+
+
+def _checked(queue: str | Mapping[str, Any]) -> Queue:
+    """A queue as given by the user, or a clear error."""
+    name: Any = queue['name'] if isinstance(queue, Mapping) and 'name' in queue else queue
+    flags = dict(queue.get('flags') or {}) if isinstance(queue, Mapping) else {}
+    if not isinstance(name, str) or not name or not set(flags) <= set(QUEUE_FLAGS):
+        raise errors.ConfigurationError(
+            f"a queue is a name or {{'name': …, 'flags': {{…}}}} with flags out of {', '.join(QUEUE_FLAGS)}, "
+            f'not {queue!r:.80}'
+        )
+    return Queue(name, flags, frozenset(flags) | frozenset(flags.get('arguments') or ()))
+
+
+def _broker_of(url_or_conn: str | Mapping[str, Any] | Connection | None) -> tuple[Any, str | None]:
+    """What a consumer takes as ``hup`` and ``vhost``: for a connection, those that lead to the same broker."""
+    if not isinstance(url_or_conn, Connection):
+        return url_or_conn, None
+    settings = url_or_conn.settings
+    tls = next((endpoint.ssl_options for endpoint in settings.endpoints if endpoint.ssl_options), None)
+    if tls is not None:
+        hosts = ','.join(map(str, settings.endpoints))
+        return {'host': hosts, 'user': settings.user, 'password': settings.password, 'ssl': tls}, settings.vhost
+    credentials = f'{quote(settings.user, safe="")}:{quote(settings.password, safe="")}'
+    urls = [f'amqp://{credentials}@{endpoint}/?{urlencode(endpoint.options)}' for endpoint in settings.endpoints]
+    return ','.join(urls), settings.vhost

@@ -1,0 +1,92 @@
+"""Ending an adapter's run in good order on SIGTERM and SIGINT."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar('T')
+
+
+class ShutdownHandler:
+    """Ends what it surrounds at the first SIGTERM or SIGINT (Ctrl-C): a message in hand is finished, a wait is not.
+
+    ::
+
+        with ShutdownHandler() as shutdown:
+            while not shutdown.should_exit():
+                data = shutdown.wait_for(transport.read)
+                …
+
+    A second signal ends the process at once, as that signal does by default. Outside the main thread, where Python
+    allows no signal handlers, only :meth:`set_exit` ends it.
+    """
+
+    def __init__(self) -> None:
+        self._exiting = False
+        self._is_waiting = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> ShutdownHandler:
+        self.enable()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self.disable()
+        return isinstance(error, _Interrupted)
+
+    def enable(self) -> None:
+        """Take SIGTERM and SIGINT. Does nothing outside the main thread."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
+
+    def disable(self) -> None:
+        """Give the signals back to whom they belonged before."""
+        while self._previous:
+            number, handler = self._previous.popitem()
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def should_exit(self) -> bool:
+        """Whether it is time to end."""
+        return self._exiting
+
+    def set_exit(self) -> None:
+        """Say that it is time to end. Any thread. It wakes nobody who waits."""
+        self._exiting = True
+
+    def wait_for(self, call: Callable[[], T]) -> T | None:
+        """Call something that waits, and nothing else: a signal interrupts it.
+
+        :return: what it returns; ``None`` where it is time to end
+        """
+        try:
+            # The order matters: a signal that comes after our look at the flag finds that we wait.
+            self._is_waiting = True
+            if self._exiting:
+                return None
+            return call()
+        except _Interrupted:
+            return None
+        finally:
+            self._is_waiting = False
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """The signal handler. Runs in the main thread, between two instructions of whatever is running there."""
+        if self._exiting:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+            return
+        self._exiting = True
+        if self._is_waiting:
+            self._is_waiting = False
+            raise _Interrupted
+
+
+class _Interrupted(BaseException):
+    """Raised in the main thread by a signal, only while it waits."""

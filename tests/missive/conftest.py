@@ -1,0 +1,196 @@
+"""What the tests of Missive share: a private Redis, adapters that run, and a log to wait for.
+
+Where ``redis-server`` is not installed the tests that need it skip, and the last lines of the output say so; with
+``POSTAGE_REQUIRE_REDIS=1`` they fail instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from postage import missive
+from postage.missive.adapter import RunnableAdapter
+from support.fixtures import bench  # noqa: F401
+from support.messaging import LogBook
+from support.ports import free_ports
+
+REQUIRE_REDIS = os.environ.get('POSTAGE_REQUIRE_REDIS', '') not in ('', '0')
+NOT_INSTALLED = 'redis-server is not installed'
+TIMEOUT = 20.0
+
+
+class RedisServer:
+    """A Redis of the test's own on 127.0.0.1, without persistence.
+
+    :ivar url: its address; it stays the same from start to start
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        (self.port,) = free_ports(1)
+        self.url = f'redis://127.0.0.1:{self.port}/0'
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        arguments = ['--port', str(self.port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no']
+        self._process = subprocess.Popen(
+            ['redis-server', *arguments], cwd=self._directory, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        with self.client() as client:
+            wait_until(lambda: answers(client), 'redis-server does not answer')
+
+    def stop(self) -> None:
+        """End it; its connections are closed."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(TIMEOUT)
+            self._process = None
+
+    def client(self) -> redis.Redis:
+        """A client of it."""
+        return redis.Redis.from_url(self.url)
+
+    def await_subscriber(self, number: int = 1) -> None:
+        """Wait until so many clients have subscribed to a pattern."""
+        with self.client() as client:
+            wait_until(lambda: answers(client) and client.pubsub_numpat() >= number, 'nobody subscribes')
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False
+
+
+def wait_until(condition: Callable[[], Any], complaint: str) -> None:
+    """Wait for what nothing can tell us of but asking."""
+    deadline = time.monotonic() + TIMEOUT
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, complaint
+        pause.wait(0.01)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that the test may stop and start."""
+    if shutil.which('redis-server') is None:
+        pytest.skip(NOT_INSTALLED)
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class Run:
+    """An adapter that runs in a thread of its own.
+
+    :ivar error: what left ``run()``
+    """
+
+    def __init__(self, adapter: RunnableAdapter[Any], *arguments: Any) -> None:
+        self.adapter = adapter
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=arguments, name='adapter-of-a-test', daemon=True)
+        self._thread.start()
+
+    def _run(self, *arguments: Any) -> None:
+        try:
+            self.adapter.run(*arguments)
+        except BaseException as error:
+            self.error = error
+
+    def wait(self) -> None:
+        """Wait until it has ended by itself; what left ``run()`` is raised."""
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), 'the adapter still runs'
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """End it in good order."""
+        self.adapter.stop()
+        self.wait()
+
+
+@pytest.fixture
+def run() -> Iterator[Callable[..., Run]]:
+    """A function that runs an adapter until the end of the test."""
+    runs: list[Run] = []
+
+    def start(adapter: RunnableAdapter[Any], *arguments: Any) -> Run:
+        runs.append(Run(adapter, *arguments))
+        return runs[-1]
+
+    with contextlib.ExitStack() as stack:
+        yield start
+        for each in runs:
+            if each.error is None:
+                stack.callback(each.stop)
+
+
+@pytest.fixture
+def log() -> Iterator[LogBook]:
+    """What the logger ``postage`` is given."""
+    import logging
+
+    logger, book = logging.getLogger('postage'), LogBook()
+    level = logger.level
+    logger.addHandler(book)
+    logger.setLevel(logging.DEBUG)
+    yield book
+    logger.removeHandler(book)
+    logger.setLevel(level)
+
+
+@pytest.fixture
+def processor() -> missive.Processor[missive.Message]:
+    """A processor without handlers."""
+    return missive.Processor()
+
+
+# Missing Redis: failures where it is required, else the last word of the output
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome = yield
+    report: pytest.TestReport = outcome.get_result()
+    if report.skipped and isinstance(report.longrepr, tuple) and NOT_INSTALLED in report.longrepr[2]:
+        if REQUIRE_REDIS:
+            report.outcome = 'failed'
+            report.longrepr = f'{NOT_INSTALLED}, and POSTAGE_REQUIRE_REDIS is set'
+        else:
+            item.config.stash.setdefault(without_redis, []).append(item.nodeid)
+
+
+without_redis = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say what was left out after everything else that pytest prints."""
+    skipped = config.stash.get(without_redis, [])
+    if not skipped:
+        return
+    note = f'{len(skipped)} tests were skipped: {NOT_INSTALLED} (Debian, Ubuntu: apt-get install redis-server).'
+    print(f'\n{note}')
+    if path := os.environ.get('POSTAGE_TEST_NOTE'):
+        with Path(path).open('a') as file:
+            file.write(f'{note}\n')
