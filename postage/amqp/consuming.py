@@ -177,8 +177,9 @@ class ConsumingChannel(Channel):
         """Change how many messages are sent ahead.
 
         A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
-        each ends and begins anew. With fewer than before, what is in the inbox goes back into its queue first, to the
-        place it came from, so that the order holds.
+        each is followed by a new one, which begins before the old one ends: a queue that deletes itself after its last
+        consumer must not be left without one. With fewer than before, what is in the inbox goes back into its queue,
+        to the place it came from, so that the order holds.
         """
         self._wanted_prefetch = prefetch
         if self._is_resizing:
@@ -194,26 +195,30 @@ class ConsumingChannel(Channel):
             self._is_resizing = False
 
     def _begin_anew(self, shrinks: bool) -> Steps:
-        generation = self.generation
-        ended = dict(self.consumers)
-        for queue, tag in ended.items():
-            yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
-        while shrinks and self.inbox:
-            self._return_newest()
-        self.connection.flush_now()
-        if generation != self.generation or not self.is_open:
-            return  # opened again meanwhile, with the new count
         yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
-        for queue, tag in ended.items():
-            if self.consumers.get(queue) == tag:  # else somebody has ended or begun it meanwhile
+        for queue, tag in list(self.consumers.items()):
+            if self.consumers.get(queue) == tag:  # else somebody has ended it meanwhile
                 self.consumers[queue] = self._new_tag(queue)
                 yield from self._consume(queue, self.consumers[queue])
+                yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+        if shrinks:
+            self._return_inbox()
 
-    def _return_newest(self) -> None:
-        try:
-            self.settle(self.inbox.pop(), requeue=True)
-        except IndexError:
-            pass  # the consuming thread was quicker
+    def _return_inbox(self) -> None:
+        """Hand back what nobody has begun to handle.
+
+        It is taken newest first, for the consuming thread takes the oldest; and sent oldest first, so that what a new
+        consumer has in hand is its only message until all that comes before that is back in the queue.
+        """
+        back: list[Delivery] = []
+        while self.inbox:
+            try:
+                back.append(self.inbox.pop())
+            except IndexError:
+                break  # the consuming thread was quicker
+        for delivery in reversed(back):
+            self.settle(delivery, requeue=True)
+        self.connection.flush_now()
 
     def _new_tag(self, queue: str) -> str:
         tag = f'postage-{next(_tags)}'

@@ -436,8 +436,8 @@ class Channel:
     def _on_consume(self, method: spec.Basic.Consume) -> amqp_object.Method | None:
         if method.queue == REPLY_TO:
             return self._consume_replies(method)
-        queue = self._readable_queue(method.queue)
         tag = self._new_consumer_tag(method.consumer_tag)
+        queue = self._readable_queue(method.queue)
         arguments = method.arguments or {}
         args.check_consumer_arguments(queue.name, self._host.name, arguments)
         self._check_exclusive_use(queue, method.exclusive)

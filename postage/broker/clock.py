@@ -1,7 +1,7 @@
 """Time, and what is to happen at a later time.
 
-Everything in the broker that waits (heartbeats, message and queue lifetimes, the handshake's limit) asks this clock
-and no other, so that a test may move it forward instead of waiting.
+Everything in the broker that waits asks such a clock and no other, so that a test may move it forward instead of
+waiting. A broker has two: one for messages and queues, one for heartbeats and handshakes.
 """
 
 from __future__ import annotations

@@ -123,9 +123,9 @@ class Connection:
         self._blocked = False
         self._cut_after: int | None = None
         self._heartbeat = 0
-        self._heard_at = node.clock.now()
+        self._heard_at = node.transport_clock.now()
         self._has_sent = False
-        self._timer: Timer | None = node.clock.call_later(HANDSHAKE_SECONDS, self._handshake_too_slow)
+        self._timer: Timer | None = node.transport_clock.call_later(HANDSHAKE_SECONDS, self._handshake_too_slow)
 
     def __repr__(self) -> str:
         return f'<Connection {self.peer} {self.state.name}>'
@@ -144,7 +144,7 @@ class Connection:
 
     def receive_bytes(self, received: bytes) -> None:
         """Take bytes from the client and do what they ask for. Never raises because of what they are."""
-        self._heard_at = self.node.clock.now()
+        self._heard_at = self.node.transport_clock.now()
         self._incoming.append(received)
         if self.state is State.EXPECTING_HEADER and not self._receive_protocol_header():
             return
@@ -488,7 +488,7 @@ class Connection:
     def _set_timer(self, seconds: float | None, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if seconds is None else self.node.clock.call_later(seconds, callback)
+        self._timer = None if seconds is None else self.node.transport_clock.call_later(seconds, callback)
 
     def _handshake_too_slow(self) -> None:
         logger.warning('%s: no handshake in %d seconds', self.peer, HANDSHAKE_SECONDS)
@@ -496,7 +496,7 @@ class Connection:
 
     def _beat(self) -> None:
         """Show that the broker lives, and look whether the client does (section 4.2.7)."""
-        silence = self.node.clock.now() - self._heard_at
+        silence = self.node.transport_clock.now() - self._heard_at
         if silence > 2 * self._heartbeat and not self._blocked:
             logger.warning('%s: missed heartbeats for %d seconds', self.peer, silence)
             self.lost()

@@ -27,6 +27,9 @@ class Node:
     :param heartbeat: seconds that are proposed to clients, 0 for no heartbeats
     :param permissions: by user name and virtual host, see :class:`postage.broker.users.Users`
     :param strict: the version of RabbitMQ whose changes are followed, see :mod:`postage.broker.rules`
+    :ivar clock: the time of messages, queues and deliveries, which a test may move
+    :ivar transport_clock: the time of heartbeats and handshakes; clients live in it too, so it is moved only where
+        there are none but the test's own
     :ivar consumer_timeout: seconds within which a delivery has to be acknowledged, or ``None``
     :ivar confirm_delay: seconds by which publisher confirms come late
     :ivar refusals_left: how many of the next messages on confirming channels are refused
@@ -44,6 +47,7 @@ class Node:
         self.users = Users(users, permissions)
         self.rules = rules_of(strict)
         self.clock = Clock()
+        self.transport_clock = Clock()
         self.heartbeat = heartbeat
         self.consumer_timeout: float | None = CONSUMER_TIMEOUT
         self.blocked: str | None = None
@@ -88,9 +92,14 @@ class Node:
         """Return how long to wait for the next thing that happens by itself; ``None`` for ever."""
         if self._with_output:
             return 0.0
-        seconds = self.clock.seconds_to_next()
+        waits = [clock.seconds_to_next() for clock in (self.clock, self.transport_clock)]
         # A lifetime may be years, which selectors refuse.
-        return None if seconds is None else min(seconds, _LONGEST_WAIT)
+        return min((min(wait, _LONGEST_WAIT) for wait in waits if wait is not None), default=None)
+
+    def run_due(self) -> None:
+        """Do what has fallen due by the clocks."""
+        self.clock.run_due()
+        self.transport_clock.run_due()
 
     def take_connections_with_output(self) -> list[Connection]:
         """Return the connections that have something to send, or have come to their end."""

@@ -315,7 +315,13 @@ class BrokerServer:
         self._call(lambda: self._node.observers.remove(observer))
 
     def advance(self, seconds: float) -> None:
-        """Move the broker's clock forward: lifetimes end, heartbeats fall due, and nobody waits for it."""
+        """Move the broker's clock forward: what falls due on the way happens, in its order, and nobody waits for it.
+
+        That is the clock of messages and queues: lifetimes, ``x-expires``, acknowledgement time-outs, late confirms.
+        Heartbeats go by the real time, as clients do. Time never goes back.
+
+        :param seconds: how far
+        """
         self._call(lambda: self._node.clock.advance(seconds))
 
     def block(self, reason: str = 'low on memory') -> None:
@@ -491,7 +497,7 @@ class _Loop:
         for key, events in self._selector.select(self._node.seconds_to_wait()):
             key.data(events)
         try:
-            self._node.clock.run_due()
+            self._node.run_due()
         except Exception:
             logger.exception('an error of the broker itself, in a timer')
         self._flush()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from postage.broker.messages import QueuedMessage
 from postage.broker.server import BrokerServer
 from postage.testing.messages import SeenMessage
+
+_LOOK_EVERY = 0.005  # seconds
 
 
 class StoredMessage(SeenMessage):
@@ -32,3 +36,21 @@ class Broker(BrokerServer):
         :raises KeyError: where there is no such queue or virtual host
         """
         return [StoredMessage(entry) for entry in self.ready_messages(queue, vhost)]
+
+    def wait_for_consumers(self, queue: str, count: int = 1, timeout: float = 10.0, vhost: str = '/') -> None:
+        """Wait until a queue exists and has so many consumers. Blocks.
+
+        Until a program under test consumes, what is sent to it merely waits in its queue.
+
+        :param timeout: seconds
+        :raises TimeoutError: when the time is over
+        """
+        deadline = time.monotonic() + timeout
+        while (found := self._consumers(queue, vhost)) < count:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f'queue {queue!r} has {found} of {count} consumers after {timeout:g} s')
+            time.sleep(_LOOK_EVERY)
+
+    def _consumers(self, queue: str, vhost: str) -> int:
+        counts = self.queues(vhost).get(queue)
+        return 0 if counts is None else counts.consumers

@@ -221,6 +221,11 @@ HEADER = frame.Header(1, 3, spec.BasicProperties()).marshal()
             501,
             'FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,200000,131064}',
         ),
+        (
+            struct.pack('>BHI', 3, 1, 131_073) + b'x' * 40,
+            501,
+            'FRAME_ERROR - type 3, all octets = <<>>: {frame_too_large,131073,131064}',
+        ),
         (b'\xff' * 100, 501, 'FRAME_ERROR - type 255, all octets = <<>>: {frame_too_large,4294967295,131064}'),
         (
             raw_frame(1, 1, b'\x00\x32\x00\x0a\x00\x00\x20abc'),
@@ -250,6 +255,13 @@ def test_a_frame_out_of_step_closes_the_connection_with_its_description(
     channel: BlockingChannel, data: bytes, code: int, text: str
 ) -> None:
     assert refusal_after(channel, data) == (code, text)
+
+
+def test_a_frame_may_be_larger_by_its_own_overhead(channel: BlockingChannel) -> None:
+    body = bytes(131_072)
+    header = frame.Header(1, len(body), spec.BasicProperties()).marshal()
+    channel.connection._impl._output_marshaled_frames([PUBLISH + header + raw_frame(3, 1, body)])
+    channel.queue_declare('q', exclusive=True)
 
 
 # The end

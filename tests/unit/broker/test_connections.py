@@ -105,7 +105,7 @@ def test_a_whole_session_may_come_in_one_piece_or_byte_by_byte(node: Node) -> No
 def test_a_client_that_never_opens_a_connection_is_dropped(node: Node) -> None:
     client = Client(node)
     client.send(PROTOCOL_HEADER)
-    node.clock.advance(HANDSHAKE_SECONDS + 1)
+    node.transport_clock.advance(HANDSHAKE_SECONDS + 1)
     assert client.connection.finished
     assert not node.connections
 
@@ -114,22 +114,22 @@ def test_a_client_that_does_not_answer_a_close_is_dropped(node: Node) -> None:
     client = Client(node).open()
     client.connection.close(320, 'CONNECTION_FORCED - test')
     assert not client.connection.finished
-    node.clock.advance(60)
+    node.transport_clock.advance(60)
     assert client.connection.finished
 
 
 def test_no_timer_outlives_a_connection(node: Node) -> None:
     Client(node).open(heartbeat=10).connection.lost()
-    assert node.clock.seconds_to_next() is None
+    assert node.transport_clock.seconds_to_next() is None
 
 
 def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats(node: Node) -> None:
     client = Client(node).open(heartbeat=10)
     for _ in range(10):
-        node.clock.advance(6)
+        node.transport_clock.advance(6)
         client.send(raw_frame(8, 0, b''))
     assert set(names(client.read())) == {'Heartbeat'}
-    node.clock.advance(30)
+    node.transport_clock.advance(30)
     assert client.connection.finished
 
 
@@ -326,7 +326,8 @@ def test_no_bytes_harm_the_broker_or_another_connection(caplog: pytest.LogCaptur
             for start in range(0, len(data), step):
                 client.send(data[start : start + step])
         client.read()
-        node.clock.advance(chance.choice((0, 0.01, 1)))
+        for clock in (node.clock, node.transport_clock):
+            clock.advance(chance.choice((0, 0.01, 1)))
         client.connection.lost()
         assert witness.ask(spec.Queue.Declare(queue='witness', passive=True)).queue == 'witness', number
         witness.send(raw_frame(8, 0, b''))

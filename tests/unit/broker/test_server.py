@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import AMQPConnectionError, ConnectionClosedByBroker
+from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from postage.broker import BrokerServer
+from postage.broker.users import Permissions
 
 PATIENCE = 10.0
 
@@ -209,6 +210,27 @@ def test_it_listens_on_ipv6_where_it_is_asked_to() -> None:
         connect(server).close()
 
 
+def test_it_listens_on_every_address_of_a_name() -> None:
+    with BrokerServer('localhost') as server:
+        families = {family for family, *_ in socket.getaddrinfo('localhost', server.port, type=socket.SOCK_STREAM)}
+        reached = set()
+        for family in families:
+            address = '127.0.0.1' if family == socket.AF_INET else '::1'
+            with contextlib.suppress(OSError), socket.create_connection((address, server.port), timeout=5):
+                reached.add(family)
+        assert socket.AF_INET in reached
+        connect(server).close()
+
+
+def test_a_user_can_be_added(server: BrokerServer) -> None:
+    server.add_user('reader', 'secret', {'/': Permissions('', '', '.*')})
+    url = server.url.replace('guest:guest', 'reader:secret')
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    with pytest.raises(ChannelClosedByBroker, match='403'):
+        connection.channel().queue_declare('q')
+    connection.close()
+
+
 def test_many_clients_come_and_go(server: BrokerServer) -> None:
     for _ in range(3):
         clients = [socket.create_connection(('127.0.0.1', server.port)) for _ in range(100)]
@@ -289,5 +311,10 @@ def test_the_verbose_command_tells_what_happens(run: Callable[..., subprocess.Po
     connection.close()
     process.terminate()
     errors = process.communicate(timeout=PATIENCE)[1]
-    for text in ("user 'guest' opened virtual host '/'", "queue 'seen' declared", "publish to '' with key 'seen'"):
+    lines = (
+        "user 'guest' opened virtual host '/'",
+        "classic queue 'seen' declared",
+        "publish to '' with key 'seen', 0 bytes, for 'seen'",
+    )
+    for text in lines:
         assert text in errors
