@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NOTE := $(CURDIR)/.tox/note.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench rabbitmq clean
+.PHONY: help demo test lint bench rabbitmq redis clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -29,13 +29,22 @@ bench: ## measure Postage beside its peers; BENCH=publish,rpc ROUNDS=3 SIZE=0.1 
 	@$(PYTHON) benchmarks/run.py $(if $(BENCH),--bench '$(BENCH)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
 	    $(if $(SIZE),--size '$(SIZE)') $(if $(CONTENDERS),--contenders '$(CONTENDERS)') $(if $(SEED),--seed '$(SEED)')
 
+rabbitmq: PACKAGE := rabbitmq-server
 rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run against it too
-	@if ! command -v apt-get >/dev/null; then \
-	    echo 'make rabbitmq needs apt-get; elsewhere install RabbitMQ by hand: https://www.rabbitmq.com/docs/download'; \
-	    exit 1; \
-	fi
-	@if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
-	$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes rabbitmq-server
+	$(INSTALL)
+
+redis: PACKAGE := redis-server
+redis: ## install redis-server (Debian, Ubuntu), so that the tests of the Redis adapter run
+	$(INSTALL)
+
+define INSTALL
+@if ! command -v apt-get >/dev/null; then \
+    echo 'make $@ needs apt-get; elsewhere install $(PACKAGE) by hand'; \
+    exit 1; \
+fi
+@if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+$$sudo apt-get update && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install --yes $(PACKAGE)
+endef
 
 clean: ## remove what these targets made
 	rm -rf $(VENV) .tox benchmarks/.environments .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
@@ -51,5 +60,5 @@ $(VENV)/.tox: $(VENV)/.created
 
 # Editable: changes to the sources need no new installation.
 $(VENV)/.postage: $(VENV)/.created pyproject.toml setup.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[wsgi]'
 	@touch $@

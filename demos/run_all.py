@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -59,7 +60,7 @@ class Program:
     running: list['Program'] = []
     started = 0
 
-    def __init__(self, label, *arguments):
+    def __init__(self, label, *arguments, stdin=None):
         self.label = label
         self.lines = []
         self.changed = threading.Condition()
@@ -68,6 +69,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, '-u', *arguments],
                 cwd=DEMOS,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -221,15 +223,40 @@ def generic_application():
     return 'four applications were addressed one by one, by name, by host, in turn and by group'
 
 
+def missive_quickstart():
+    with tempfile.TemporaryFile() as lines:
+        lines.write(b'Hello\nHello\n')
+        lines.seek(0)
+        program = Program('missive quickstart', 'missive_quickstart/hello_processor.py', stdin=lines)
+        program.expect('Hello whoever you are', times=2)
+        program.wait()
+    return 'two lines were greeted'
+
+
+def missive_anywhere():
+    greeter = Program('greeter', 'missive_anywhere/greeter.py', '0')
+    url = greeter.expect('serving on').split()[-1]
+    greeter.expect('consuming from')
+    sender = Program('greeter sender', 'missive_anywhere/greeter_send.py', url)
+    sender.expect('Hello RabbitMQ')
+    sender.expect('Hello HTTP')
+    sender.wait()
+    greeter.end()
+    return 'one processor answered over RabbitMQ and over HTTP'
+
+
 def application(label, *words):
     return Program(label, 'generic_application/application.py', *words)
+
+
+DEMONSTRATIONS = (basic, advanced, rpc, concurrent_rpc, generic_application, missive_quickstart, missive_anywhere)
 
 
 def main():
     begun = time.monotonic()
     try:
         start_broker()
-        seen = [demo() for demo in (basic, advanced, rpc, concurrent_rpc, generic_application)]
+        seen = [demo() for demo in DEMONSTRATIONS]
     except Missing as missing:
         show('demo', f'FAILED: {missing}')
         return 1

@@ -17,11 +17,9 @@ import pytest
 from postage.broker.server import BrokerServer
 from support.brokers import Broker, Embedded, RabbitMQ
 from support.leftovers import child_processes, leftovers, postage_threads
+from support.missing_servers import MissingServers
 from support.programs import Module, Program
 from support.rabbitmq_node import NOT_INSTALLED, RabbitMQNode, find_server
-
-REQUIRE_RABBITMQ = os.environ.get('POSTAGE_REQUIRE_RABBITMQ', '') not in ('', '0')
-
 
 # Brokers
 
@@ -126,33 +124,8 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f'left behind: {", ".join(left)}'
 
 
-# Missing RabbitMQ: failures where it is required, else the last word of the output
+# Servers that are not installed
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    outcome = yield
-    report: pytest.TestReport = outcome.get_result()
-    if report.skipped and isinstance(report.longrepr, tuple) and NOT_INSTALLED in report.longrepr[2]:
-        if REQUIRE_RABBITMQ:
-            report.outcome = 'failed'
-            report.longrepr = f'{NOT_INSTALLED}, and POSTAGE_REQUIRE_RABBITMQ is set'
-        else:
-            skipped = item.config.stash.setdefault(without_rabbitmq, [])
-            skipped.append(item.nodeid)
-
-
-without_rabbitmq = pytest.StashKey[list[str]]()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say what was left out after everything else that pytest prints."""
-    skipped = config.stash.get(without_rabbitmq, [])
-    if not skipped:
-        return
-    note = f'{len(skipped)} tests were skipped: {NOT_INSTALLED}. `make rabbitmq` installs it (Debian, Ubuntu).'
-    print(f'\n{note}')
-    # `make test` repeats the note below what tox prints.
-    if path := os.environ.get('POSTAGE_TEST_NOTE'):
-        Path(path).write_text(f'{note}\n')
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(MissingServers())

@@ -281,7 +281,9 @@ def test_groups_that_are_no_list_of_names_are_a_clear_error(groups: Any) -> None
         GenericApplication(messaging.Fingerprint('monitor'), groups=groups)
 
 
-@pytest.mark.parametrize('groups', [('odd', 'even'), {'odd', 'even'}, ['odd', 'even', 'odd']], ids=repr)
+@pytest.mark.parametrize(
+    'groups', [('odd', 'even'), {'odd', 'even'}, ['odd', 'even', 'odd']], ids=['tuple', 'set', 'list']
+)
 def test_groups_may_be_any_collection_of_names(bench: Bench, groups: Any) -> None:
     resident = bench.closing(Resident('monitor', 1, 'a', groups=groups))
     assert sorted(resident.groups) == ['even', 'odd']

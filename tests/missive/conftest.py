@@ -1,13 +1,11 @@
 """What the tests of Missive share: a private Redis, adapters that run, and a log to wait for.
 
-Where ``redis-server`` is not installed the tests that need it skip, and the last lines of the output say so; with
-``POSTAGE_REQUIRE_REDIS=1`` they fail instead.
+Where ``redis-server`` is not installed the tests that need it skip; see ``support/missing_servers.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +24,6 @@ from support.fixtures import bench  # noqa: F401
 from support.messaging import LogBook
 from support.ports import free_ports
 
-REQUIRE_REDIS = os.environ.get('POSTAGE_REQUIRE_REDIS', '') not in ('', '0')
 NOT_INSTALLED = 'redis-server is not installed'
 TIMEOUT = 20.0
 
@@ -163,34 +160,3 @@ def log() -> Iterator[LogBook]:
 def processor() -> missive.Processor[missive.Message]:
     """A processor without handlers."""
     return missive.Processor()
-
-
-# Missing Redis: failures where it is required, else the last word of the output
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    outcome = yield
-    report: pytest.TestReport = outcome.get_result()
-    if report.skipped and isinstance(report.longrepr, tuple) and NOT_INSTALLED in report.longrepr[2]:
-        if REQUIRE_REDIS:
-            report.outcome = 'failed'
-            report.longrepr = f'{NOT_INSTALLED}, and POSTAGE_REQUIRE_REDIS is set'
-        else:
-            item.config.stash.setdefault(without_redis, []).append(item.nodeid)
-
-
-without_redis = pytest.StashKey[list[str]]()
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Say what was left out after everything else that pytest prints."""
-    skipped = config.stash.get(without_redis, [])
-    if not skipped:
-        return
-    note = f'{len(skipped)} tests were skipped: {NOT_INSTALLED} (Debian, Ubuntu: apt-get install redis-server).'
-    print(f'\n{note}')
-    if path := os.environ.get('POSTAGE_TEST_NOTE'):
-        with Path(path).open('a') as file:
-            file.write(f'{note}\n')
