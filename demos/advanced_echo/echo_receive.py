@@ -28,8 +28,8 @@ fingerprint = messaging.Fingerprint('echo_receive', 'controller').as_dict()
 
 scheduler = microthreads.MicroScheduler()
 scheduler.add_microthread(EchoReceiveProcessor(fingerprint))
-print('Waiting for messages')
 try:
+    print('Waiting for messages')
     for _ in scheduler.main():
         pass
 except KeyboardInterrupt:

@@ -14,8 +14,8 @@ eqk = [(echo_shared.EchoExchange, [('echo-queue', 'echo-rk')])]
 
 scheduler = microthreads.MicroScheduler()
 scheduler.add_microthread(EchoReceiveProcessor({}, eqk, None, None))
-print('Waiting for messages')
 try:
+    print('Waiting for messages')
     for _ in scheduler.main():
         pass
 except KeyboardInterrupt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -145,9 +146,9 @@ class ConsumingChannel(Channel):
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
         self._outbox: deque[tuple[int, int, bool | None]] = deque()  # generation, tag, None to ack or requeue
-        self._is_stuck: Callable[[], bool] | None = None
+        self._is_stuck: Callable[[float], bool] | None = None
         self._slow_down: Callable[[], None] = _nothing
-        self._is_watched = False
+        self._watched_since: float | None = None
         self._wanted_prefetch = prefetch
         self._is_resizing = False
 
@@ -289,23 +290,26 @@ class ConsumingChannel(Channel):
     def end_of_read(self) -> None:
         if self.inbox:
             self.notify()
-            if self._is_stuck is not None and self.prefetch != 1 and not self._is_watched:
-                self._watch()
+            if self._is_stuck is not None and self.prefetch != 1 and self._watched_since is None:
+                self._watched_since = time.monotonic()
+                self.connection.call_later(WATCH_SECONDS, self._watch)
 
-    def watch_with(self, is_stuck: Callable[[], bool], slow_down: Callable[[], None]) -> None:
+    def watch_with(self, is_stuck: Callable[[float], bool], slow_down: Callable[[], None]) -> None:
         """Look after the inbox while there is something in it.
 
-        :param is_stuck: whether nobody has taken anything out of it for long
+        :param is_stuck: whether nobody has taken anything out of it for long; gets the moment since when there has been
+            something in it
         :param slow_down: what to do then; on the I/O thread
         """
         self._is_stuck, self._slow_down = is_stuck, slow_down
 
     def _watch(self) -> None:
-        self._is_watched = bool(self.inbox) and self.is_open
-        if self._is_watched:
-            if self._is_stuck is not None and self._is_stuck():
-                self._slow_down()
-            self.connection.call_later(WATCH_SECONDS, self._watch)
+        if not self.inbox or not self.is_open or self._is_stuck is None or self._watched_since is None:
+            self._watched_since = None
+            return
+        if self._is_stuck(self._watched_since):
+            self._slow_down()
+        self.connection.call_later(WATCH_SECONDS, self._watch)
 
     def drain(self, frames: list[bytes]) -> None:
         number, generation, outbox = self.number, self.generation, self._outbox

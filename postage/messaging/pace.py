@@ -18,7 +18,7 @@ HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
 FIRST_DEPTH = 8  # before anything is known: small bursts are still dealt out evenly among consumers
 DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
 STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
-EVIDENCE = 16  # messages to judge by before prefetching more
+EVIDENCE = 16  # messages to judge by before prefetching more, or less; a stuck inbox speaks for itself
 WEIGHT = 0.1  # of a message in the moving average
 SINGLE_ACTIVE_PREFETCH = 64
 
@@ -66,18 +66,20 @@ class Pace:
         self._size += weight * (self._bytes / messages - self._size)
         self._bytes = 0
         self._seen += messages
-        wanted = self._at_once + self._depth() if self._depth() > 1 else self._at_once
-        if wanted > self.prefetch and self._seen < EVIDENCE:
-            return False
-        return self._change(wanted)
+        if self._seen < EVIDENCE:
+            return False  # each change costs consumers that share a queue their even turns
+        return self._change(self._at_once + self._depth() if self._depth() > 1 else self._at_once)
 
     def _depth(self) -> int:
         affordable = min(HELD_SECONDS / max(self._average, 1e-9), HELD_BYTES / max(self._size, 1))
         return next((depth for depth in DEPTHS if depth <= affordable), 1)
 
-    def is_stuck(self) -> bool:
-        """Whether messages wait in the inbox and nobody takes them. Any thread."""
-        return self.prefetch > self._at_once and time.monotonic() - self._taken_at > STUCK_SECONDS
+    def is_stuck(self, since: float) -> bool:
+        """Whether nobody takes the messages that wait in the inbox. Any thread.
+
+        :param since: the moment, on the monotonic clock, from which on there have been some
+        """
+        return self.prefetch > self._at_once and time.monotonic() - max(since, self._taken_at) > STUCK_SECONDS
 
     def slow_down(self) -> bool:
         """Go back to the fewest. Returns whether that is a change."""
