@@ -6,11 +6,11 @@ BIN := $(VENV)/bin
 NOTE := $(CURDIR)/.tox/note.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench rabbitmq redis clean
+.PHONY: help demo test soak lint bench rabbitmq redis amqp-tools clean
 
 help: ## list the targets
 	@echo 'Targets:'
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_URL or $POSTAGE_HOST
 	@$(BIN)/python demos/run_all.py
@@ -21,13 +21,25 @@ test: $(VENV)/.tox ## style, types and all tests; ARGS="-k word" goes to pytest
 	@status=0; POSTAGE_TEST_NOTE='$(NOTE)' $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
+soak: $(VENV)/.tox ## the long forms of the tests that have one; ARGS="-k word" goes to pytest
+	@POSTAGE_SOAK=1 $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
+
+SOAK_TESTS := tests/reliability/test_long_life.py tests/dead_letters tests/conformance tests/unit/broker
+
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint
 
-# It makes environments of its own, below benchmarks/.
-bench: ## measure Postage beside its peers; BENCH=publish,rpc ROUNDS=3 SIZE=0.1 CONTENDERS=postage,kombu SEED=1
-	@$(PYTHON) benchmarks/run.py $(if $(BENCH),--bench '$(BENCH)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
-	    $(if $(SIZE),--size '$(SIZE)') $(if $(CONTENDERS),--contenders '$(CONTENDERS)') $(if $(SEED),--seed '$(SEED)')
+# The first one makes environments of its own, below benchmarks/.
+bench: $(VENV)/.postage ## measure Postage beside its peers; BENCH=publish,rpc ROUNDS=3 SIZE=0.1 CONTENDERS=postage,kombu SEED=1
+	@$(if $(filter-out $(OWN_BENCHES),$(or $(BENCH),all)),$(PYTHON) benchmarks/run.py $(if $(BENCH),--bench '$(BENCH)') \
+	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SIZE),--size '$(SIZE)') \
+	    $(if $(CONTENDERS),--contenders '$(CONTENDERS)') $(if $(SEED),--seed '$(SEED)'))
+	@for bench in $(if $(BENCH),$(filter $(OWN_BENCHES),$(BENCH)),$(OWN_BENCHES)); do \
+	    $(BIN)/python benchmarks/$$bench.py $(if $(ROUNDS),--rounds '$(ROUNDS)') || exit; \
+	done
+
+# Microthreads beside asyncio, and the broker in memory beside RabbitMQ.
+OWN_BENCHES := microthreads broker
 
 rabbitmq: PACKAGE := rabbitmq-server
 rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run against it too
@@ -35,6 +47,10 @@ rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run aga
 
 redis: PACKAGE := redis-server
 redis: ## install redis-server (Debian, Ubuntu), so that the tests of the Redis adapter run
+	$(INSTALL)
+
+amqp-tools: PACKAGE := amqp-tools
+amqp-tools: ## install amqp-tools (Debian, Ubuntu), a client in C that the embedded broker is tried with
 	$(INSTALL)
 
 define INSTALL
