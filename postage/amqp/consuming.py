@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -178,9 +178,7 @@ class ConsumingChannel(Channel):
         """Change how many messages are sent ahead.
 
         A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
-        each is followed by a new one, which begins before the old one ends: a queue that deletes itself after its last
-        consumer must not be left without one. With fewer than before, what is in the inbox goes back into its queue,
-        to the place it came from, so that the order holds.
+        each ends and a new one begins. The order of the messages holds.
         """
         self._wanted_prefetch = prefetch
         if self._is_resizing:
@@ -191,34 +189,54 @@ class ConsumingChannel(Channel):
                 shrinks = 0 < self._wanted_prefetch < self.prefetch or not self.prefetch
                 self.prefetch = self._wanted_prefetch
                 if self.is_open:
-                    yield from self._begin_anew(shrinks)
+                    yield from (self._shrink() if shrinks else self._grow())
         finally:
             self._is_resizing = False
 
-    def _begin_anew(self, shrinks: bool) -> Steps:
+    def _grow(self) -> Steps:
+        """Begin new consumers before the old ones end, so that no queue which deletes itself is left without one."""
         yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
         for queue, tag in list(self.consumers.items()):
             if self.consumers.get(queue) == tag:  # else somebody has ended it meanwhile
-                self.consumers[queue] = self._new_tag(queue)
-                yield from self._consume(queue, self.consumers[queue])
+                yield from self._consume_anew(queue)
                 yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
-        if shrinks:
-            self._return_inbox()
 
-    def _return_inbox(self) -> None:
-        """Hand back what nobody has begun to handle.
+    def _shrink(self) -> Steps:
+        """End consumers, hand back what nobody has begun to handle, to the place it came from, and begin new ones.
 
-        It is taken newest first, for the consuming thread takes the oldest; and sent oldest first, so that what a new
-        consumer has in hand is its only message until all that comes before that is back in the queue.
+        What is fetched from a queue that nobody else may read, or that would delete itself, stays.
         """
-        back: list[Delivery] = []
+        ended = {queue: tag for queue, tag in self.consumers.items() if self._is_shared(queue)}
+        for queue, tag in ended.items():
+            yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+        # What was on its way may come after the answer to the cancel, but not after this one.
+        yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+        self._return_inbox(ended)
+        for queue, tag in ended.items():
+            if self.consumers.get(queue) == tag:
+                yield from self._consume_anew(queue)
+
+    def _is_shared(self, queue: str) -> bool:
+        declared = self.topology.queues.get(queue)
+        return declared is not None and not (declared.flags.get('exclusive') or declared.flags.get('auto_delete'))
+
+    def _consume_anew(self, queue: str) -> Steps:
+        self.consumers[queue] = self._new_tag(queue)
+        yield from self._consume(queue, self.consumers[queue])
+
+    def _return_inbox(self, queues: Container[str]) -> None:
+        """Hand back what nobody has begun to handle. Newest first, for the consuming thread takes the oldest."""
+        kept: list[Delivery] = []
         while self.inbox:
             try:
-                back.append(self.inbox.pop())
+                delivery = self.inbox.pop()
             except IndexError:
                 break  # the consuming thread was quicker
-        for delivery in reversed(back):
-            self.settle(delivery, requeue=True)
+            if delivery.queue in queues:
+                self.settle(delivery, requeue=True)
+            else:
+                kept.append(delivery)
+        self.inbox.extendleft(kept)
         self.connection.flush_now()
 
     def _new_tag(self, queue: str) -> str:
