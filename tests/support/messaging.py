@@ -284,7 +284,11 @@ class Bench:
                 self.broker.server.unblock()
         else:
             assert isinstance(self.broker, RabbitMQ)
-            self.broker.node.evaluate('rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), ""')
+            # The answers to the two questions say that the alarm was raised, and that every connection knows of it.
+            self.broker.node.evaluate(
+                'rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), rabbit_alarm:get_alarms(),'
+                ' rabbit_networking:connection_info_all([state]), ""'
+            )
             try:
                 yield
             finally:
