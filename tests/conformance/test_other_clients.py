@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,9 +11,10 @@ from typing import Any
 import pytest
 
 from support.brokers import Broker
+from support.missing_servers import is_required
 from support.other_clients import CLIENTS, Client
 
-REQUIRED = os.environ.get('POSTAGE_REQUIRE_RABBITMQ', '') not in ('', '0')
+REQUIRED = is_required('rabbitmq-server')
 PATIENCE = 20.0
 
 HEADERS = {'text': 'ü', 'number': -5, 'large': 2**40, 'flag': True, 'list': [1, 'a'], 'table': {'deep': 'x'}}
