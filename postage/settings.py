@@ -17,6 +17,7 @@ about URLs describe the fault instead of quoting the URL, and why they suppress 
 
 from __future__ import annotations
 
+import enum
 import functools
 import logging
 import math
@@ -83,6 +84,42 @@ class Endpoint:
     def __str__(self) -> str:
         host = f'[{self.host}]' if ':' in self.host else self.host
         return f'{host}:{self.port}'
+
+
+class FastLane(enum.Enum):
+    """How Postage moves bytes beside pika's own codec: each is as safe as the one before it, and less fast.
+
+    ``POSTAGE_FAST_LANE`` chooses one, to find out whether a fault lies here.
+    """
+
+    FULL = 'full'  # the thread that publishes sends, the one that waits reads
+    SEND = 'send'  # the thread that publishes sends
+    THREAD = 'thread'  # the connection's own thread does both
+    OFF = 'off'  # pika does both, through its public API
+
+    @property
+    def sends_directly(self) -> bool:
+        """Whether any thread may send."""
+        return self in (FastLane.FULL, FastLane.SEND)
+
+    @property
+    def waiting_thread_reads(self) -> bool:
+        """Whether a thread that waits may read meanwhile."""
+        return self is FastLane.FULL
+
+
+def fast_lane(environ: Mapping[str, str] | None = None) -> FastLane:
+    """Return what ``POSTAGE_FAST_LANE`` asks for, ``full`` by default.
+
+    :param environ: the environment, ``os.environ`` by default
+    :raises ConfigurationError: it names none that there is
+    """
+    name = (os.environ if environ is None else environ).get('POSTAGE_FAST_LANE') or FastLane.FULL.value
+    try:
+        return FastLane(name)
+    except ValueError:
+        choices = ', '.join(lane.value for lane in FastLane)
+        raise ConfigurationError(f'POSTAGE_FAST_LANE is {name!r:.40}, and may be one of {choices}') from None
 
 
 @dataclass(frozen=True)

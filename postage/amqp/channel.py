@@ -111,7 +111,14 @@ class Channel:
         self.connection.logger.error('%s', error)
 
     def drain(self, frames: list[bytes]) -> None:
-        """Append what waits to be sent. Called with the channel open."""
+        """Append what waits to be sent. Called with the channel open, by the thread that sends, which holds a lock."""
+
+    def drained(self) -> None:
+        """What was drained has been sent. Called by the same thread, without the lock."""
+
+    def look(self) -> bool:
+        """Look after what may be held up. Called at each tick, on the I/O thread. Returns whether to go on doing so."""
+        return False
 
     def when_settled(self) -> Future[Any]:
         """A future that is done once nothing sent on this channel is unsettled."""
@@ -214,7 +221,12 @@ class Channel:
     # The lane's side: see wire.Lane
 
     def closing(self) -> None:
-        self.is_open = False
+        wire = self.connection.wire
+        if wire is None:
+            self.is_open = False
+            return
+        with wire.writing:  # once pika has answered the broker's close, one more frame would cost the connection
+            self.is_open = False
 
     def delivered(self, content: Content) -> None:
         pass

@@ -12,6 +12,7 @@ alarm the broker stops reading whoever publishes, and acknowledgements must not 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import random
@@ -20,7 +21,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Literal
@@ -32,8 +33,9 @@ from postage import errors
 from postage.amqp.channel import Channel, ControlChannel, Steps, describe
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.topology import Queue, Topology
-from postage.amqp.wire import WireConnection
-from postage.settings import BrokerSettings
+from postage.amqp.transport import WireConnection
+from postage.amqp.waiting import ReadingAlarm, send_batch, this_thread
+from postage.settings import BrokerSettings, fast_lane
 
 Role = Literal['publishing', 'consuming']
 
@@ -44,6 +46,9 @@ PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attem
 WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
+LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
+TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
+SHARED_SECONDS = 0.1  # for which nobody but the I/O thread reads a connection that several threads wait for
 
 
 class Connection:
@@ -89,6 +94,11 @@ class Connection:
         self._failures: list[str] = []
         self._dirty: deque[Channel] = deque()
         self._flush_requested = False
+        self._sent_at = 0.0
+        self._waiting: set[object] = set()  # one for each thread that waits for this connection
+        self._shared_until = 0.0
+        self._watched: set[Channel] = set()
+        self._is_stirred = self._is_ticking = False
         self._control: ControlChannel | None = None
 
     # Opening and closing, from any thread
@@ -103,7 +113,8 @@ class Connection:
         """
         self._ensure_running()
         try:
-            self._opened.result(timeout)
+            with self.awaited():
+                self._opened.result(timeout)
         except FutureTimeout:
             last = self._failures[-1] if self._failures else 'no answer'
             raise errors.BrokerUnavailable(
@@ -128,7 +139,13 @@ class Connection:
         if thread.is_alive():
             self._loop.add_callback_threadsafe(lambda: self._begin_close(timeout))
         if thread is not threading.current_thread():
-            thread.join(timeout + 1.0)
+            with self.awaited():
+                thread.join(timeout + 1.0)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has been closed for good."""
+        return self._closing
 
     @property
     def is_open(self) -> bool:
@@ -146,8 +163,8 @@ class Connection:
         :return: what the steps return
         :raises errors.BrokerError: what the broker said, or :class:`errors.ConnectionLost` after ``timeout``
         """
-        if threading.current_thread() is self._thread:
-            raise RuntimeError('a blocking call from a connection thread, where it could never be answered')
+        if threading.current_thread() is self._thread or this_thread.is_reading:
+            raise RuntimeError('a blocking call from a callback of a connection, where it could never be answered')
         if self._closing:
             raise errors.Closed(f'the connection to {self.settings} is closed')
         self._ensure_running()
@@ -156,7 +173,8 @@ class Connection:
             done: Future[Any] = Future()
             self._loop.add_callback_threadsafe(lambda done=done: self._start(steps, done, when_open))  # type: ignore[misc]
             try:
-                return done.result(max(0.0, deadline - time.monotonic()))
+                with self.awaited():
+                    return done.result(max(0.0, deadline - time.monotonic()))
             except FutureTimeout:
                 raise errors.ConnectionLost(f'the broker at {self.settings} did not answer for {timeout:g} s') from None
             except errors.ConnectionLost:
@@ -268,16 +286,38 @@ class Connection:
         """Bytes that a frame may have on the present connection."""
         return self.wire.frame_max if self.wire is not None else FRAME_MIN
 
-    # Flushing
+    # Sending
 
     def request_flush(self, channel: Channel) -> None:
-        """Have the I/O thread send what a channel has ready. From any thread; never blocks.
+        """Have sent what a channel has ready. From any thread; never blocks.
 
-        Wake-ups are coalesced: however much is added meanwhile, the loop is woken once.
+        In a batch that is done at its end, for what has come together by then. Else it is done here and now where
+        nothing has been sent for a while; where much is sent the I/O thread does it, for what comes together until it
+        has its turn.
         """
         if not channel.needs_flush:
             channel.needs_flush = True
             self._dirty.append(channel)
+        batch = this_thread.batch
+        if batch is not None:
+            if self not in batch:
+                batch.append(self)
+                self.stir()
+        elif time.monotonic() - self._sent_at > LULL_SECONDS:
+            self.send()
+        else:
+            self._send_soon()
+
+    def send(self) -> None:
+        """Send what the channels have ready: at once where this thread may. From any thread; never blocks."""
+        wire = self.wire
+        if wire is not None and wire.sends_directly:
+            self.flush_now()
+        else:
+            self._send_soon()
+
+    def _send_soon(self) -> None:
+        """Have the I/O thread send. However much is added meanwhile, it is woken once."""
         if not self._flush_requested:
             self._flush_requested = True
             if self._thread is None:
@@ -285,24 +325,121 @@ class Connection:
             self._loop.add_callback_threadsafe(self.flush_now)
 
     def flush_now(self) -> None:
-        """Send what the channels have ready, in one write. On the I/O thread."""
+        """Send what the channels have ready, in one write. On the I/O thread, or where the wire sends directly."""
         self._flush_requested = False
         wire = self.wire
         if wire is None or not self._dirty:
             return
-        if wire.backlog > BACKLOG_MAX:
+        drained: list[Channel] = []
+        with wire.writing:
+            if wire.is_lost:
+                return  # whoever opens the channels again has it sent
+            is_full = wire.backlog > BACKLOG_MAX
+            if not is_full:
+                self._drain(wire, drained)
+        for channel in drained:
+            channel.drained()
+        if is_full:
             # The transport tells nobody when it is empty; the broker is slow anyway, so looking again does no harm.
             self._flush_requested = True
-            self._loop.call_later(0.005, self.flush_now)
-            return
+            self.call_soon(lambda: self._loop.call_later(0.005, self.flush_now))
+
+    def _drain(self, wire: WireConnection, drained: list[Channel]) -> None:
         frames: list[bytes] = []
         while self._dirty:
             channel = self._dirty.popleft()
             channel.needs_flush = False
             if channel.is_open:
                 channel.drain(frames)
+                drained.append(channel)
         if frames:
-            wire.send(frames)
+            wire.write(frames[0] if len(frames) == 1 else b''.join(frames))
+            self._sent_at = time.monotonic()
+
+    # Waiting: see the module of that name
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """Round everything in which a thread blocks until this connection has brought something.
+
+        What the thread has gathered is sent, and nobody who works on something else keeps the socket from being read.
+        """
+        send_batch()
+        token = object()
+        self._waiting.add(token)
+        self._reclaim()
+        try:
+            yield
+        finally:
+            self._waiting.discard(token)
+
+    def _reclaim(self) -> None:
+        wire = self.wire
+        if wire is not None and wire.reader is not None:
+            self._loop.add_callback_threadsafe(wire.take_back)
+
+    def begin_reading(self, alarm: ReadingAlarm) -> WireConnection | None:
+        """A thread begins to wait. Returns what it is to read meanwhile, if it is the one to read this connection."""
+        self._waiting.add(alarm)
+        wire = self.wire
+        if wire is None or not wire.may_be_read_elsewhere:
+            return None
+        if wire.reader is alarm:
+            wire.reading.acquire()
+            if wire.reader is alarm and not wire.is_lost:
+                return wire
+            wire.reading.release()
+        elif wire.reader is None:
+            if len(self._waiting) == 1 and time.monotonic() >= self._shared_until:
+                wire.ask_to_read(alarm)
+                self.stir()  # it may have gone by the time it gets it
+        else:
+            self._reclaim()
+        return None
+
+    def end_reading(self, alarm: ReadingAlarm, has_read: bool) -> None:
+        """It waits no more."""
+        self._waiting.discard(alarm)
+        if not has_read:
+            return
+        if self._waiting:
+            self._shared_until = time.monotonic() + SHARED_SECONDS
+            self._reclaim()
+        else:
+            self.stir()
+
+    # The tick: what a thread may leave undone that is busy with something else
+
+    def stir(self) -> None:
+        """Say that there is activity, after which the I/O thread looks to it that nothing is held up. Any thread."""
+        self._is_stirred = True
+        if not self._is_ticking and self.wire is not None:
+            self._is_ticking = True
+            self.call_soon(lambda: self._loop.call_later(TICK_SECONDS, self._tick))
+
+    def watch(self, channel: Channel) -> None:
+        """Have a channel look after its inbox at each tick, until it has seen enough. Any thread."""
+        self._watched.add(channel)
+        self.stir()
+
+    def _tick(self) -> None:
+        was_stirred, self._is_stirred = self._is_stirred, False
+        if self._dirty:
+            self.flush_now()
+        for channel in list(self._watched):
+            self._watched.discard(channel)  # before the look, for another thread may add it again meanwhile
+            if channel.look():
+                self._watched.add(channel)
+        wire = self.wire
+        is_away = wire is not None and wire.reader is not None and not wire.reading.locked()
+        if is_away and not was_stirred and wire is not None:
+            wire.take_back()
+        if was_stirred or is_away or self._watched:
+            self._loop.call_later(TICK_SECONDS, self._tick)
+            return
+        self._is_ticking = False
+        if self._is_stirred:
+            self.stir()
 
     # The I/O thread
 
@@ -388,6 +525,7 @@ class Connection:
             on_open_error_callback=self._on_open_error,
             on_close_callback=self._on_lost,
             custom_ioloop=self._loop,
+            fast_lane=fast_lane(),
         )
 
     def _on_open(self, wire: WireConnection) -> None:
@@ -409,7 +547,7 @@ class Connection:
             received, since = wire.bytes_received, now
         patience = 2 * wire.heartbeat * WATCH_SHARE - (now - since)
         if patience <= 0:
-            wire.abort(f'nothing was received for {now - since:.3g} s')
+            wire.fail(pika.exceptions.AMQPHeartbeatTimeout(f'nothing was received for {now - since:.3g} s'))
         else:
             self._loop.call_later(min(patience, wire.heartbeat / 4), lambda: self._watch(wire, received, since))
 

@@ -6,6 +6,7 @@ an acknowledgement of an old one is dropped: the broker has put that message bac
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -30,7 +31,7 @@ logger = logging.getLogger('postage')
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
-WATCH_SECONDS = 0.025  # between looks at an inbox with something in it
+GATHERED_MOST = 32  # acknowledgements that wait for the end of a batch
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
 """The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
@@ -132,7 +133,7 @@ class ConsumingChannel(Channel):
     :param topology: what its consumer declared; what is missing when the broker cancels is declared again
     :param prefetch: messages that the broker sends ahead of their acknowledgement; 0 for no limit
     :ivar inbox: deliveries nobody has taken yet, oldest first
-    :ivar notify: called on the I/O thread, must not block: there are deliveries, or ``error`` has been set
+    :ivar notify: called on the thread that reads, must not block: there are deliveries, or ``error`` has been set
     :ivar error: what ended it, once something has that no retry cures
     """
 
@@ -158,6 +159,8 @@ class ConsumingChannel(Channel):
         """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks."""
         self._outbox.append((delivery.generation, delivery.delivery_tag, requeue))
         self.connection.request_flush(self)
+        if len(self._outbox) >= GATHERED_MOST:
+            self.connection.send()
 
     # On the I/O thread
 
@@ -310,7 +313,7 @@ class ConsumingChannel(Channel):
             self.notify()
             if self._is_stuck is not None and self.prefetch != 1 and self._watched_since is None:
                 self._watched_since = time.monotonic()
-                self.connection.call_later(WATCH_SECONDS, self._watch)
+                self.connection.watch(self)
 
     def watch_with(self, is_stuck: Callable[[float], bool], slow_down: Callable[[], None]) -> None:
         """Look after the inbox while there is something in it.
@@ -321,13 +324,15 @@ class ConsumingChannel(Channel):
         """
         self._is_stuck, self._slow_down = is_stuck, slow_down
 
-    def _watch(self) -> None:
-        if not self.inbox or not self.is_open or self._is_stuck is None or self._watched_since is None:
+    def look(self) -> bool:
+        if not self.inbox or not self.is_open or self._is_stuck is None:
             self._watched_since = None
-            return
-        if self._is_stuck(self._watched_since):
+            if not self.inbox:
+                return False
+            self._watched_since = time.monotonic()  # something has come in that very moment
+        elif self._watched_since is not None and self._is_stuck(self._watched_since):
             self._slow_down()
-        self.connection.call_later(WATCH_SECONDS, self._watch)
+        return self.is_open and self._is_stuck is not None
 
     def drain(self, frames: list[bytes]) -> None:
         number, generation, outbox = self.number, self.generation, self._outbox
@@ -370,7 +375,7 @@ class ReplyChannel(Channel):
     lost, and whoever waits for one has to ask again.
 
     :param own_queue: receive the replies through an exclusive queue instead
-    :param on_reply: called on the I/O thread with the content of each reply
+    :param on_reply: called on the thread that reads with the content of each reply
     :param on_lost: called on the I/O thread when the channel has gone
     """
 
@@ -389,13 +394,13 @@ class ReplyChannel(Channel):
         self._outbox: deque[Request] = deque()
 
     def send(self, request: Request) -> None:
-        """Send a request, as soon as the channel is open. On the I/O thread."""
+        """Send a request, as soon as the channel is open. From any thread; never blocks."""
         self._outbox.append(request)
         self.connection.request_flush(self)
 
     def withdraw(self, request: Request) -> None:
-        """Do not send what has not been sent yet. On the I/O thread."""
-        if request in self._outbox:
+        """Do not send what has not been sent yet. From any thread; never blocks."""
+        with contextlib.suppress(ValueError):  # the usual case: it has been sent
             self._outbox.remove(request)
 
     def _set_up(self) -> Steps:

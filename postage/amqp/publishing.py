@@ -6,17 +6,19 @@ has said so, in the background; until then it is kept here. Up to a bound nobody
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from postage import errors
 from postage.amqp import wire
 from postage.amqp.channel import Channel, Steps
+from postage.amqp.waiting import this_thread
 from postage.amqp.wire import Content
 
 if TYPE_CHECKING:
@@ -31,9 +33,12 @@ class Ledger:
     """What one producer has under way, and what went wrong since it was last asked.
 
     Guarded by the lock of the publishing channel.
+
+    :param connection: what it is published on
     """
 
-    def __init__(self) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.unsettled = 0
         self.failures: deque[errors.PublishError] = deque(maxlen=FAILURES_KEPT)
 
@@ -84,7 +89,9 @@ class Receipt:
                     self._event = threading.Event()
                 if not self._unsettled:
                     self._event.set()
-            if not self._event.wait(timeout):
+            with self._ledger.connection.awaited():
+                in_time = self._event.wait(timeout)
+            if not in_time:
                 raise errors.PublishTimeout(f'message {self.message_id} was not confirmed within {timeout:g} s')
         if self._error is not None:
             if self._error in self._ledger.failures:
@@ -92,7 +99,10 @@ class Receipt:
             raise self._error
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
-        """Call back once it is settled: at once if it is, else on the connection's thread, where nothing may block."""
+        """Call back once it is settled: at once if it is, else on the thread that reads the connection.
+
+        Nothing may block there.
+        """
         with _settling:
             if self._unsettled:
                 if self._callbacks is None:
@@ -102,7 +112,7 @@ class Receipt:
         callback()
 
     def _settle(self, error: errors.PublishError | None) -> None:
-        """One copy is done with. On the I/O thread."""
+        """One copy is done with. On the thread that reads."""
         if error is not None and self._error is None:
             self._error = error
         with _settling:
@@ -173,6 +183,8 @@ class PublishingChannel(Channel):
         self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
         self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
         self._tag = 0
+        self._oldest = 1  # no tag below it is unconfirmed
+        self._sent: deque[Outgoing] = deque()  # without confirms: on the wire, and to be told so
         self._in_flight = 0
         self._bytes = 0
         self._waiting = 0  # threads that wait for the lock's condition
@@ -194,7 +206,8 @@ class PublishingChannel(Channel):
             if not self.is_wanted:
                 raise errors.Closed(f'the connection to {self.connection.settings} is closed')
             if not self._has_room(size):
-                self._wait_for_room(size, timeout)
+                with self.connection.awaited():
+                    self._wait_for_room(size, timeout)
             self._in_flight += 1
             self._bytes += size
             outgoing.receipt._ledger.unsettled += 1
@@ -207,7 +220,7 @@ class PublishingChannel(Channel):
         :raises errors.PublishError: what went wrong since it was last told; ``failures`` has all of it
         :raises errors.PublishTimeout: not everything was settled in time
         """
-        with self._lock:
+        with self.connection.awaited(), self._lock:
             self._waiting += 1
             done = self._lock.wait_for(lambda: not ledger.unsettled, timeout)
             self._waiting -= 1
@@ -223,7 +236,7 @@ class PublishingChannel(Channel):
 
     def flush_everything(self, timeout: float) -> bool:
         """Wait until nothing of any producer is unsettled. Blocks. Returns whether that is so in time."""
-        with self._lock:
+        with self.connection.awaited(), self._lock:
             self._waiting += 1
             done = self._lock.wait_for(lambda: not self._in_flight, timeout)
             self._waiting -= 1
@@ -232,7 +245,7 @@ class PublishingChannel(Channel):
         return done
 
     def _has_room(self, size: int) -> bool:
-        if threading.current_thread() is self.connection._thread:
+        if threading.current_thread() is self.connection._thread or this_thread.is_reading:
             return True  # what settles messages must not wait for it
         return self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight)
 
@@ -250,18 +263,18 @@ class PublishingChannel(Channel):
                 f'{timeout:g} s; this one was not accepted'
             )
 
-    # On the I/O thread
+    # On the I/O thread, or the one that reads in its place
 
     def _set_up(self) -> Steps:
         if self.confirms:
             # The confirms come by the lane; pika wants a callback all the same.
             yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=lambda frame: None)
         self._tag = 0
+        self._oldest = 1
 
     def drain(self, frames: list[bytes]) -> None:
         channel, frame_max = self.number, self.connection.frame_max
-        pending, unconfirmed = self._pending, self._unconfirmed
-        sent: list[Outgoing] = []
+        pending, unconfirmed, sent = self._pending, self._unconfirmed, self._sent
         while pending:
             if self._suspects and unconfirmed:
                 break
@@ -274,11 +287,17 @@ class PublishingChannel(Channel):
             frames.append(
                 wire.publish_frames(channel, outgoing.arguments, outgoing.properties, outgoing.body, frame_max)
             )
+
+    def drained(self) -> None:
+        sent: list[Outgoing] = []
+        with contextlib.suppress(IndexError):  # another thread may be at it as well
+            while self._sent:
+                sent.append(self._sent.popleft())
         if sent:
             self._settle(sent)
 
     def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
-        done = [self._unconfirmed.pop(tag) for tag in self._tags_up_to(delivery_tag, multiple)]
+        done = self._take(delivery_tag, multiple)
         if not positive:
             for outgoing in done:
                 self._fail(outgoing, errors.Nacked(f'the broker refused {outgoing}'))
@@ -291,19 +310,18 @@ class PublishingChannel(Channel):
             self._suspects = max(0, self._suspects - len(done))
             self.connection.request_flush(self)
 
-    def _tags_up_to(self, delivery_tag: int, multiple: bool) -> list[int]:
-        if not multiple:
-            return [delivery_tag] if delivery_tag in self._unconfirmed else []
-        tags = []
-        for tag in self._unconfirmed:
-            if tag > delivery_tag:
-                break
-            tags.append(tag)
-        return tags
+    def _take(self, delivery_tag: int, multiple: bool) -> list[Outgoing]:
+        """What a confirm is about. Other threads add to the unconfirmed meanwhile: nothing here iterates over them."""
+        tags: Iterable[int] = (delivery_tag,)
+        if multiple:
+            end = min(delivery_tag, self._tag) + 1
+            tags, self._oldest = range(self._oldest, end), end
+        taken = [self._unconfirmed.pop(tag, None) for tag in tags]
+        return [outgoing for outgoing in taken if outgoing is not None]
 
     def returned(self, content: Content) -> None:
         exchange, key = content.exchange.decode(), content.routing_key.decode()
-        for outgoing in self._unconfirmed.values():
+        for outgoing in list(self._unconfirmed.values()):
             if (
                 outgoing.properties == content.properties
                 and outgoing.routing_key == key
@@ -383,6 +401,7 @@ class PublishingChannel(Channel):
         settled: Future[Any] = Future()
         if self._in_flight:
             self._settled.append(settled)
+            self._tell_if_settled()  # where the last one was settled meanwhile
         else:
             settled.set_result(None)
         return settled
@@ -411,6 +430,7 @@ class PublishingChannel(Channel):
             outgoing.receipt._disown()
         self._pending.clear()
         self._unconfirmed.clear()
+        self._sent.clear()
         self._in_flight = self._bytes = self._waiting = self._suspects = 0
         self._settled.clear()
         return True

@@ -1,12 +1,9 @@
-"""The fast lane: frames made and cut here, beside pika's own codec.
+"""The codec of the fast lane: frames made and cut here, beside pika's own.
 
 pika makes a method, a header and a body object of every message and sends them one by one. A component that moves
 messages all day has better uses for that time, so this module writes the frames of publishes and acknowledgements
 as bytes, and cuts deliveries, returns and confirms out of what was read. Every other frame passes through to pika.
-
-The seam is four methods of pika's connection: ``_proto_data_received`` overridden, ``_on_data_available``,
-``_terminate_stream`` and ``_output_marshaled_frames`` called. The byte and frame counters that pika's heartbeats
-look at are kept for what bypasses it.
+What moves the bytes is :mod:`postage.amqp.transport`.
 
 Frame layout: AMQP 0-9-1, sections 2.3 (frames) and 4.2 (format). Nothing here is called by users.
 """
@@ -14,7 +11,6 @@ Frame layout: AMQP 0-9-1, sections 2.3 (frames) and 4.2 (format). Nothing here i
 from __future__ import annotations
 
 import calendar
-import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
@@ -26,8 +22,6 @@ import pika
 import pika.exceptions
 
 from postage.errors import ConfigurationError, DecodingError, EncodingError
-
-logger = logging.getLogger('postage.amqp')
 
 METHOD, HEADER, BODY = 1, 2, 3
 FRAME_END = b'\xce'
@@ -200,6 +194,15 @@ def decode_properties(data: bytes) -> pika.BasicProperties:
     return properties
 
 
+def correlation_id_of(data: bytes) -> str | None:
+    """The correlation id in the properties of a content header, which is all that a usual reply is asked for.
+
+    :raises DecodingError: as :func:`decode_properties`
+    """
+    correlation_id: str | None = decode_properties(data).correlation_id
+    return correlation_id
+
+
 def _read_short_string(data: bytes, position: int) -> tuple[str, int]:
     start = position + 1
     end = start + data[position]
@@ -361,7 +364,11 @@ def return_frame(channel: int, delivery_tag: int) -> bytes:
 
 
 class Lane(Protocol):
-    """What a channel does with the frames that are cut for it. All of it is called on the I/O thread."""
+    """What a channel does with the frames that are cut for it.
+
+    All of it is called by one thread at a time, the one that reads: the I/O thread, or one that waits in its place.
+    Nothing in it may block.
+    """
 
     content: Content | None
 
@@ -438,87 +445,56 @@ def _cut_route(content: Content, data: bytes, position: int) -> None:
     content.routing_key = data[end + 1 : end + 1 + data[end]]
 
 
-class WireConnection(pika.SelectConnection):
-    """pika's connection with the fast lane in it. Lives on one I/O thread, as pika's does.
+class Cutter:
+    """Cuts what was read into messages and confirms for the lanes, and into frames for pika, in order.
 
-    :ivar lanes: the channels that take the fast lane, by number
+    :param lanes: the channels that take the fast lane, by number
+    :param pass_on: called with the bytes of each frame that is none of theirs
     """
 
-    def __init__(self, *args: Any, **kwds: Any) -> None:
-        self.lanes: dict[int, Lane] = {}
-        self._chunks: list[bytes] = []
+    def __init__(self, lanes: Mapping[int, Lane], pass_on: Callable[[bytes], None]) -> None:
+        self._lanes = lanes
+        self._pass_on = pass_on
+        self._chunks: list[bytes] = []  # of a frame that has not come to its end
         self._chunks_size = 0
         self._chunks_wanted = 0
-        super().__init__(*args, **kwds)
 
-    @property
-    def frame_max(self) -> int:
-        """Bytes that a frame may have, as agreed with the broker."""
-        return int(self.params.frame_max)
+    def cut(self, data: bytes) -> tuple[int, int]:
+        """Act on what was read; keep what is not a whole frame until more comes.
 
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
-        agreed = self.params.heartbeat
-        return float(agreed) if isinstance(agreed, int) else 0.0
-
-    def abort(self, reason: str) -> None:
-        """Give up the connection without a word to the broker."""
-        self._terminate_stream(pika.exceptions.AMQPHeartbeatTimeout(reason))
-
-    @property
-    def backlog(self) -> int:
-        """Bytes that wait in the transport because the broker does not read them."""
-        return 0 if self._transport is None else int(self._transport.get_write_buffer_size())
-
-    def send(self, frames: list[bytes]) -> None:
-        """Send ready frames in one write, in order with whatever pika sends."""
-        self._output_marshaled_frames([b''.join(frames)])
-
-    def abandon(self) -> None:
-        """Give up this process's share of the socket without a word to the broker: for a forked child."""
-        sock = getattr(self._transport, '_sock', None)
-        if sock is not None:
-            sock.close()
-
-    def _proto_data_received(self, data: bytes) -> None:
-        """Cut what was read. Called by pika's transport."""
-        try:
-            self._cut(data)
-        except Exception as error:  # it would end the loop, and with it the I/O thread
-            logger.exception('what the broker sent could not be read; the connection is given up')
-            self._terminate_stream(error)
-
-    def _cut(self, data: bytes) -> None:
+        :return: how many bytes and frames the lanes have had
+        :raises pika.exceptions.InvalidFrameError: a frame does not end where it should
+        """
         if self._chunks:
             # Joined once, when the frame is whole: a big body costs no more than a copy.
             self._chunks.append(data)
             self._chunks_size += len(data)
             if self._chunks_size < self._chunks_wanted:
-                return
+                return 0, 0
             data = b''.join(self._chunks)
             self._chunks.clear()
         touched: dict[Lane, None] = {}
+        lanes, taken, frames = self._lanes, 0, 0
         position, end = 0, len(data)
         wanted = FRAME_OVERHEAD
         while end - position >= FRAME_OVERHEAD:
             kind, channel, size = _frame.unpack_from(data, position)
             if kind == PROTOCOL_HEADER:
-                self._on_data_available(data[position:])
-                return
+                self._pass_on(data[position:])
+                return taken, frames
             wanted = size + FRAME_OVERHEAD
             if wanted > end - position:
                 break
             after = position + wanted
             if data[after - 1] != FRAME_END_BYTE:
                 raise pika.exceptions.InvalidFrameError(f'frame of {size} bytes without its end marker')
-            lane = self.lanes.get(channel)
-            if lane is not None and self._take(lane, kind, data, position + 7, after - 1):
+            lane = lanes.get(channel)
+            if lane is not None and take(lane, kind, data, position + 7, after - 1):
                 touched[lane] = None
-                self.bytes_received += wanted
-                self.frames_received += 1
+                taken += wanted
+                frames += 1
             else:
-                self._on_data_available(data[position:after])
+                self._pass_on(data[position:after])
             position = after
             wanted = FRAME_OVERHEAD
         if position < end:
@@ -527,43 +503,45 @@ class WireConnection(pika.SelectConnection):
             self._chunks_wanted = wanted
         for lane in touched:
             lane.end_of_read()
+        return taken, frames
 
-    def _take(self, lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
-        """Act on one frame of a lane; ``False`` where it is none of the lane's and goes to pika."""
-        if kind == METHOD:
-            (method,) = _method.unpack_from(data, start)
-            if method == BASIC_DELIVER:
-                lane.content = _cut_delivery(data, start + 4)
-            elif method in (BASIC_ACK, BASIC_NACK):
-                tag, bits = _tag_and_bits.unpack_from(data, start + 4)
-                lane.confirmed(tag, bits & 1 == 1, method == BASIC_ACK)
-            elif method == BASIC_RETURN:
-                lane.content = _cut_return(data, start + 4)
-            else:
-                if method == CHANNEL_CLOSE:
-                    lane.closing()
-                return False
-            return True
-        content = lane.content
-        if content is None:
-            return False  # the content of a basic.get, which pika asked for
-        if kind == HEADER:
-            (content.missing,) = _body_size.unpack_from(data, start + 4)
-            content.properties = data[start + 12 : end]
-            content.parts = []
-            if content.missing:
-                return True
-        elif kind == BODY:
-            content.parts.append(data[start:end])
-            content.missing -= end - start
-            if content.missing > 0:
-                return True
+
+def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
+    """Act on one frame of a lane; ``False`` where it is none of the lane's and goes to pika."""
+    if kind == METHOD:
+        (method,) = _method.unpack_from(data, start)
+        if method == BASIC_DELIVER:
+            lane.content = _cut_delivery(data, start + 4)
+        elif method in (BASIC_ACK, BASIC_NACK):
+            tag, bits = _tag_and_bits.unpack_from(data, start + 4)
+            lane.confirmed(tag, bits & 1 == 1, method == BASIC_ACK)
+        elif method == BASIC_RETURN:
+            lane.content = _cut_return(data, start + 4)
         else:
+            if method == CHANNEL_CLOSE:
+                lane.closing()
             return False
-        lane.content = None
-        content.body = content.parts[0] if len(content.parts) == 1 else b''.join(content.parts)
-        if content.is_return:
-            lane.returned(content)
-        else:
-            lane.delivered(content)
         return True
+    content = lane.content
+    if content is None:
+        return False  # the content of a basic.get, which pika asked for
+    if kind == HEADER:
+        (content.missing,) = _body_size.unpack_from(data, start + 4)
+        content.properties = data[start + 12 : end]
+        content.parts = []
+        if content.missing:
+            return True
+    elif kind == BODY:
+        content.parts.append(data[start:end])
+        content.missing -= end - start
+        if content.missing > 0:
+            return True
+    else:
+        return False
+    lane.content = None
+    content.body = content.parts[0] if len(content.parts) == 1 else b''.join(content.parts)
+    if content.is_return:
+        lane.returned(content)
+    else:
+        lane.delivered(content)
+    return True

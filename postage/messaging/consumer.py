@@ -123,6 +123,11 @@ class GenericConsumer:
         return self._connection
 
     @property
+    def connections(self) -> list[Connection]:
+        """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
+        return [self._connection] if self._replies is None else [self._connection, self._replies]
+
+    @property
     def channel(self) -> BlockingAccess:
         """pika's methods of the delivering channel, blocking. An error on it has its messages delivered again."""
         if not self._channel.is_open:
@@ -218,7 +223,8 @@ class GenericConsumer:
         self.begin(deliverable.set)
         try:
             while not self._stop.is_set():
-                deliverable.wait()
+                with self._connection.awaited():
+                    deliverable.wait()
                 deliverable.clear()
                 while not self._stop.is_set() and (delivery := self.next_delivery()) is not None:
                     header = self._properties_of(delivery)
@@ -401,7 +407,7 @@ class GenericConsumer:
             message_id=message_id,
             correlation_id=header.correlation_id or '',
         )
-        receipt = Receipt(message_id, 1, True, Ledger())
+        receipt = Receipt(message_id, 1, True, Ledger(self._publishing()))
         # Out by the publishing connection: when the broker stops reading publishers, acknowledgements must not stop.
         self._publishing().publisher(True).publish(
             Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT

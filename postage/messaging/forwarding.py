@@ -55,7 +55,7 @@ class Forwarder:
             :class:`errors.PublishError` or :class:`errors.BrokerError`. Its callbacks run on the connection's thread.
         """
         done: Future[None] = Future()
-        receipt = Receipt(message_id or '(without an id)', 1, True, Ledger())
+        receipt = Receipt(message_id or '(without an id)', 1, True, Ledger(self._connection))
         receipt.add_done_callback(lambda: self._settle(done, receipt.error, queue))
         outgoing = Outgoing(exchange, routing_key, True, properties, body, receipt)
         try:

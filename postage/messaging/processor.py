@@ -15,6 +15,7 @@ from postage import errors
 from postage.amqp.connection import CLOSE_TIMEOUT, close_all, flush_all
 from postage.amqp.consuming import Delivery, current
 from postage.amqp.publishing import Receipt
+from postage.amqp.waiting import Batch, alarm_of_thread, send_batch
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.failures import Failures
 from postage.messaging.fingerprint import as_fingerprint_dict
@@ -24,7 +25,7 @@ from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import HANDLED, AckAndRestart, DeadLetterStore, Failure, Outcome, Reason
 from postage.messaging.retry import Pause
-from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer
+from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 
 if TYPE_CHECKING:
     from postage.messaging.local import LocalClient
@@ -149,14 +150,15 @@ class MessageProcessor(MicroThread):
         """Begin to handle some of the messages that have arrived. Returns whether there may be more to begin."""
         began = now = time.monotonic()
         in_hand, taken, more = self._in_hand, 0, True
-        while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
-            delivery = None if self._is_full else self.consumer.next_delivery()
-            if delivery is None:
-                more = False
-                break
-            self._take(delivery)
-            taken += 1
-            now = time.monotonic()
+        with Batch():
+            while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
+                delivery = None if self._is_full else self.consumer.next_delivery()
+                if delivery is None:
+                    more = False
+                    break
+                self._take(delivery)
+                taken += 1
+                now = time.monotonic()
         # Those that have only begun say themselves how long they took.
         self.consumer.took(taken - (self._in_hand - in_hand), now - began)
         return more
@@ -169,6 +171,11 @@ class MessageProcessor(MicroThread):
         """Have the broker deliver. Called when the scheduler starts it; blocks until the broker has agreed."""
         self._stop_requested = self._is_winding_down = False
         self.consumer.begin(self._deliverable.set, self.concurrency)
+        alarm = alarm_of_thread()
+        if alarm is not None and self.scheduler is not None and self.scheduler is running_scheduler():
+            for connection in self.consumer.connections:
+                alarm.add(connection)
+            self.scheduler.sleep_by(alarm)
 
     @property
     def is_busy(self) -> bool:
@@ -194,6 +201,7 @@ class MessageProcessor(MicroThread):
             self._stop_now()
 
     def _stop_now(self) -> None:
+        send_batch()
         if not self._unsettled.wait(CLOSE_TIMEOUT):
             logger.error('%r stops with messages that wait for a confirm; the broker delivers those again', self)
         self.consumer.end()

@@ -17,6 +17,7 @@ from postage.amqp.connection import Connection, acquire, release
 from postage.amqp.consuming import ConsumingChannel, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
 from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
+from postage.amqp.waiting import Batch
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.encoders import JsonEncoder
 from postage.messaging.exchanges import Exchange, check_exchange
@@ -92,11 +93,11 @@ class GenericProducer:
         self.encoder = self.encoder_class()
         self._names: dict[Any, str] = {}  # exchanges that were declared, by class or instance
         self._topology = Topology()
-        self._ledger = Ledger()
         self._access: BlockingAccess | None = None
         self._closed = False
         routes = _check_eks(self.eks, f'{cls.__name__}.eks')
         self._connection = acquire(settings, 'publishing')
+        self._ledger = Ledger(self._connection)
         try:
             self._connection.remember(self._topology)
             self._publisher = self._connection.publisher(self.confirms)
@@ -314,7 +315,9 @@ class GenericProducer:
         if options.get('_queue_only'):
             return self._rpc_queue(name, message, options)
         self._refuse_deadlock(name, options)
-        return self._rpc_future(name, message, options).result()
+        with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
+            future = self._rpc_future(name, message, options)
+        return future.result()
 
     def _refuse_deadlock(self, name: str, options: dict[str, Any]) -> None:
         """Refuse to block a scheduler's thread for an answer that only this thread could give.
@@ -355,6 +358,7 @@ class GenericProducer:
             timeout,
             int(max_retry),
             self.reply_queue_per_call,
+            self._connection,
         )
         client_of(self._connection).call(call)
         return call.future
@@ -374,7 +378,7 @@ class GenericProducer:
         properties = wire.encode_properties(
             correlation_id=message_id, reply_to=queue.name, **self._properties(message_id, options)
         )
-        receipt = Receipt(message_id, 1, True, Ledger())
+        receipt = Receipt(message_id, 1, True, Ledger(self._connection))
         outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
         self._connection.publisher(True).publish(outgoing, self.publish_timeout)
         receipt.wait(self.publish_timeout)
@@ -414,7 +418,9 @@ class GenericProducer:
             self._connection.run(lambda: channel.consume_steps(queue))
             self._connection.add_channel(channel)
             while len(results) < result_len:
-                if not channel.inbox and not arrived.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                with self._connection.awaited():
+                    in_time = bool(channel.inbox) or arrived.acquire(timeout=max(0.0, deadline - time.monotonic()))
+                if not in_time:
                     raise errors.TimeoutError(
                         f'{len(results)} of {result_len} results arrived in queue {queue!r} in time', results
                     )

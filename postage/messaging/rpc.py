@@ -4,19 +4,21 @@ A call is sent up to ``1 + max_retry`` times, under one correlation id and one m
 calls of a connection share one reply address. An address over which an attempt has timed out takes no new calls, so
 that a late reply without a correlation id cannot be taken for the answer to another call.
 
-Everything but :meth:`RpcClient.call` runs on the I/O thread of the publishing connection.
+What :class:`RpcClient` does may happen on any thread: the caller's, the one that reads the connection, and the I/O
+thread, which keeps the time. One lock guards it; futures are done, and their callbacks called, outside of it.
 """
 
 from __future__ import annotations
 
-import heapq
+import contextlib
+import functools
 import itertools
 import logging
+import math
 import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
@@ -25,7 +27,8 @@ from postage import errors
 from postage.amqp import wire
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ReplyChannel
-from postage.amqp.wire import Content, decode_properties
+from postage.amqp.waiting import this_thread, wait_until_done
+from postage.amqp.wire import Content, correlation_id_of
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
 logger = logging.getLogger('postage')
@@ -34,16 +37,27 @@ logger = logging.getLogger('postage')
 class RpcFuture(Future[MessageResult]):
     """The future of an RPC's result message, which a microthread may yield. It may be cancelled.
 
-    Its callbacks run on the connection's thread, where nothing may block.
+    Its callbacks run on the thread that reads the connection, where nothing may block.
 
     :ivar exchange: where the request went
     :ivar routing_key: with which key
     """
 
-    def __init__(self, exchange: str, routing_key: str) -> None:
+    def __init__(self, exchange: str, routing_key: str, connection: Connection) -> None:
         super().__init__()
         self.exchange = exchange
         self.routing_key = routing_key
+        self._connection = connection
+
+    def result(self, timeout: float | None = None) -> MessageResult:
+        """Wait for the result message. Blocks; any thread, which reads the connection meanwhile where that helps.
+
+        :param timeout: seconds; by default as long as it takes, which the RPC's own time-out bounds
+        :raises concurrent.futures.TimeoutError: it did not come in time
+        """
+        if not self.done():
+            wait_until_done(self, self._connection, timeout)
+        return super().result(0)
 
 
 class Call:
@@ -65,6 +79,7 @@ class Call:
         timeout: float,
         max_retry: int,
         queue_per_call: bool,
+        connection: Connection,
     ) -> None:
         self.name = name
         self.arguments = wire.publish_arguments(exchange, routing_key, False)
@@ -79,7 +94,7 @@ class Call:
         self.sent = 0  # how often on its present address
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
-        self.future = RpcFuture(exchange, routing_key)
+        self.future = RpcFuture(exchange, routing_key, connection)
 
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
         """The request's frames. The broker drops it when nobody waits for the answer any more."""
@@ -111,32 +126,24 @@ class RpcClient:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.proxy(connection)
-        self._submitted: deque[Call] = deque()
-        self._accept_requested = False
+        self._lock = threading.RLock()
         self._addresses: dict[ReplyChannel, _Address] = {}
         self._shared: ReplyChannel | None = None
-        self._deadlines: list[tuple[float, int, Call, int]] = []
-        self._numbers = itertools.count()
-        self._timer: Any = None
-        self._armed_for = 0.0
+        self._deadlines = Deadlines()
+        self._timer: Any = None  # for the I/O thread only
+        self._armed_for = math.inf
 
     def call(self, call: Call) -> None:
         """Send a request, and see to its attempts. From any thread; never blocks."""
         if self._connection.error is not None:
             raise self._connection.error
-        self._submitted.append(call)
-        if not self._accept_requested:
-            self._accept_requested = True
-            self._connection.call_soon(self._accept)
-
-    def _accept(self) -> None:
-        self._accept_requested = False
-        while self._submitted:
-            call = self._submitted.popleft()
+        alarm = this_thread.alarm
+        if alarm is not None:
+            alarm.add(call.future._connection)  # this thread's scheduler will wait for the answer
+        with self._lock:
             channel = call.channel = self._channel_for(call)
             self._addresses[channel].calls[call.correlation_id] = call
             self._begin_attempt(call)
-        self._connection.flush_now()
 
     def _channel_for(self, call: Call) -> ReplyChannel:
         """The reply address for a new call: the shared one, unless it is spent or the call wants its own."""
@@ -146,57 +153,52 @@ class RpcClient:
         self._addresses[channel] = _Address()
         if not call.queue_per_call:
             self._shared = channel
-        self._connection.attach(channel)
+        self._connection.call_soon(lambda: self._connection.attach(channel))
         return channel
 
     # Attempts and their deadlines
 
     def _begin_attempt(self, call: Call) -> None:
         call.attempt += 1
-        heapq.heappush(self._deadlines, (time.monotonic() + call.timeout, next(self._numbers), call, call.attempt))
-        self._arm()
+        deadline = self._deadlines.set(call, call.timeout)
+        if deadline < self._armed_for:
+            self._armed_for = deadline
+            self._connection.call_soon(self._arm)
         assert call.channel is not None
-        call.channel.withdraw(call)  # an attempt that an outage held back
+        if call.attempt > 1:
+            call.channel.withdraw(call)  # an attempt that an outage held back
         call.channel.send(call)
 
     def _arm(self) -> None:
-        """Have one timer run, for the earliest deadline."""
-        if not self._deadlines:
-            return
-        earliest = self._deadlines[0][0]
+        """Have one timer run, for the earliest deadline. On the I/O thread."""
         if self._timer is not None:
-            if earliest >= self._armed_for:
-                return
             self._connection.cancel_call(self._timer)
-        self._armed_for = earliest
-        self._timer = self._connection.call_later(max(0.0, earliest - time.monotonic()), self._on_deadline)
+            self._timer = None
+        with self._lock:
+            self._armed_for = self._deadlines.earliest()
+            if self._armed_for < math.inf:
+                pause = max(0.0, self._armed_for - time.monotonic())
+                self._timer = self._connection.call_later(pause, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._timer = None
-        now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._is_over(self._deadlines[0])):
-            entry = heapq.heappop(self._deadlines)
-            if not self._is_over(entry):
-                call = entry[2]
+        over: list[Callable[[], None]] = []
+        with self._lock:
+            for call in self._deadlines.take_past(time.monotonic()):
                 self._retire(call.channel)
-                self._fail_attempt(call, f'no reply within {call.timeout:g} s')
+                over.append(self._fail_attempt(call, f'no reply within {call.timeout:g} s'))
+        _call_all(over)
         self._arm()
 
-    @staticmethod
-    def _is_over(entry: tuple[float, int, Call, int]) -> bool:
-        _, _, call, attempt = entry
-        return call.channel is None or call.attempt != attempt
-
-    def _fail_attempt(self, call: Call, reason: str) -> None:
+    def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
         if call.future.cancelled():
-            self._finish(call, None)
-            return
+            return self._finish(call, None)
         if call.attempt <= call.max_retry:
             logger.debug('RPC %r: attempt %d failed, %s; it is sent again', call.name, call.attempt, reason)
             self._begin_attempt(call)
-            return
+            return _nothing
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
-        self._finish(call, MessageResultException('TimeoutError', message))
+        return self._finish(call, MessageResultException('TimeoutError', message))
 
     def _retire(self, channel: ReplyChannel | None) -> None:
         """Give this address to no new call."""
@@ -205,8 +207,10 @@ class RpcClient:
 
     def _finish(
         self, call: Call, result: MessageResult | None, error: Exception | None = None, answered: bool = False
-    ) -> None:
+    ) -> Callable[[], None]:
+        """Forget a call. Returns what tells its caller, to be called without the lock."""
         channel, call.channel = call.channel, None
+        self._deadlines.forget(call)
         if channel is not None:
             channel.withdraw(call)
             address = self._addresses[channel]
@@ -214,27 +218,26 @@ class RpcClient:
             address.strays += call.sent - answered
             if not address.calls and channel is not self._shared:
                 del self._addresses[channel]
-                self._connection.detach(channel)
-        try:
-            if error is not None:
-                call.future.set_exception(error)
-            elif result is not None:
-                call.future.set_result(result)
-        except InvalidStateError:
-            pass  # its caller cancelled it
+                self._connection.call_soon(lambda: self._connection.detach(channel))
+        if error is not None:
+            return functools.partial(_set, call.future.set_exception, error)
+        return functools.partial(_set, call.future.set_result, result) if result is not None else _nothing
 
     # What comes back
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
-        address = self._addresses.get(channel)
         try:
-            correlation_id = decode_properties(content.properties).correlation_id
+            correlation_id = correlation_id_of(content.properties)
         except errors.DecodingError as error:
             logger.warning('a reply was dropped: %s', error)
             return
-        call = self._call_of(address, correlation_id) if address is not None else None
-        if call is not None:
-            self._finish(call, decode_result(content.body, call.decode), answered=True)
+        with self._lock:
+            address = self._addresses.get(channel)
+            call = self._call_of(address, correlation_id) if address is not None else None
+            if call is None:
+                return
+            tell = self._finish(call, decode_result(content.body, call.decode), answered=True)
+        tell()
 
     @staticmethod
     def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
@@ -256,17 +259,75 @@ class RpcClient:
 
     def _on_lost(self, channel: ReplyChannel, error: errors.PostageError) -> None:
         """The address has gone, and with it every reply to it: the attempts fail, the next begin."""
-        address = self._addresses.get(channel)
-        if address is None:
-            return
-        address.strays = 0
-        for call in list(address.calls.values()):
-            call.sent = 0
-            if channel.is_wanted:
-                channel.withdraw(call)
-                self._fail_attempt(call, str(error))
-            else:
-                self._finish(call, None, error)
+        over: list[Callable[[], None]] = []
+        with self._lock:
+            address = self._addresses.get(channel)
+            if address is None:
+                return
+            address.strays = 0
+            for call in list(address.calls.values()):
+                call.sent = 0
+                if channel.is_wanted:
+                    channel.withdraw(call)
+                    over.append(self._fail_attempt(call, str(error)))
+                else:
+                    over.append(self._finish(call, None, error))
+        _call_all(over)
+
+
+class Deadlines:
+    """When the attempts of calls are over. Calls of one time-out come due in the order in which they began."""
+
+    def __init__(self) -> None:
+        self._by_timeout: dict[float, dict[Call, float]] = {}
+
+    def set(self, call: Call, timeout: float) -> float:
+        """Set a call's deadline, in place of an earlier one, and return it, on the monotonic clock.
+
+        :param timeout: seconds from now
+        """
+        deadline = time.monotonic() + timeout
+        calls = self._by_timeout.setdefault(timeout, {})
+        calls.pop(call, None)
+        calls[call] = deadline
+        return deadline
+
+    def forget(self, call: Call) -> None:
+        """It has none any more."""
+        calls = self._by_timeout.get(call.timeout)
+        if calls is not None:
+            calls.pop(call, None)
+            if not calls:
+                del self._by_timeout[call.timeout]
+
+    def earliest(self) -> float:
+        """The next one that is due; infinity where there is none."""
+        return min((next(iter(calls.values())) for calls in self._by_timeout.values()), default=math.inf)
+
+    def take_past(self, now: float) -> list[Call]:
+        """Those that are over, which are forgotten."""
+        past = [
+            call
+            for calls in self._by_timeout.values()
+            for call in itertools.takewhile(lambda call, calls=calls: calls[call] <= now, calls)  # type: ignore[misc]
+        ]
+        for call in past:
+            self.forget(call)
+        return past
+
+
+def _set(setter: Callable[[Any], None], value: Any) -> None:
+    with contextlib.suppress(InvalidStateError):  # its caller cancelled it
+        setter(value)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _call_all(callbacks: list[Callable[[], None]]) -> None:
+    for callback in callbacks:
+        callback()
 
 
 def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
+
+
+class Sleeper(Protocol):
+    """How a scheduler sleeps."""
+
+    def ring(self) -> None:
+        """Wake the sleeper, or have the next wait return at once. Any thread."""
+
+    def wait(self, timeout: float | None) -> None:
+        """Sleep until it rings, or for so many seconds; waking for no reason does no harm."""
 
 
 class Alarm:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from postage.microthreads.alarm import Alarm
+from postage.microthreads.alarm import Alarm, Sleeper
 from postage.microthreads.signals import ends_on_signals
 from postage.microthreads.traps import ExitScheduler, Signal, Timer, sleep
 
@@ -112,7 +112,7 @@ class MicroScheduler:
         self._last_failure: Exception | None = None
         self.is_idle = False
         self._sleeping = False
-        self._alarm: Alarm = Alarm()
+        self._alarm: Sleeper = Alarm()
         self._winding_down = False
         self._asyncio: AsyncioThread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -184,6 +184,7 @@ class MicroScheduler:
                     _running.scheduler = self
                 elif not self._exiting:
                     self._wait()
+                    breathe_at = time.monotonic() + BREATH_SECONDS
         finally:
             self._last_failure = None
             self._close()
@@ -348,6 +349,8 @@ class MicroScheduler:
     def _close(self) -> None:
         """Close every generator, so that none is left half-run."""
         self._ready.clear()
+        if self._loop is None:
+            self._alarm = Alarm()
         while self._tasks:
             task, _ = self._tasks.popitem()
             try:
@@ -406,6 +409,15 @@ class MicroScheduler:
                 self._alarm.wait(self._time_to_next_timer())
         finally:
             self._sleeping = False
+
+    def sleep_by(self, alarm: Sleeper) -> None:
+        """Sleep by another alarm until :meth:`main` ends, which does something useful meanwhile.
+
+        To be called from the scheduler's own thread while it runs. Inside asyncio, whose loop does the sleeping, it has
+        no effect.
+        """
+        if self._loop is None:
+            self._alarm = alarm
 
     # For the modules beside this one
 

@@ -23,8 +23,10 @@ from hypothesis import strategies as some
 
 from postage.amqp import wire
 from postage.amqp.consuming import decode_properties
-from postage.amqp.wire import Content, WireConnection
+from postage.amqp.transport import WireConnection
+from postage.amqp.wire import Content
 from postage.errors import ConfigurationError, EncodingError
+from postage.settings import FastLane
 
 # The same examples in every run; a failing one is printed with what reproduces it.
 PROFILE = settings(derandomize=True, print_blob=True, deadline=None, max_examples=100, database=None)
@@ -260,7 +262,7 @@ class Cutter(WireConnection):
     """A connection without a socket: bytes are fed to it, and what it would hand to pika is noted."""
 
     def __init__(self, notes: list[Any]) -> None:
-        super().__init__(pika.ConnectionParameters(), internal_connection_workflow=False)
+        super().__init__(pika.ConnectionParameters(), internal_connection_workflow=False, fast_lane=FastLane.THREAD)
         self.notes = notes
         self.lane = Lane(notes)
         self.lanes[1] = self.lane
@@ -493,7 +495,8 @@ def test_pika_counts_what_is_sent_and_writes_it_to_the_transport(cutters: Callab
     cutter = cutters()
     transport: Any = Transport()
     cutter._transport = transport
-    cutter.send([HEARTBEAT, HEARTBEAT])
+    with cutter.writing:
+        cutter.write(HEARTBEAT * 2)
     assert transport.written == HEARTBEAT * 2
     assert cutter.bytes_sent == len(HEARTBEAT * 2)
     assert cutter.backlog == len(HEARTBEAT * 2)

@@ -192,7 +192,7 @@ class _Consumer(messaging.GenericConsumer):
 
     def reply_bytes(self, header: Any, data: bytes, content_type: str) -> None:
         """Answer an RPC with what is encoded already. Does not block but for a full window; any thread."""
-        receipt = Receipt(new_message_id(), 1, True, Ledger())
+        receipt = Receipt(new_message_id(), 1, True, Ledger(self._publishing()))
         properties = wire.encode_properties(
             content_type=content_type,
             delivery_mode=1,

@@ -1,0 +1,272 @@
+"""The fast lane's way through pika: who sends, who reads, and where pika's connection is opened up for it.
+
+pika's connection lives on an I/O thread: its loop, timers, heartbeats and channel methods. Beside it
+
+* **any thread sends**: ready frames go out by a handle of our own on the socket, under :attr:`WireConnection.writing`,
+  as long as nothing waits in pika's transport; all that pika sends passes the same lock, and so keeps its place. What
+  the socket does not take is left to the I/O thread.
+* **a thread that waits reads**: while a scheduler, or the caller of an RPC, waits for what this connection brings, it
+  may read the socket in the I/O thread's place, which saves the time it takes to wake one thread by another. It acts
+  on what is the lanes', and hands every other frame to the I/O thread. See :mod:`postage.amqp.waiting`.
+
+Neither is done with TLS, for which only one thread may touch the connection.
+
+The seam: of pika's connection, ``_proto_connection_made``, ``_proto_connection_lost``, ``_proto_data_received``,
+``_output_marshaled_frames`` and ``_terminate_stream`` are overridden, ``_on_data_available`` is called, ``_transport``
+and ``_nbio`` are used; of its transport, ``_sock`` is. The byte and frame counters that pika's heartbeats look at are
+kept. A test holds each of these names for every pika that is supported; where one is absent,
+:mod:`postage.amqp.fallback` does without.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+import ssl
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pika
+import pika.exceptions
+
+from postage.amqp.wire import Cutter, Lane
+
+if TYPE_CHECKING:
+    from postage.settings import FastLane
+
+logger = logging.getLogger('postage.amqp')
+
+READ_SIZE = 64 * 1024  # bytes that one read takes at most
+PATIENCE = 1.0  # seconds that the end of a connection waits for the thread that reads it
+
+
+class Reader(Protocol):
+    """A thread that may read in the I/O thread's place."""
+
+    def ring(self) -> None:
+        """Have it return from its wait. Any thread."""
+
+
+class WireConnection(pika.SelectConnection):
+    """pika's connection with the fast lane in it. Created on the I/O thread.
+
+    :param fast_lane: how much of it is used, see :class:`postage.settings.FastLane`
+    :ivar lanes: the channels that take the fast lane, by number
+    :ivar writing: held by the thread that sends
+    :ivar reading: held by :attr:`reader` while it waits and reads
+    :ivar reader: who reads in the I/O thread's place; changed by the I/O thread alone
+    :ivar is_lost: whether it has gone; nothing may be sent any more
+    """
+
+    def __init__(self, *args: Any, fast_lane: FastLane, **kwds: Any) -> None:
+        self.lanes: dict[int, Lane] = {}
+        self.writing = threading.Lock()
+        self.reading = threading.Lock()
+        self.reader: Reader | None = None
+        self.is_lost = False
+        self._fast_lane = fast_lane
+        self._cutter = Cutter(self.lanes, self._pass_on)
+        self._socket: socket.socket | None = None  # our own handle; none with TLS
+        self._number = -1  # of pika's handle, in its loop
+        self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
+        self._is_ending = False
+        self._is_asked = False
+        self._is_spent = False  # its reader has met its end
+        super().__init__(*args, **kwds)
+
+    # What was agreed with the broker
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes that a frame may have."""
+        return int(self.params.frame_max)
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between heartbeats; 0 where there are none."""
+        agreed = self.params.heartbeat
+        return float(agreed) if isinstance(agreed, int) else 0.0
+
+    # Coming and going, on the I/O thread
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        sock = transport._sock
+        if self._fast_lane.sends_directly and not isinstance(sock, ssl.SSLSocket):
+            self._socket, self._number = sock.dup(), sock.fileno()
+            self._nbio.set_reader(self._number, self._on_readable)
+        super()._proto_connection_made(transport)
+
+    def _proto_connection_lost(self, error: BaseException | None) -> None:
+        with self.writing:
+            self.is_lost = True
+        if self.reader is not None:
+            self.reader.ring()
+        # What is read from now on would be taken for the next connection's.
+        has_left = self.reading.acquire(timeout=PATIENCE)
+        self.reader = None
+        if has_left:
+            self.reading.release()
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            self._nbio.remove_reader(self._number)
+            sock.close()
+        super()._proto_connection_lost(error)
+
+    def _terminate_stream(self, error: Exception | None) -> None:
+        self._is_ending = True
+        super()._terminate_stream(error)
+
+    def fail(self, error: Exception) -> None:
+        """Give up the connection without a word to the broker. On the I/O thread; the first reason counts."""
+        if not self._is_ending and not self.is_lost:
+            self._terminate_stream(error)
+
+    def fail_soon(self, error: Exception) -> None:
+        """The same for the reader, who is to read no more."""
+        self._is_spent = True
+        self.ioloop.add_callback_threadsafe(functools.partial(self.fail, error))
+
+    def abandon(self) -> None:
+        """Give up this process's share of the socket without a word to the broker: for a forked child."""
+        for sock in (self._socket, getattr(self._transport, '_sock', None)):
+            if sock is not None:
+                sock.close()
+
+    # Sending
+
+    @property
+    def sends_directly(self) -> bool:
+        """Whether any thread may send; else the I/O thread alone."""
+        return self._socket is not None
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait here because the broker does not read them."""
+        if self._transport is None:
+            return 0
+        return int(self._transport.get_write_buffer_size()) + sum(map(len, list(self._leftover)))
+
+    def write(self, data: bytes) -> None:
+        """Send ready frames, in order with whatever pika sends. By the holder of :attr:`writing`."""
+        self.bytes_sent += len(data)
+        self.frames_sent += 1
+        if self._socket is None or self._transport is None:
+            self._adapter_emit_data(data)
+            return
+        if not self._leftover and not self._transport.get_write_buffer_size():
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                lost = pika.exceptions.StreamLostError(f'Stream connection lost: {error!r}')
+                self.ioloop.add_callback_threadsafe(functools.partial(self.fail, lost))
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._leftover.append(data)
+        if len(self._leftover) == 1:
+            self.ioloop.add_callback_threadsafe(self._write_leftover)
+
+    def _write_leftover(self) -> None:
+        with self.writing:
+            while self._leftover:
+                if self._transport is not None:
+                    self._transport.write(self._leftover[0])
+                self._leftover.popleft()
+
+    def _output_marshaled_frames(self, marshaled_frames: Any) -> None:
+        """Send what pika has to send."""
+        with self.writing:
+            if not self.is_lost:
+                self.write(b''.join(marshaled_frames))
+
+    # Reading
+
+    def read(self) -> Exception | None:
+        """Read what has come and act on it. By the I/O thread, or the reader. Returns why it is the end, if it is."""
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            return pika.exceptions.StreamLostError(f'Stream connection lost: {error!r}')
+        if not data:
+            return pika.exceptions.StreamLostError('Transport indicated EOF')
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Exception | None:
+        try:
+            taken, frames = self._cutter.cut(data)
+        except Exception as error:  # it would end the loop, and with it the thread
+            logger.exception('what the broker sent could not be read; the connection is given up')
+            return error
+        self.bytes_received += taken
+        self.frames_received += frames
+        return None
+
+    def _on_readable(self) -> None:
+        """There is something to be read, and nobody else to do it."""
+        if self._socket is not None and not self._is_ending:
+            error = self.read()
+            if error is not None:
+                self.fail(error)
+
+    def _proto_data_received(self, data: bytes) -> None:
+        """Cut what pika's transport has read, with TLS."""
+        error = self._cut(data)
+        if error is not None:
+            self.fail(error)
+
+    def _pass_on(self, data: bytes) -> None:
+        """Give a frame to pika, which is at home on the I/O thread."""
+        if self.reader is None:
+            self._on_data_available(data)
+        else:
+            self.ioloop.add_callback_threadsafe(functools.partial(self._feed, data))
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._on_data_available(data)
+        except Exception as error:
+            logger.exception('what the broker sent could not be read; the connection is given up')
+            self.fail(error)
+
+    # Who reads
+
+    @property
+    def may_be_read_elsewhere(self) -> bool:
+        """Whether a thread that waits may read in the I/O thread's place."""
+        return (
+            self._fast_lane.waiting_thread_reads and self._socket is not None and not (self.is_lost or self._is_spent)
+        )
+
+    def fileno(self) -> int:
+        """What the reader waits for."""
+        assert self._socket is not None
+        return self._socket.fileno()
+
+    def ask_to_read(self, reader: Reader) -> None:
+        """Ask the I/O thread to leave reading to somebody, who is rung when it does. Any thread."""
+        if not self._is_asked:
+            self._is_asked = True
+            self.ioloop.add_callback_threadsafe(functools.partial(self._grant, reader))
+
+    def _grant(self, reader: Reader) -> None:
+        self._is_asked = False
+        if self.reader is None and self.may_be_read_elsewhere and self.is_open and not self._is_ending:
+            self._nbio.remove_reader(self._number)
+            self.reader = reader
+            reader.ring()
+
+    def take_back(self) -> None:
+        """Read again, unless the reader is at it, who does this himself when he leaves. On the I/O thread."""
+        if self.reader is not None and self.reading.acquire(blocking=False):
+            self.reader = None
+            self.reading.release()
+            if self._socket is not None and not self._is_ending and not self.is_lost:
+                self._nbio.set_reader(self._number, self._on_readable)

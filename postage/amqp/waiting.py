@@ -1,0 +1,192 @@
+"""How a thread waits for what a connection brings, and what it sends before it does.
+
+Two things save a component that is asked and answers all day most of what threads cost:
+
+* What handlers publish and acknowledge while a scheduler has a batch of messages in hand is sent when that is done, in
+  one write (:class:`Batch`).
+* A thread that waits reads the connections that it waits for itself, instead of being woken by the I/O thread that has
+  read them (:class:`ReadingAlarm`). It keeps that task while it works on what it has read, for it will be back soon;
+  where it is not, the I/O thread takes the task back at a tick (``Connection.stir``), and at once where somebody else
+  waits for the same connection.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import os
+import select
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pika.exceptions
+
+if TYPE_CHECKING:
+    from postage.amqp.connection import Connection
+    from postage.amqp.transport import WireConnection
+
+CAN_READ = hasattr(os, 'eventfd') and hasattr(select, 'poll')  # on Linux
+
+
+class _Thread(threading.local):
+    """What is known of the present thread.
+
+    :ivar batch: connections with something to send at the end of the batch that it has in hand
+    :ivar alarm: what it waits by
+    :ivar is_reading: whether it is acting on what it has just read, so that nothing may block
+    """
+
+    batch: list[Connection] | None = None
+    alarm: ReadingAlarm | None = None
+    is_reading = False
+
+
+this_thread = _Thread()
+
+
+class Batch:
+    """Messages that are handled one after the other: what they send goes out together. Use it in a ``with``."""
+
+    __slots__ = ('_is_outermost',)
+
+    def __enter__(self) -> None:
+        self._is_outermost = this_thread.batch is None
+        if self._is_outermost:
+            this_thread.batch = []
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_outermost:
+            send_batch()
+            this_thread.batch = None
+
+
+def send_batch() -> None:
+    """Send what the present thread has gathered; before it waits for anything."""
+    batch = this_thread.batch
+    while batch:
+        batch.pop().send()
+
+
+def alarm_of_thread() -> ReadingAlarm | None:
+    """What the present thread waits by; ``None`` where it cannot read while it waits."""
+    if this_thread.alarm is None and CAN_READ:
+        this_thread.alarm = ReadingAlarm()
+    return this_thread.alarm
+
+
+class ReadingAlarm:
+    """What a thread waits by that reads meanwhile; a scheduler's, too (:meth:`MicroScheduler.sleep_by`).
+
+    Only :meth:`ring` may be called from other threads.
+    """
+
+    def __init__(self) -> None:
+        self._connections: list[Connection] = []
+        self._start_over()
+        _alarms.add(self)
+
+    def _start_over(self) -> None:
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._bell, select.POLLIN)
+        self._polled: dict[int, WireConnection] = {}
+        self._is_acting = False
+
+    def __del__(self) -> None:
+        os.close(self._bell)
+
+    def add(self, connection: Connection) -> None:
+        """Read that one too, whenever the scheduler of this thread waits."""
+        if connection not in self._connections:
+            self._connections = [known for known in self._connections if not known.is_closed]
+            self._connections.append(connection)
+
+    def ring(self) -> None:
+        """Wake the sleeper, or have the next wait return at once. Any thread."""
+        if not self._is_acting or this_thread.alarm is not self:  # else it is awake, and looks before it sleeps
+            os.eventfd_write(self._bell, 1)
+
+    def wait(self, timeout: float | None) -> None:
+        """Sleep until it rings, something has been read, or so many seconds are over."""
+        self.wait_for(self._connections, timeout)
+
+    def wait_for(self, connections: Iterable[Connection], timeout: float | None) -> None:
+        """The same, reading those connections."""
+        send_batch()
+        reading: dict[int, WireConnection] = {}
+        try:
+            for connection in connections:
+                wire = connection.begin_reading(self)
+                if wire is not None:
+                    reading[wire.fileno()] = wire
+            if reading != self._polled:
+                self._poll_instead(reading)
+            for ready, _ in self._poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
+                if ready == self._bell:
+                    os.eventfd_read(self._bell)
+                else:
+                    self._read(reading[ready])
+        finally:
+            for wire in reading.values():
+                wire.reading.release()
+            for connection in connections:
+                connection.end_reading(self, any(wire is connection.wire for wire in reading.values()))
+
+    def _poll_instead(self, reading: dict[int, WireConnection]) -> None:
+        for number in self._polled:
+            self._poll.unregister(number)
+        for number in reading:
+            self._poll.register(number, select.POLLIN)
+        self._polled = reading
+
+    def _read(self, wire: WireConnection) -> None:
+        error: Exception | None = None
+        self._is_acting = this_thread.is_reading = True
+        try:
+            with Batch():
+                error = wire.read()
+        except BaseException:
+            # Ctrl-C, above all. What was read and not acted on is lost, so the broker has to send it again.
+            error = pika.exceptions.StreamLostError('interrupted while reading')
+            raise
+        finally:
+            self._is_acting = this_thread.is_reading = False
+            if error is not None:
+                wire.fail_soon(error)
+
+    def after_fork(self) -> None:
+        """In a forked child the bell is the parent's."""
+        os.close(self._bell)
+        self._start_over()
+
+
+_alarms: weakref.WeakSet[ReadingAlarm] = weakref.WeakSet()
+
+
+def wait_until_done(future: Future[Any], connection: Connection, timeout: float | None) -> None:
+    """Wait until a future is done that the connection will bring the answer to, or for so many seconds. Blocks."""
+    alarm = alarm_of_thread()
+    if alarm is None:
+        with connection.awaited():
+            concurrent.futures.wait([future], timeout)
+        return
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    future.add_done_callback(lambda _: alarm.ring())
+    while not future.done():
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            return
+        alarm.wait_for((connection,), remaining if remaining < math.inf else None)
+
+
+def _after_fork_in_child() -> None:
+    for alarm in list(_alarms):
+        alarm.after_fork()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
