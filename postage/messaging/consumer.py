@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 import pika.spec
 
@@ -16,18 +15,16 @@ from postage.amqp.channel import BlockingAccess, Steps
 from postage.amqp.connection import Connection, acquire, release
 from postage.amqp.consuming import ConsumingChannel, Delivery, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
-from postage.amqp.topology import QUEUE_FLAGS, Binding, Queue, Topology, bind, declare_exchange, declare_queue, unbind
-from postage.messaging.encoders import JsonEncoder
+from postage.amqp.topology import QUEUE_FLAGS, Binding, Queue, bind, declare_exchange, declare_queue, unbind
+from postage.messaging.connected import Connected
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.messages import Message, MessageResult
 from postage.messaging.pace import Pace
-from postage.messaging.program import program_settings
-from postage.settings import apply_debug_mode, broker_settings, debug_mode
 
 PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
 
 
-class GenericConsumer:
+class GenericConsumer(Connected):
     """Consumes from queues that are bound to exchanges.
 
     The constructor connects and declares the exchanges, queues and bindings of ``eqk``; nothing is delivered before
@@ -50,37 +47,22 @@ class GenericConsumer:
     """
 
     eqk: Any = ()
-    encoder_class: ClassVar[Any] = JsonEncoder
-    hup: Any = None
-    vhost: str | None = None
     durable_queues: bool = True
     prefetch_count: int | None = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
-        program = program_settings()
-        apply_debug_mode(debug_mode(program))
-        cls = type(self)
-        routes = list(_check_eqk(self.eqk if eqk is None else eqk, 'eqk' if eqk is not None else f'{cls.__name__}.eqk'))
-        self._settings = broker_settings(hup, vhost, class_hup=cls.hup, class_vhost=cls.vhost, program=program)
-        self.vhost = self._settings.vhost
-        self.encoder = self.encoder_class()
-        self._topology = Topology()
-        self._closed = False
+        where = 'eqk' if eqk is not None else f'{type(self).__name__}.eqk'
+        routes = list(_check_eqk(self.eqk if eqk is None else eqk, where))
+        super().__init__(hup, vhost)
         self._stop = threading.Event()
         self._pace: Pace | None = None
         self._aside = 0
         self._fixed_prefetch = 0
         self._prefetch = 0  # the count asked for last
         self._replies: Connection | None = None
-        self._connection = acquire(self._settings, 'consuming')
-        try:
-            self._connection.remember(self._topology)
+        with self._connecting('consuming'):
             self._channel = self._new_channel()
             self._add(routes)
-        except BaseException:
-            self._closed = True
-            release(self._connection)
-            raise
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
@@ -103,24 +85,9 @@ class GenericConsumer:
         if self._closed:
             return
         self.stop_consuming()
-        self._closed = True
-        self._connection.forget(self._topology)
-        release(self._connection)
+        self._give_back()
         if self._replies is not None:
             release(self._replies)
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def conn_broker(self) -> Connection:
-        """The connection this consumer consumes on."""
-        return self._connection
 
     @property
     def connections(self) -> list[Connection]:
@@ -430,10 +397,6 @@ class GenericConsumer:
         if self._replies is None:
             self._replies = acquire(self._settings, 'publishing')
         return self._replies
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise errors.Closed(f'this {type(self).__name__} is closed')
 
 
 _SHAPE = 'a list of (Exchange, [(queue, key), …])'

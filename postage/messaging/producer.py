@@ -7,26 +7,22 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 from postage import errors
 from postage.amqp import wire
 from postage.amqp.channel import BlockingAccess
-from postage.amqp.connection import Connection, acquire, release
 from postage.amqp.consuming import ConsumingChannel, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
 from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
 from postage.amqp.waiting import Batch
+from postage.messaging.connected import Connected
 from postage.messaging.consumer import GenericConsumer
-from postage.messaging.encoders import JsonEncoder
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
-from postage.messaging.program import program_settings
 from postage.messaging.rpc import Call, RpcFuture, client_of, decode_result
 from postage.microthreads import running_scheduler
-from postage.settings import apply_debug_mode, broker_settings, debug_mode
 
 ExchangeKey = tuple['type[Exchange] | Exchange', str]
 """An exchange and a routing key: an element of ``eks``."""
@@ -35,7 +31,7 @@ _PUBLISH_OPTIONS = ('_key', '_eks', '_headers', '_priority', '_expiration')
 _RPC_OPTIONS = (*_PUBLISH_OPTIONS, '_timeout', '_max_retry', '_queue_only')
 
 
-class GenericProducer:
+class GenericProducer(Connected):
     """Sends messages and RPC requests; derive from it, one class for each API.
 
     ``producer.message_NAME(…)`` sends what ``build_message_NAME(…)`` returns, or a ``MessageCommand`` with the
@@ -69,9 +65,6 @@ class GenericProducer:
     """
 
     eks: Sequence[ExchangeKey] = ()
-    encoder_class: ClassVar[Any] = JsonEncoder
-    hup: Any = None
-    vhost: str | None = None
     rpc_timeout: float = 30
     max_retry: int = 4
     persistent: bool = True
@@ -82,30 +75,17 @@ class GenericProducer:
     rpc_queue_expires: float = 600.0
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
-        program = program_settings()
-        apply_debug_mode(debug_mode(program))
-        cls = type(self)
-        settings = broker_settings(hup, vhost, class_hup=cls.hup, class_vhost=cls.vhost, program=program)
+        super().__init__(hup, vhost)
+        routes = _check_eks(self.eks, f'{type(self).__name__}.eks')
         if fingerprint is None:
-            fingerprint = Fingerprint(vhost=settings.vhost)
+            fingerprint = Fingerprint(vhost=self.vhost)
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
-        self.vhost = settings.vhost
-        self.encoder = self.encoder_class()
         self._names: dict[Any, str] = {}  # exchanges that were declared, by class or instance
-        self._topology = Topology()
         self._access: BlockingAccess | None = None
-        self._closed = False
-        routes = _check_eks(self.eks, f'{cls.__name__}.eks')
-        self._connection = acquire(settings, 'publishing')
-        self._ledger = Ledger(self._connection)
-        try:
-            self._connection.remember(self._topology)
+        with self._connecting('publishing'):
+            self._ledger = Ledger(self._connection)
             self._publisher = self._connection.publisher(self.confirms)
             self._routes = [(self._declared(exchange), key) for exchange, key in routes]
-        except BaseException:
-            self._closed = True
-            release(self._connection)
-            raise
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} on {self._connection.settings}>'
@@ -123,22 +103,7 @@ class GenericProducer:
             self.flush(self.publish_timeout)
         except errors.PublishError as error:
             self._connection.logger.error('%s was closed with messages not delivered: %s', self, error)
-        self._closed = True
-        self._connection.forget(self._topology)
-        release(self._connection)
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def conn_broker(self) -> Connection:
-        """The connection this producer publishes on."""
-        return self._connection
+        self._give_back()
 
     @property
     def channel(self) -> BlockingAccess:
