@@ -76,5 +76,5 @@ $(VENV)/.tox: $(VENV)/.created
 
 # Editable: changes to the sources need no new installation.
 $(VENV)/.postage: $(VENV)/.created pyproject.toml setup.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[wsgi]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,wsgi]'
 	@touch $@

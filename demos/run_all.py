@@ -22,9 +22,10 @@ TIMEOUT = 15.0
 LABEL_WIDTH = len('[advanced receiver 1]')
 COLOURS = ('36', '33', '35', '32')
 
-sys.path[:0] = [str(DEMOS / 'basic_echo'), str(DEMOS / 'concurrent_rpc')]
+sys.path[:0] = [str(DEMOS / 'basic_echo'), str(DEMOS / 'concurrent_rpc'), str(DEMOS / 'retries')]
 import concurrent_shared  # noqa: E402
 import echo_shared  # noqa: E402
+import post_shared  # noqa: E402
 
 
 class Missing(Exception):
@@ -130,7 +131,8 @@ def show(label, text, colour='1'):
     label = f'[{label}]'.ljust(LABEL_WIDTH)
     if sys.stdout.isatty() and 'NO_COLOR' not in os.environ:
         label = f'\x1b[{colour}m{label}\x1b[0m'
-    print(f'{label} {text}', flush=True)
+    # In one piece: several threads print.
+    print(f'{label} {text}\n', end='', flush=True)
 
 
 def start_broker():
@@ -202,6 +204,27 @@ def concurrent_rpc():
     return 'hundreds of calls were answered at once'
 
 
+def retries():
+    with tempfile.TemporaryDirectory() as directory:
+        letters = f'{directory}/letters.db'
+        office = Program('post office', 'retries/post_office.py', letters)
+        office.expect('Waiting for messages')
+        send('letters', 'retries', 'send_letters.py')
+        office.expect('Ann was brought to Elm Street after 2 failures')
+        dead_letters('list', letters).expect('no street for Bob')
+        send('Bob', 'retries', 'move_in.py')
+        dead_letters('replay', letters).expect('1 letter sent')
+        office.expect('Bob was brought to Oak Street after 2 failures')
+        quit_all([office], 'post-rk', post_shared.PostExchange)
+    return 'what failed was tried again, what was dead was kept and sent back'
+
+
+def dead_letters(command, store):
+    program = Program(f'dead-letters {command}', '-m', 'postage.cli', 'dead-letters', command, '--store', store)
+    program.wait()
+    return program
+
+
 def generic_application():
     groups = {'monitor 1': ['odd'], 'monitor 2': [], 'monitor 3': ['odd']}
     monitors = {label: application(label, 'monitor', *names) for label, names in groups.items()}
@@ -249,7 +272,16 @@ def application(label, *words):
     return Program(label, 'generic_application/application.py', *words)
 
 
-DEMONSTRATIONS = (basic, advanced, rpc, concurrent_rpc, generic_application, missive_quickstart, missive_anywhere)
+DEMONSTRATIONS = (
+    basic,
+    advanced,
+    rpc,
+    concurrent_rpc,
+    retries,
+    generic_application,
+    missive_quickstart,
+    missive_anywhere,
+)
 
 
 def main():

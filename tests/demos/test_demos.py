@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from postage.dead_letters import SQLiteDeadLetters
 from support.brokers import Broker
-from support.programs import Program
+from support.messaging import eventually
+from support.programs import Module, Program
 
 DEMOS = Path(__file__).parents[2] / 'demos'
 
@@ -22,21 +25,21 @@ class Demo:
 
     def __init__(self, start: Callable[..., Program], broker: Broker) -> None:
         self._start = start
-        self._environment = {'POSTAGE_URL': broker.url}
+        self.environment = {'POSTAGE_URL': broker.url}
 
-    def receiver(self, demo: str) -> Program:
-        program = self.program(demo, 'echo_receive.py')
+    def receiver(self, demo: str, name: str = 'echo_receive.py', *arguments: str) -> Program:
+        program = self.program(demo, name, *arguments)
         program.expect('Waiting for messages')
         return program
 
-    def send(self, demo: str) -> Program:
+    def send(self, demo: str, name: str = 'echo_send.py') -> Program:
         """Run the sender to its end."""
-        sender = self.program(demo, 'echo_send.py')
+        sender = self.program(demo, name)
         assert sender.wait() == 0, sender.output
         return sender
 
-    def program(self, demo: str, name: str) -> Program:
-        return self._start(DEMOS / demo / name, environment=self._environment)
+    def program(self, demo: str, name: str, *arguments: str) -> Program:
+        return self._start(DEMOS / demo / name, arguments, environment=self.environment)
 
 
 @pytest.fixture
@@ -86,6 +89,44 @@ def test_the_rpc_sender_prints_the_value_of_the_reply(demo: Demo) -> None:
     sender = demo.send('rpc_echo')
     receiver.expect('RPC test message')
     assert sender.lines == ['RPC message received']
+
+
+def test_concurrent_questions_are_answered_at_once(demo: Demo) -> None:
+    answerer = demo.receiver('concurrent_rpc', 'concurrent_answer.py')
+    asker = demo.send('concurrent_rpc', 'concurrent_ask.py')
+    answerer.expect('Asked for 100 prices')
+    told = re.fullmatch(
+        r'500 answers at once: 124750, in (\S+) s\n'
+        r'A coroutine and a thread answered \[5, 4\], in (\S+) s\n'
+        r'A list of 100 things costs 400, in (\S+) s',
+        asker.output,
+    )
+    assert told, asker.output
+    # One after the other they would take 250, 1 and 50 seconds.
+    assert float(told[1]) < 25
+    assert float(told[3]) < 10
+
+
+def test_a_letter_is_retried_until_the_postman_is_there(demo: Demo, tmp_path: Path) -> None:
+    office = demo.receiver('retries', 'post_office.py', str(tmp_path / 'letters.db'))
+    demo.send('retries', 'send_letters.py')
+    office.expect('A letter for Ann was brought to Elm Street after 2 failures')
+    assert office.count('Ann has to wait') == 2
+
+
+def test_a_dead_letter_is_kept_and_arrives_when_it_is_replayed(
+    demo: Demo, tmp_path: Path, run_module: Callable[..., Module]
+) -> None:
+    letters = str(tmp_path / 'letters.db')
+    office = demo.receiver('retries', 'post_office.py', letters)
+    demo.send('retries', 'send_letters.py')
+    office.expect('Nobody knows where Bob lives')
+    demo.send('retries', 'move_in.py')
+    with SQLiteDeadLetters(letters) as store:
+        eventually(lambda: store.count() == 1)
+    replay = run_module('postage.cli', ['dead-letters', 'replay', '--store', letters], environment=demo.environment)
+    assert (replay.wait(), replay.lines) == (0, ['1 letter sent'])
+    office.expect('A letter for Bob was brought to Oak Street after 2 failures')
 
 
 def test_programs_that_end_right_after_sending_lose_nothing(demo: Demo, broker: Broker) -> None:
