@@ -1,51 +1,49 @@
-"""Every Python snippet of the page on failure runs, and prints what its comments say."""
+"""Every snippet of the page on failure runs, and the Python ones print what their comments say."""
 
 from __future__ import annotations
 
-import io
-import tokenize
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-import docutils.core
-import docutils.nodes
+import pytest
+from click.testing import CliRunner
 
+from postage import messaging
+from postage.cli.dead_letters import COMMANDS
+from postage.cli.main import postage
+from postage.dead_letters import SQLiteDeadLetters
 from support.brokers import Broker
+from support.letters import letter
+from support.messaging import Bench
+from support.pages import DOCS, assert_prints_what_it_says, blocks
 from support.programs import Program
 
-PAGE = Path(__file__).parents[2] / 'docs' / 'failure.rst'
-MARK = '--- the next block ---'
+PAGE = DOCS / 'failure.rst'
+LINES = [line for block in blocks(PAGE, 'sh') for line in block.splitlines()]
 
 
-def blocks(language: str) -> list[str]:
-    """The blocks of the page in a language, in their order. What deserves a warning in it is an error."""
-    settings = {'halt_level': 2, 'report_level': 2, 'file_insertion_enabled': False, 'raw_enabled': False}
-    page = docutils.core.publish_doctree(PAGE.read_text(), settings_overrides=settings)
-    return [block.astext() for block in page.findall(docutils.nodes.literal_block) if language in block['classes']]
-
-
-def promised(program: str) -> list[str]:
-    """The comments on the lines that print: what the reader is told will appear."""
-    comments = [
-        token
-        for token in tokenize.generate_tokens(io.StringIO(program).readline)
-        if token.type == tokenize.COMMENT and 'print(' in token.line
-    ]
-    return [token.string.removeprefix('# ') for token in comments]
+class JobExchange(messaging.Exchange):
+    name = 'job-exchange'
 
 
 def test_the_page_is_one_program_that_prints_what_it_says(broker: Broker, run_program: Callable[..., Program]) -> None:
-    parts = blocks('python')
-    separator = f'\nprint({MARK!r})\n'
-    # Logged errors are part of the lesson, not of the output.
-    program = f'import logging\nlogging.basicConfig(filename="log.txt")\n{separator.join(parts)}'
-    running = run_program(program, environment={'POSTAGE_URL': broker.url, 'PYTHONWARNINGS': 'error'})
-    assert running.wait() == 0, running.output
-    assert [part.split('\n')[:-1] for part in f'{running.output}\n'.split(f'{MARK}\n')] == list(map(promised, parts))
+    assert_prints_what_it_says(blocks(PAGE, 'python'), broker, run_program)
 
 
-def test_the_commands_of_the_page_exist() -> None:
-    from postage.cli.dead_letters import COMMANDS
+@pytest.mark.parametrize('line', LINES)
+def test_each_line_for_the_shell_does_its_work(
+    line: str, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench.consumer([(JobExchange, [('echo-queue', 'job')])])
+    with SQLiteDeadLetters('letters.db') as store:
+        store.put(letter())
+    name, *arguments = shlex.split(line)
+    assert name == 'postage'
+    ran = CliRunner().invoke(postage, arguments, input='y\n', env={'EDITOR': 'true'}, prog_name=name)
+    assert ran.exit_code == 0, ran.output
 
-    (shell,) = blocks('sh')
-    assert {line.split()[2] for line in shell.splitlines()} == set(COMMANDS)
+
+def test_every_command_is_on_the_page() -> None:
+    assert {line.split()[2] for line in LINES} == set(COMMANDS)

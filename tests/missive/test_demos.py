@@ -1,4 +1,4 @@
-"""The demos of Missive, and the page on it."""
+"""The demos of Missive."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import docutils.core
-import docutils.nodes
-import pytest
-
-from postage import missive
-from postage.missive.dlq.sqlite import SQLiteDLQ
 from support.brokers import Broker
 from support.programs import Program
 
-ROOT = Path(__file__).parents[2]
-DEMOS = ROOT / 'demos'
+DEMOS = Path(__file__).parents[2] / 'demos'
 
 
 def test_the_quickstart_greets_whoever_says_hello(tmp_path: Path) -> None:
@@ -39,16 +32,3 @@ def test_one_processor_answers_over_rabbitmq_and_http(broker: Broker, run_progra
     greeter.expect('Greeting HTTP')
     greeter.send_signal(signal.SIGTERM)
     assert greeter.wait() == 0, greeter.output
-
-
-def test_the_page_is_valid_and_its_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {'halt_level': 2, 'report_level': 2, 'file_insertion_enabled': False, 'raw_enabled': False}
-    page = docutils.core.publish_doctree((ROOT / 'docs' / 'missive.rst').read_text(), settings_overrides=settings)
-    blocks = [block for block in page.findall(docutils.nodes.literal_block) if 'python' in block['classes']]
-    monkeypatch.chdir(tmp_path)
-    names = {'__name__': 'page'}
-    for block in blocks:
-        exec(compile(block.astext(), 'missive.rst', 'exec'), names)
-    processor: missive.Processor[missive.RawMessage] = names['processor']  # type: ignore[assignment]
-    assert isinstance(processor.dlq, SQLiteDLQ)
-    processor.dlq.close()

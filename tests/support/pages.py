@@ -1,0 +1,47 @@
+"""Pages of documentation, and the snippets in them."""
+
+from __future__ import annotations
+
+import io
+import tokenize
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import docutils.core
+import docutils.nodes
+
+from support.brokers import Broker
+from support.programs import Program
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / 'docs'
+MARK = '--- the next block ---'
+
+
+def parse(path: Path) -> docutils.nodes.document:
+    """Parse reStructuredText as the package index does; whatever deserves a warning is an error."""
+    settings = {'halt_level': 2, 'report_level': 2, 'file_insertion_enabled': False, 'raw_enabled': False}
+    return docutils.core.publish_doctree(path.read_text(), settings_overrides=settings)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """The blocks of a page in a language, in their order."""
+    literal = parse(path).findall(docutils.nodes.literal_block)
+    return [block.astext() for block in literal if language in block['classes']]
+
+
+def promised(program: str) -> list[str]:
+    """The comments on the lines that print: what the reader is told will appear."""
+    tokens = tokenize.generate_tokens(io.StringIO(program).readline)
+    comments = [token for token in tokens if token.type == tokenize.COMMENT]
+    return [token.string.removeprefix('# ') for token in comments if 'print(' in token.line]
+
+
+def assert_prints_what_it_says(parts: Sequence[str], broker: Broker, run_program: Callable[..., Program]) -> None:
+    """Run blocks as one program, each of which has to print what its comments promise."""
+    separator = f'\nprint({MARK!r})\n'
+    # Logged errors are part of the lesson, not of the output.
+    program = f'import logging\nlogging.basicConfig(filename="log.txt")\n{separator.join(parts)}'
+    running = run_program(program, environment={'POSTAGE_URL': broker.url, 'PYTHONWARNINGS': 'error'})
+    assert running.wait() == 0, running.output
+    assert [part.split('\n')[:-1] for part in f'{running.output}\n'.split(f'{MARK}\n')] == list(map(promised, parts))
