@@ -63,6 +63,22 @@ class Connected:
         if self._closed:
             raise errors.Closed(f'this {type(self).__name__} is closed')
 
+    def encode(self, body: Any) -> bytes:
+        """Encode a message's body.
+
+        :raises errors.EncodingError: where it cannot be encoded; a user's own encoder may raise something else
+        """
+        encoded = self.encoder.encode(body)
+        if isinstance(encoded, bytes):
+            return encoded
+        if isinstance(encoded, str):
+            return encoded.encode('utf-8')
+        if isinstance(encoded, (bytearray, memoryview)):
+            return bytes(encoded)
+        raise errors.EncodingError(
+            f'{type(self.encoder).__name__}.encode() must return bytes or text, not {type(encoded).__name__}'
+        )
+
     def close(self) -> None:
         """Give the connection back; the last to do so closes it. Blocks; does nothing the second time."""
         if not self._closed:

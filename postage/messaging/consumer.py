@@ -366,7 +366,7 @@ class GenericConsumer(Connected):
             return None
         if not isinstance(message, Message):
             message = MessageResult(message)
-        encoded = self.encoder.encode(message.body)
+        encoded = self.encode(message.body)
         message_id = new_message_id()
         properties = wire.encode_properties(
             content_type=self.encoder.content_type,

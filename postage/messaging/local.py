@@ -207,7 +207,7 @@ class LocalConsumer(GenericConsumer):
             raise errors.ConfigurationError(f'a request is answered with its own properties, not {header!r:.80}')
         if not isinstance(message, Message):
             message = MessageResult(message)
-        header.answer(self.encoder.encode(message.body), self.encoder.content_type)
+        header.answer(self.encode(message.body), self.encoder.content_type)
         header.delivery.answered.set()
         self.local.notify()  # whoever drives the scheduler looks again
 
@@ -418,14 +418,14 @@ class LocalClient:
         :raises errors.HandlerTimeout: it was not handled in time
         :raises errors.Closed: the processor has ended
         """
-        encoder, answers = self.processor.consumer.encoder, list[MessageResult]()
+        consumer, answers = self.processor.consumer, list[MessageResult]()
 
         def answer(data: bytes, content_type: str) -> None:
-            answers.append(result_from_body(encoder.decode(data)))
+            answers.append(result_from_body(consumer.encoder.decode(data)))
             self.replies.append(answers[-1])
 
         properties = properties_of(headers=headers)
-        delivery = self._run.take(encoder.encode(message.body), properties, answer, timeout=timeout)
+        delivery = self._run.take(consumer.encode(message.body), properties, answer, timeout=timeout)
         (self.acked if delivery.fate == 'ack' else self.rejected).append(message)
         if message.body['category'] == 'rpc':
             self._run.drive(delivery.answered, timeout)

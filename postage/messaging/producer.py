@@ -191,7 +191,7 @@ class GenericProducer(Connected):
             raise errors.ConfigurationError(
                 f'{type(self).__name__} has no eks, so it needs _eks=[(Exchange, key)] to know where to send'
             )
-        encoded = self._encode(body)
+        encoded = self.encode(body)
         message_id = new_message_id()
         properties = wire.encode_properties(**self._properties(message_id, options))
         receipt = Receipt(message_id, len(routes), self.confirms, self._ledger)
@@ -214,18 +214,6 @@ class GenericProducer(Connected):
         if options:
             _add_options(properties, options)
         return properties
-
-    def _encode(self, body: Any) -> bytes:
-        encoded = self.encoder.encode(body)
-        if isinstance(encoded, bytes):
-            return encoded
-        if isinstance(encoded, str):
-            return encoded.encode('utf-8')
-        if isinstance(encoded, (bytearray, memoryview)):
-            return bytes(encoded)
-        raise errors.EncodingError(
-            f'{type(self.encoder).__name__}.encode() must return bytes or text, not {type(encoded).__name__}'
-        )
 
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
         """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class."""
@@ -318,7 +306,7 @@ class GenericProducer(Connected):
             exchange,
             key,
             self._properties(new_message_id(), options),
-            self._encode(message.body),
+            self.encode(message.body),
             self.encoder.decode,
             timeout,
             int(max_retry),
@@ -333,7 +321,7 @@ class GenericProducer(Connected):
         self._check_open()
         exchange, key = self._rpc_route(options)
         message.fingerprint(self.fingerprint)
-        encoded = self._encode(message.body)
+        encoded = self.encode(message.body)
         message_id = new_message_id()
         queue = Queue(
             f'postage.rpc-{message_id}',

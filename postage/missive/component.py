@@ -96,8 +96,8 @@ class Component(Processor[PostageMessage]):
             raise ProcessorEnded(str(error)) from error
         if waits and not delivery.answered.wait(self.rpc_timeout):
             result = messaging.MessageResultException('TimeoutError', f'no answer within {self.rpc_timeout:g} s')
-            encoder = run.processor.consumer.encoder
-            handling.reply(encoder.encode(result.body), encoder.content_type)
+            consumer = run.processor.consumer
+            handling.reply(consumer.encode(result.body), consumer.encoder.content_type)
         return delivery
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import concurrent.futures
+import json
 import threading
 import time
 
@@ -654,4 +655,22 @@ def test_an_rpc_encoded_by_another_encoder_is_understood(bench):
 
     bench.run(UpperEcho(EQK))
     producer = bench.producer(type('UpperProducer', (EchoProducer,), {'encoder_class': Upper}))
+    assert value(producer.rpc_echo('text')) == 'text'
+
+
+def test_an_encoder_that_makes_text_serves_on_both_sides(bench):
+    class Text:
+        content_type = 'application/json'
+
+        def encode(self, body):
+            return json.dumps(body)
+
+        def decode(self, data):
+            return json.loads(data)
+
+    class TextEcho(Echo):
+        consumer_class = type('TextConsumer', (messaging.GenericConsumer,), {'encoder_class': Text})
+
+    bench.run(TextEcho(EQK))
+    producer = bench.producer(type('TextProducer', (EchoProducer,), {'encoder_class': Text}))
     assert value(producer.rpc_echo('text')) == 'text'
