@@ -19,6 +19,8 @@ from postage.messaging.forwarding import Forwarder
 
 BATCH = 200  # letters under way at a time
 TIMEOUT = 60.0  # seconds in which a batch has to be confirmed
+NOT_SENT = (errors.StoreError, errors.EncodingError, errors.Unroutable, ValueError, TypeError)
+"""Errors of letters that nobody has got; after any other, somebody may have."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ def replay(
     """Send letters back, oldest first. Blocks until all are sent.
 
     :param forwarder: what sends them
-    :param target: where to; by default each to the queue that it came from
+    :param target: where to; by default each to the queue that it came from. One that came by another transport than
+        a broker needs it
     :param rate: letters a second, at most; by default as fast as the broker confirms them
     :param progress: called with the number of letters that have been dealt with since it was last called
     :raises errors.StoreError: the store cannot be read, or somebody else is replaying it
@@ -64,8 +67,11 @@ def replay(
     with store.hand_out(selection) as handout:
         for batch in handout.batches(pace.batch):
             under_way = [(stored, _send(forwarder, stored, target, pace)) for stored in batch]
-            sent = [stored for stored, future in under_way if _is_confirmed(stored, future, done)]
+            outcomes = [(stored, _error_of(future)) for stored, future in under_way]
+            sent = [stored for stored, error in outcomes if error is None]
             handout.settle(sent)
+            handout.put_back([stored for stored, error in outcomes if isinstance(error, NOT_SENT)])
+            done.failures |= {stored.id: str(error) or type(error).__name__ for stored, error in outcomes if error}
             done.sent += len(sent)
             done.repeated += sum(1 for stored in sent if stored.replay_begun_at is not None)
             progress(len(batch))
@@ -109,14 +115,16 @@ def _send(forwarder: Forwarder, stored: StoredLetter, target: Target | None, pac
 
 def _way_back(stored: StoredLetter) -> Target:
     if not stored.letter.queue:
-        raise errors.StoreError(f'letter {stored.id} does not say which queue it came from')
+        raise errors.StoreError(
+            'it came from no queue, so nothing says where to send it: name a place, with --to, or target= in a program'
+        )
     return Target('', stored.letter.queue)
 
 
-def _is_confirmed(stored: StoredLetter, future: Future[None], done: Replayed) -> bool:
+def _error_of(future: Future[None]) -> Exception | None:
+    """Why the broker has not confirmed a letter; ``None`` where it has."""
     try:
         future.result(TIMEOUT)
     except Exception as error:
-        done.failures[stored.id] = str(error) or type(error).__name__
-        return False
-    return True
+        return error
+    return None

@@ -347,6 +347,13 @@ class _SQLiteHandout(Handout):
         with self._store._transaction() as database:
             database.executemany('DELETE FROM letters WHERE id = ?', [(int(stored.id),) for stored in letters])
 
+    def put_back(self, letters: list[StoredLetter]) -> None:
+        with self._store._transaction() as database:
+            database.executemany(
+                'UPDATE letters SET replay_begun_at = ? WHERE id = ?',
+                [(stored.replay_begun_at, int(stored.id)) for stored in letters],
+            )
+
 
 def _conditions(selection: Selection) -> tuple[str, list[Any]]:
     """A selection as the rest of a WHERE clause."""

@@ -85,6 +85,9 @@ class Handout(ABC):
     def settle(self, letters: list[StoredLetter]) -> None:
         """These have been sent: take them out of the store."""
 
+    def put_back(self, letters: list[StoredLetter]) -> None:  # noqa: B027 - not every store notes what it gave out
+        """These have certainly not been sent: it is as if they had not been given out."""
+
 
 class DeadLetters(ABC):
     """A store of dead letters. Its methods block, and may be called from any thread.

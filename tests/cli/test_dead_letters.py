@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -10,8 +11,12 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from postage import missive
 from postage.cli.main import postage
 from postage.dead_letters import SQLiteDeadLetters
+from postage.missive.adapters.stdin import StdinAdapter
+from postage.missive.adapters.wsgi import WSGIAdapter
+from postage.missive.dlq.sqlite import SQLiteDLQ
 from support.letters import letter, numbers
 from support.messaging import EQK, TIMEOUT, Echo, EchoExchange, eventually
 
@@ -291,6 +296,48 @@ def test_a_letter_that_no_queue_takes_stays(replaying):
     assert ran.out == '1 letter sent\n'
     assert 'was not sent: no queue took' in ran.err
     assert numbers(replaying.store.letters()) == [0]
+
+
+def test_a_letter_that_came_from_no_queue_stays_until_it_is_said_where_to(replaying):
+    replaying.store.put(letter(0, queue='', exchange='', routing_key=''))
+    replaying.store.put(letter(1))
+    (first, _) = replaying.store.letters()
+    ran = replay(replaying)
+    assert (ran.status, ran.out) == (1, '1 letter sent\n')
+    told, total = ran.err.splitlines()
+    assert told.startswith(f'letter {first.id} was not sent: it came from no queue')
+    assert '--to' in told
+    assert total == '1 letter not sent, and still in the store'
+    assert numbers(replaying.store.letters()) == [0]
+    assert replay(replaying, '--to', 'echo-queue').status == 0
+    assert [replaying.bench.get('echo-queue').parameters for _ in range(2)] == [1, 0]
+
+
+def by_stdin(processor):
+    StdinAdapter(missive.RawMessage, processor, io.BytesIO(b'no good\n')).run()
+
+
+def by_http(processor):
+    adapter = WSGIAdapter(missive.RawMessage, processor)
+    adapter.app.test_client().post('/', data=b'no good')
+    adapter.close()
+
+
+@pytest.mark.parametrize('by', [by_stdin, by_http])
+def test_letters_of_other_transports_are_replayed_where_they_are_told_to(bench, path, by):
+    bench.consumer().close()
+    processor = missive.Processor()
+    with SQLiteDLQ(path) as dead_letters:
+        processor.set_dlq(dead_letters)
+        by(processor)
+        replaying = Replaying(bench, dead_letters.letters, ['--store', str(path)])
+        ran = replay(replaying, '--json')
+        assert ran.status == 1
+        ((id, why),) = ran.data['failures'].items()
+        assert '--to' in why
+        assert replay(replaying, '--to', 'echo-queue', id).out == '1 letter sent\n'
+        assert len(dead_letters) == 0
+    assert bench.get('echo-queue').data == b'no good'
 
 
 def test_letters_are_sent_at_a_rate(replaying):

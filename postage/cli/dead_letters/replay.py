@@ -31,6 +31,8 @@ from postage.settings import broker_settings
 def command(store: DeadLetters, selection: Selection, rate: float | None, to: str | None, as_data: bool) -> None:
     """Send letters back to the queues that they came from: those with these IDS, or all.
 
+    Letters that came from no queue, but from a file, Redis or HTTP, are sent only with --to.
+
     A letter leaves the store when the broker has confirmed it. If this is cut short, run it again: letters may be
     sent twice then, with the same message_id, but none is lost.
     """
