@@ -1,6 +1,7 @@
 """A scheduler inside an asyncio loop, and an asyncio loop beside a scheduler.
 
-Imported when it is first needed: asyncio takes longer to import than all the rest of Postage.
+Imported when it is first needed, for the sake of programs that use microthreads alone: asyncio takes longer to
+import than all that they need. Where there is a broker it makes no difference, for pika imports asyncio anyway.
 """
 
 from __future__ import annotations
