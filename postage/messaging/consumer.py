@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pika.spec
@@ -15,7 +15,8 @@ from postage.amqp.channel import BlockingAccess, Steps
 from postage.amqp.connection import Connection, acquire, release
 from postage.amqp.consuming import ConsumingChannel, Delivery, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
-from postage.amqp.topology import QUEUE_FLAGS, Binding, Queue, bind, declare_exchange, declare_queue, unbind
+from postage.amqp.topology import Binding, Queue, bind, declare_exchange, declare_queue, unbind
+from postage.messaging.bindings import check_eqk, check_queue
 from postage.messaging.connected import Connected
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.messages import Message, MessageResult
@@ -52,7 +53,7 @@ class GenericConsumer(Connected):
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         where = 'eqk' if eqk is not None else f'{type(self).__name__}.eqk'
-        routes = list(_check_eqk(self.eqk if eqk is None else eqk, where))
+        routes = list(check_eqk(self.eqk if eqk is None else eqk, where))
         super().__init__(hup, vhost)
         self._stop = threading.Event()
         self._pace: Pace | None = None
@@ -106,11 +107,11 @@ class GenericConsumer(Connected):
     def add_eqk(self, eqk: Any) -> None:
         """Declare more exchanges, queues and bindings; where it is consuming they take effect at once. Blocks."""
         self._check_open()
-        self._add(list(_check_eqk(eqk, 'eqk')))
+        self._add(list(check_eqk(eqk, 'eqk')))
 
     def _add(self, routes: Sequence[tuple[type[Exchange] | Exchange, Any, str]]) -> None:
         for exchange, queue, key in routes:
-            self._bind(exchange, _check_queue(queue, {}, 'eqk'), key)
+            self._bind(exchange, check_queue(queue, {}, 'eqk'), key)
 
     def queue_bind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str, **flags: Any) -> None:
         """Declare an exchange and a queue and bind them; where it is consuming it consumes from it at once. Blocks.
@@ -123,12 +124,24 @@ class GenericConsumer(Connected):
         self._check_open()
         if not isinstance(key, str):
             raise errors.ConfigurationError(f'a routing key must be text, not {key!r:.80}')
-        self._bind(check_exchange(exchange, 'queue_bind'), _check_queue(queue, flags, 'queue_bind'), key)
+        self._bind(check_exchange(exchange, 'queue_bind'), check_queue(queue, flags, 'queue_bind'), key)
+
+    def queue_declare(self, queue: Any, **flags: Any) -> None:
+        """Declare a queue and bind it to nothing; where it is consuming it consumes from it at once. Blocks.
+
+        :param queue: a name, or ``{'name': …, 'flags': {…}}``
+        :param flags: flags of ``queue_declare``
+        :raises errors.ConfigurationError: an argument has the wrong shape
+        :raises errors.DeclarationMismatch: it exists with other flags than those spelled out
+        """
+        self._check_open()
+        declared = self._known(check_queue(queue, flags, 'queue_declare'))
+        self._connection.run(lambda: self._declare_steps(declared))
 
     def queue_unbind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str) -> None:
         """Remove a binding. The queue stays, and is consumed from as before. Blocks."""
         self._check_open()
-        name = _check_queue(queue, {}, 'queue_unbind').name
+        name = check_queue(queue, {}, 'queue_unbind').name
         binding = Binding(name, check_exchange(exchange, 'queue_unbind').name, key)
         self._connection.run(lambda: unbind(self._connection.control, binding))
         if binding in self._topology.bindings:
@@ -140,30 +153,37 @@ class GenericConsumer(Connected):
         What it has already delivered is handled and settled as usual.
         """
         self._check_open()
-        name = _check_queue(queue, {}, 'queue_leave').name
+        name = check_queue(queue, {}, 'queue_leave').name
         self._topology.queues.pop(name, None)
         self._topology.bindings = [binding for binding in self._topology.bindings if binding.queue != name]
         self._connection.run(lambda: self._channel.cancel_steps(name))
 
     def _bind(self, exchange: type[Exchange] | Exchange, queue: Queue, key: str) -> None:
-        queue.flags.setdefault('durable', self.durable_queues)
-        known = self._topology.queues.get(queue.name)
-        if known is not None and (not queue.spelled or known.flags == queue.flags):
-            queue = known
+        declared = self._known(queue)
         binding = Binding(queue.name, exchange.name, key)
         parameters = exchange.parameters
-        self._connection.run(lambda: self._bind_steps(parameters, queue, binding))
+        self._connection.run(lambda: self._bind_steps(parameters, declared, binding))
+
+    def _known(self, queue: Queue) -> Queue:
+        """A queue with its flags complete; the one that was declared before, where it is the same."""
+        queue.flags.setdefault('durable', self.durable_queues)
+        known = self._topology.queues.get(queue.name)
+        return known if known is not None and (not queue.spelled or known.flags == queue.flags) else queue
 
     def _bind_steps(self, exchange: dict[str, Any], queue: Queue, binding: Binding) -> Steps:
         control, topology = self._connection.control, self._topology
         if exchange['exchange'] not in topology.exchanges:
             yield from declare_exchange(control, exchange)
             topology.exchanges[exchange['exchange']] = exchange
+        yield from self._declare_steps(queue, binding)
+
+    def _declare_steps(self, queue: Queue, binding: Binding | None = None) -> Steps:
+        control, topology = self._connection.control, self._topology
         if topology.queues.get(queue.name) is not queue:
             self._connection.check_exclusive(queue, topology)
             yield from declare_queue(control, queue)
             topology.queues[queue.name] = queue
-        if binding not in topology.bindings:
+        if binding is not None and binding not in topology.bindings:
             yield from bind(control, binding)
             topology.bindings.append(binding)
         if self.is_consuming:
@@ -366,15 +386,23 @@ class GenericConsumer(Connected):
             return None
         if not isinstance(message, Message):
             message = MessageResult(message)
-        encoded = self.encode(message.body)
-        message_id = new_message_id()
+        return self.reply(header, self.encode(message.body), self.encoder.content_type)
+
+    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
+        """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.
+
+        :param header: the AMQP properties of the request, which name a reply address
+        :param encoded: the body of the answer
+        :param content_type: what it is
+        :return: what becomes of it
+        """
+        receipt = Receipt(new_message_id(), 1, True, Ledger(self._publishing()))
         properties = wire.encode_properties(
-            content_type=self.encoder.content_type,
+            content_type=content_type,
             delivery_mode=1,
-            message_id=message_id,
+            message_id=receipt.message_id,
             correlation_id=header.correlation_id or '',
         )
-        receipt = Receipt(message_id, 1, True, Ledger(self._publishing()))
         # Out by the publishing connection: when the broker stops reading publishers, acknowledgements must not stop.
         self._publishing().publisher(True).publish(
             Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT
@@ -397,58 +425,3 @@ class GenericConsumer(Connected):
         if self._replies is None:
             self._replies = acquire(self._settings, 'publishing')
         return self._replies
-
-
-_SHAPE = 'a list of (Exchange, [(queue, key), …])'
-
-
-def _check_eqk(eqk: Any, where: str) -> Iterator[tuple[type[Exchange] | Exchange, Any, str]]:
-    """Exchange, queue and key of each binding; the flat form of the reference is understood as well."""
-    if isinstance(eqk, (str, bytes, Mapping)) or not isinstance(eqk, Sequence):
-        raise errors.ConfigurationError(f'{where} must be {_SHAPE}, not {eqk!r:.80}')
-    pairs: Sequence[Any] = eqk
-    if eqk and not _is_pair(eqk[0]):
-        pairs = [eqk[i : i + 2] for i in range(0, len(eqk), 2)]
-    for number, pair in enumerate(pairs):
-        if not _is_pair(pair):
-            raise errors.ConfigurationError(f'{where} must be {_SHAPE}; element {number} is {pair!r:.80}')
-        exchange = check_exchange(pair[0], f'{where}[{number}]')
-        bindings = pair[1]
-        if isinstance(bindings, (str, bytes, Mapping)) or not isinstance(bindings, Sequence):
-            raise errors.ConfigurationError(
-                f'{where}[{number}] must list its queues as [(queue, key), …], not {bindings!r:.80}'
-            )
-        for binding in bindings:
-            if not _is_pair(binding) or not isinstance(binding[1], str):
-                raise errors.ConfigurationError(
-                    f'{where}[{number}] must list its queues as [(queue, key), …]; one is {binding!r:.80}'
-                )
-            yield exchange, binding[0], binding[1]
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes)) and len(value) == 2
-
-
-def _check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
-    """A queue as given by the user, a name or a dictionary, with its flags checked."""
-    flags: dict[str, Any] = {}
-    name = queue
-    if isinstance(queue, Mapping):
-        unknown = sorted(set(queue) - {'name', 'flags'})
-        if unknown or 'name' not in queue:
-            raise errors.ConfigurationError(
-                f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {dict(queue)!r:.80}"
-            )
-        name = queue['name']
-        flags.update(queue.get('flags') or {})
-    if not isinstance(name, str) or not name:
-        raise errors.ConfigurationError(f'{where}: the name of a queue must be text and not empty, not {name!r:.80}')
-    flags.update(more)
-    unknown = sorted(set(flags) - set(QUEUE_FLAGS))
-    if unknown:
-        raise errors.ConfigurationError(
-            f'{where}: queue {name!r} has unknown flags {", ".join(map(repr, unknown))}; '
-            f'there are {", ".join(QUEUE_FLAGS)}'
-        )
-    return Queue(name, flags, frozenset(flags) | frozenset(flags.get('arguments') or ()))

@@ -18,6 +18,7 @@ import pika.spec
 from postage import errors
 from postage.amqp.consuming import Delivery
 from postage.amqp.topology import Binding, Queue, Topology
+from postage.messaging.bindings import check_queue
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.exchanges import Exchange
 from postage.messaging.messages import Message, MessageResult, result_from_body
@@ -166,6 +167,11 @@ class LocalConsumer(GenericConsumer):
         # Exclusive: what is to be handled once more waits in this process, there being no broker to wait in.
         self._topology.queues.setdefault(queue, Queue(queue, {'exclusive': True}))
         self.local.consumers.setdefault(queue, queue)
+
+    def queue_declare(self, queue: Any, **flags: Any) -> None:
+        """Messages may come from this queue."""
+        self._check_open()
+        self.expect(check_queue(queue, flags, 'queue_declare').name)
 
     def queue_unbind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str) -> None:
         """Forget a binding."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +24,7 @@ from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import HANDLED, AckAndRestart, DeadLetterStore, Failure, Outcome, Reason
 from postage.messaging.retry import Pause
+from postage.messaging.unsettled import Unsettled
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class MessageProcessor(MicroThread):
         self._in_hand = 0
         self._stop_requested = False
         self._is_winding_down = False
-        self._unsettled = _Unsettled(self._deliverable.set)
+        self._unsettled = Unsettled(self._deliverable.set)
         self._queues_warned: set[str] = set()
         own, base = type(self), MessageProcessor
         self._has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
@@ -463,52 +463,3 @@ class MessageProcessor(MicroThread):
                 '(said once)',
                 delivery.queue,
             )
-
-
-class _Unsettled:
-    """Deliveries whose acknowledgement waits for what their handlers published. Safe from any thread.
-
-    :param notify: called whenever one of them has been settled
-    """
-
-    def __init__(self, notify: Callable[[], None]) -> None:
-        self._notify = notify
-        self._changed = threading.Condition()
-        self._count = 0
-
-    def add(
-        self, delivery: Delivery, receipts: list[Receipt], settle: Callable[[Delivery, Receipt | None], None]
-    ) -> None:
-        """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
-        confirmed, if there is one."""
-        missing = len(receipts)
-        self.one_more()
-
-        def one_less() -> None:
-            nonlocal missing
-            with self._changed:
-                missing -= 1
-                if missing:
-                    return
-            settle(delivery, next((receipt for receipt in receipts if receipt.error is not None), None))
-            self.one_less()
-
-        for receipt in receipts:
-            receipt.add_done_callback(one_less)
-
-    def one_more(self) -> None:
-        """There is one that something else is waited for."""
-        with self._changed:
-            self._count += 1
-
-    def one_less(self) -> None:
-        """That has come to its end."""
-        with self._changed:
-            self._count -= 1
-            self._changed.notify_all()
-        self._notify()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until there is none. Returns whether that is so within that many seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._count, timeout)

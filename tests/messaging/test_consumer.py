@@ -291,6 +291,25 @@ def test_the_flags_of_queue_bind_count(bench):
     bench.bare.queue_declare('more', durable=False, arguments={'x-max-length': 3})
 
 
+def test_a_queue_without_a_binding_is_declared_and_consumed_from_at_once(bench):
+    consumer = bench.consumer()
+    with consuming(consumer) as seen:
+        consumer.queue_declare('more', arguments={'x-max-length': 3})
+        bench.publish(command('echo', 'text'), 'more', exchange='')
+        assert parameters(consumer, seen) == ['text']
+    bench.bare.queue_declare('more', durable=True, arguments={'x-max-length': 3})
+
+
+def test_a_queue_without_a_binding_comes_back_with_the_connection(bench):
+    consumer = bench.consumer(())
+    consumer.queue_declare({'name': 'more', 'flags': {'exclusive': True}})
+    with consuming(consumer) as seen:
+        bench.close_all_connections()
+        bench.log.expect('WARNING', 'again (consuming)')
+        bench.publish(command('echo', 'text'), 'more', exchange='')
+        assert parameters(consumer, seen) == ['text']
+
+
 def test_queue_unbind_removes_one_binding(bench):
     consumer = bench.consumer([(EchoExchange, [('echo-queue', 'a'), ('echo-queue', 'b')])])
     consumer.queue_unbind(EchoExchange, 'echo-queue', 'a')
@@ -318,6 +337,7 @@ WRONG_BINDINGS = [
     (lambda consumer: consumer.queue_bind(EchoExchange, 'queue', None), 'routing key must be text, not None'),
     (lambda consumer: consumer.queue_bind(EchoExchange, 'queue', 'key', durabel=1), "unknown flags 'durabel'"),
     (lambda consumer: consumer.queue_unbind(EchoExchange, None, 'key'), 'name of a queue must be text'),
+    (lambda consumer: consumer.queue_declare('queue', durabel=1), "unknown flags 'durabel'"),
     (lambda consumer: consumer.add_eqk([EchoExchange]), 'element 0'),
 ]
 
@@ -627,6 +647,17 @@ def test_rpc_reply_copies_the_correlation_id_and_says_its_content_type(bench):
     assert got.properties.correlation_id == 'id of the request'
     assert got.properties.content_type == 'application/json'
     assert got.body == result(1)
+
+
+def test_a_reply_may_be_bytes_that_are_ready(bench):
+    bench.bare.queue_declare('replies')
+    consumer = bench.consumer()
+    with consuming(consumer) as seen:
+        bench.publish(command(category='rpc'), reply_to='replies', correlation_id='id of the request')
+        consumer.reply(seen.next()[2], b'\xff', 'image/png').wait(TIMEOUT)
+    got = bench.get('replies')
+    assert (got.data, got.properties.content_type) == (b'\xff', 'image/png')
+    assert got.properties.correlation_id == 'id of the request'
 
 
 def test_rpc_reply_to_a_request_without_a_correlation_id_has_none(bench):

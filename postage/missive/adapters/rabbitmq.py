@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from postage import errors, messaging
-from postage.amqp import wire
-from postage.amqp.channel import Steps
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import Delivery, current
-from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
-from postage.amqp.topology import QUEUE_FLAGS, Queue, declare_queue
+from postage.amqp.publishing import Receipt
+from postage.messaging.bindings import check_queue
+from postage.messaging.unsettled import Unsettled
 from postage.microthreads.alarm import Alarm
 from postage.missive.adapter import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
@@ -23,8 +21,6 @@ from postage.missive.messages import M, Message, UnreadableMessage
 from postage.missive.processor import Processor
 
 logger = logging.getLogger('postage')
-
-PUBLISH_TIMEOUT = 30.0  # seconds that an answer waits at a full window of unconfirmed messages
 
 
 class RabbitMQAdapter(RunnableAdapter[M]):
@@ -59,14 +55,16 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         prefetch_count: int | None = None,
     ) -> None:
         super().__init__(message_cls, processor)
-        self._queues = [_checked(queue) for queue in ([queues] if isinstance(queues, str) else queues)]
+        self._queues = [queues] if isinstance(queues, str) else list(queues)
+        for queue in self._queues:
+            check_queue(queue, {}, type(self).__name__)
         self._url_or_conn = url_or_conn
         self._eqk = eqk
         self._prefetch_count = prefetch_count
         self._drain_timeout = drain_timeout
         self._alarm = Alarm()
-        self._unconfirmed = _Unconfirmed()
-        self._consumer: _Consumer | None = None
+        self._unsettled = Unsettled()
+        self._consumer: AdapterConsumer | None = None
 
     # Receiving
 
@@ -97,14 +95,14 @@ class RabbitMQAdapter(RunnableAdapter[M]):
                     self._receive(ctx, delivery)
                     consumer.took(1, time.monotonic() - began)
         finally:
-            if not self._unconfirmed.wait(self._drain_timeout):
+            if not self._unsettled.wait(self._drain_timeout):
                 logger.error('%s stops with messages that wait for a confirm; they come again', type(self).__name__)
             self._consumer = None
             consumer.close()
 
-    def _connect(self) -> _Consumer:
+    def _connect(self) -> AdapterConsumer:
         hup, vhost = _broker_of(self._url_or_conn)
-        consumer = _Consumer(self._eqk, hup, vhost, self._prefetch_count)
+        consumer = AdapterConsumer(self._eqk, hup, vhost, self._prefetch_count)
         try:
             for queue in self._queues:
                 consumer.queue_declare(queue)
@@ -145,7 +143,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         if not delivery.receipts:
             delivery.channel.settle(delivery)
         else:
-            self._unconfirmed.add(delivery.receipts, lambda failed: _settle(delivery, failed))
+            self._unsettled.add(delivery, delivery.receipts, _settle)
 
     def nack(self, message: Message) -> None:
         """Return a message to its queue, which delivers it again. Does not block."""
@@ -159,7 +157,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         """Publish an answer to the address in the message's ``reply_to``."""
         properties = message.delivery.properties
         if self._consumer is not None and properties.reply_to:
-            self._consumer.reply_bytes(properties, data, content_type)
+            self._consumer.reply(properties, data, content_type)
         else:
             logger.warning('%r names no address to answer to', message)
 
@@ -173,83 +171,12 @@ def _settle(delivery: Delivery, failed: Receipt | None) -> None:
         delivery.channel.settle(delivery, requeue=False)
 
 
-class _Consumer(messaging.GenericConsumer):
-    """A consumer that also reads from queues without a binding of ours, and whose answers are ready bytes."""
+class AdapterConsumer(messaging.GenericConsumer):
+    """The consumer of one adapter."""
 
     def __init__(self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None) -> None:
         self.prefetch_count = prefetch_count
         super().__init__(eqk, hup, vhost)
-
-    def queue_declare(self, queue: Queue) -> None:
-        """Declare a queue, now and after every reconnect, and consume from it. Blocks."""
-        queue = Queue(queue.name, {'durable': self.durable_queues, **queue.flags}, queue.spelled)
-        self._connection.run(lambda: self._declare_steps(queue))
-
-    def _declare_steps(self, queue: Queue) -> Steps:
-        if queue.name not in self._topology.queues:
-            yield from declare_queue(self._connection.control, queue)
-            self._topology.queues[queue.name] = queue
-
-    def reply_bytes(self, header: Any, data: bytes, content_type: str) -> None:
-        """Answer an RPC with what is encoded already. Does not block but for a full window; any thread."""
-        receipt = Receipt(new_message_id(), 1, True, Ledger(self._publishing()))
-        properties = wire.encode_properties(
-            content_type=content_type,
-            delivery_mode=1,
-            message_id=receipt.message_id,
-            correlation_id=header.correlation_id or '',
-        )
-        outgoing = Outgoing('', header.reply_to, False, properties, data, receipt)
-        self._publishing().publisher(True).publish(outgoing, PUBLISH_TIMEOUT)
-        delivery = current.get()
-        if delivery is not None:
-            delivery.published(receipt)
-
-
-class _Unconfirmed:
-    """Acknowledgements that wait for what their handlers published. Safe from any thread."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._count = 0
-
-    def add(self, receipts: Sequence[Receipt], settle: Callable[[Receipt | None], None]) -> None:
-        """Call ``settle(failed)`` once all of the receipts are settled; ``failed`` is one that was not confirmed."""
-        receipts = list(receipts)
-        missing = len(receipts)
-        with self._changed:
-            self._count += 1
-
-        def one_less() -> None:
-            nonlocal missing
-            with self._changed:
-                missing -= 1
-                if missing:
-                    return
-            settle(next((receipt for receipt in receipts if receipt.error is not None), None))
-            with self._changed:
-                self._count -= 1
-                self._changed.notify_all()
-
-        for receipt in receipts:
-            receipt.add_done_callback(one_less)
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until there is none. Returns whether that is so within that many seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._count, timeout)
-
-
-def _checked(queue: str | Mapping[str, Any]) -> Queue:
-    """A queue as given by the user, or a clear error."""
-    name: Any = queue['name'] if isinstance(queue, Mapping) and 'name' in queue else queue
-    flags = dict(queue.get('flags') or {}) if isinstance(queue, Mapping) else {}
-    if not isinstance(name, str) or not name or not set(flags) <= set(QUEUE_FLAGS):
-        raise errors.ConfigurationError(
-            f"a queue is a name or {{'name': …, 'flags': {{…}}}} with flags out of {', '.join(QUEUE_FLAGS)}, "
-            f'not {queue!r:.80}'
-        )
-    return Queue(name, flags, frozenset(flags) | frozenset(flags.get('arguments') or ()))
 
 
 def _broker_of(url_or_conn: str | Mapping[str, Any] | Connection | None) -> tuple[Any, str | None]:

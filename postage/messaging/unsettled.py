@@ -1,0 +1,63 @@
+"""Acknowledgements that wait for the confirms of what was published meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+from postage.amqp.consuming import Delivery
+from postage.amqp.publishing import Receipt
+
+
+def _nothing() -> None:
+    """Nobody wants to be told."""
+
+
+class Unsettled:
+    """Deliveries whose acknowledgement waits for what their handlers published. Safe from any thread.
+
+    :param notify: called whenever one of them has been settled
+    """
+
+    def __init__(self, notify: Callable[[], None] = _nothing) -> None:
+        self._notify = notify
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def add(
+        self, delivery: Delivery, receipts: Sequence[Receipt], settle: Callable[[Delivery, Receipt | None], None]
+    ) -> None:
+        """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
+        confirmed, if there is one."""
+        receipts = list(receipts)
+        missing = len(receipts)
+        self.one_more()
+
+        def one_less() -> None:
+            nonlocal missing
+            with self._changed:
+                missing -= 1
+                if missing:
+                    return
+            settle(delivery, next((receipt for receipt in receipts if receipt.error is not None), None))
+            self.one_less()
+
+        for receipt in receipts:
+            receipt.add_done_callback(one_less)
+
+    def one_more(self) -> None:
+        """There is one that something else is waited for."""
+        with self._changed:
+            self._count += 1
+
+    def one_less(self) -> None:
+        """That has come to its end."""
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+        self._notify()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until there is none. Returns whether that is so within that many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._count, timeout)
