@@ -11,9 +11,10 @@ import pytest
 from postage import errors, messaging
 from postage.generic_application import GenericApplication, GenericApplicationExchange
 from support.brokers import Broker
+from support.fixtures import bench_on
 from support.messaging import TIMEOUT, Bench, Seen, eventually
 from support.programs import Program
-from support.recovery import Control, Resident, Town, bench_on
+from support.recovery import Control, Resident, Town
 
 MONITORS = ['1@a', '2@a', '3@b']
 

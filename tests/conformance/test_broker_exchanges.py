@@ -10,7 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import UnroutableError
 
 from support.brokers import Broker
-from support.channels import bodies, refusal_of
+from support.channels import bodies, inequivalent, refusal_of
 
 
 def routed(channel: BlockingChannel, exchange: str, key: str, headers: dict[str, Any] | None = None) -> bool:
@@ -54,9 +54,8 @@ def test_an_exchange_redeclared_otherwise_is_refused_with_the_field_that_differs
     broker: Broker, channel: BlockingChannel, first: dict[str, Any], second: dict[str, Any], text: str
 ) -> None:
     channel.exchange_declare('x', **first)
-    expected = text.format(f"exchange 'x' in vhost '{broker.vhost}'")
     refusal = refusal_of(channel.exchange_declare, 'x', **second)
-    assert refusal == (406, f'PRECONDITION_FAILED - inequivalent arg {expected}')
+    assert refusal == inequivalent(broker, "exchange 'x'", text)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from support.brokers import Broker, connect
-from support.channels import message_count, refusal_of
+from support.channels import inequivalent, message_count, refusal_of
 
 LOCKED = (
     "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '{}'. It could be originally "
@@ -83,9 +83,8 @@ def test_a_queue_redeclared_otherwise_is_refused_with_the_field_that_differs(
     broker: Broker, channel: BlockingChannel, first: dict[str, Any], second: dict[str, Any], text: str
 ) -> None:
     channel.queue_declare('q', **first)
-    expected = text.format(f"queue 'q' in vhost '{broker.vhost}'")
     refusal = refusal_of(channel.queue_declare, 'q', **second)
-    assert refusal == (406, f'PRECONDITION_FAILED - inequivalent arg {expected}')
+    assert refusal == inequivalent(broker, "queue 'q'", text)
 
 
 @pytest.mark.parametrize(

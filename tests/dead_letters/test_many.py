@@ -15,17 +15,16 @@ from postage import messaging
 from postage.cli.main import postage
 from postage.dead_letters import SQLiteDeadLetters
 from support.messaging import EchoExchange, EchoProducer, Processor, eventually
+from support.programs import ECHO
 
 SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')  # read here: no test sees the variable itself
 LETTERS = 10_000 if SOAK else 1_000
 
-FAILING = """
+FAILING = (
+    ECHO
+    + """
 import sys
-from postage import messaging, microthreads
 from postage.dead_letters import SQLiteDeadLetters
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class Failing(messaging.MessageProcessor):
     dead_letters = SQLiteDeadLetters(sys.argv[1], timeout=30)
@@ -41,6 +40,7 @@ scheduler.add_microthread(Failing({}, [(EchoExchange, [('echo-queue', 'echo-rk')
 print('ready', flush=True)
 scheduler.run()
 """
+)
 
 
 class Counting(Processor):

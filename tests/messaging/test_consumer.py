@@ -16,6 +16,7 @@ from support.messaging import (
     TIMEOUT,
     EchoExchange,
     EchoProducer,
+    GreedyConsumer,
     OtherExchange,
     Seen,
     command,
@@ -55,10 +56,6 @@ def queue(name='echo-queue', **flags):
 def bound(exchange=EchoExchange, name='echo-queue', key='echo-rk', **flags):
     """An eqk of one queue."""
     return [(exchange, [(queue(name, **flags), key)])]
-
-
-class GreedyConsumer(messaging.GenericConsumer):
-    prefetch_count = 10
 
 
 def keep(method):

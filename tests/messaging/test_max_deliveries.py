@@ -6,15 +6,14 @@ import pytest
 
 from postage import messaging
 from support.messaging import EQK, GUARDED_EQK, EchoExchange, Processor, command, eventually
+from support.programs import ECHO
 
-CRASHING = """
+CRASHING = (
+    ECHO
+    + """
 import logging, os, signal, sys
 logging.basicConfig(level=logging.WARNING)
-from postage import messaging, microthreads
 from postage.dead_letters import SQLiteDeadLetters
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class Crashing(messaging.MessageProcessor):
     max_deliveries = 3
@@ -35,6 +34,7 @@ scheduler.add_microthread(Crashing({}, [(EchoExchange, [(queue, 'echo-rk')])]))
 for _ in scheduler.main():
     pass
 """
+)
 
 
 @pytest.mark.parametrize('kind', ['classic', 'quorum'])

@@ -14,20 +14,18 @@ from support.messaging import (
     Echo,
     EchoExchange,
     EchoProducer,
+    GreedyConsumer,
     HeldConfirms,
     OtherExchange,
     Processor,
     command,
     eventually,
 )
+from support.programs import ECHO
 
 
 class OtherProducer(messaging.GenericProducer):
     eks = [(OtherExchange, 'other-rk')]
-
-
-class GreedyConsumer(messaging.GenericConsumer):
-    prefetch_count = 10
 
 
 class Forwarding(Processor):
@@ -322,12 +320,10 @@ def test_the_handlers_after_the_one_that_quits_still_run(bench):
 # Restart
 
 
-COMPONENT = """
+COMPONENT = (
+    ECHO
+    + """
 import os, sys
-from postage import messaging, microthreads
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class EchoProducer(messaging.GenericProducer):
     eks = [(EchoExchange, 'pending')]
@@ -347,6 +343,7 @@ for _ in scheduler.main():
     pass
 print('ended', flush=True)
 """
+)
 
 
 def test_restart_runs_the_same_program_again_with_its_flags_and_arguments(bench, run_module, tmp_path):

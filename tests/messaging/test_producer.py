@@ -24,6 +24,7 @@ from support.messaging import (
     eventually,
 )
 from support.ports import free_ports
+from support.programs import ECHO
 
 
 class ApiProducer(EchoProducer):
@@ -880,12 +881,9 @@ def test_close_logs_what_could_not_be_delivered(bench):
     bench.log.expect('ERROR', 'closed with messages not delivered', 'the broker refused')
 
 
-PROGRAM = """
-from postage import messaging
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
-
+PROGRAM = (
+    ECHO
+    + """
 class EchoProducer(messaging.GenericProducer):
     eks = [(EchoExchange, 'echo-rk')]
 
@@ -893,6 +891,7 @@ producer = EchoProducer()
 for number in range({number}):
     producer.message_echo(number)
 """
+)
 
 
 def test_a_program_that_ends_right_after_its_calls_loses_nothing(bench, run_program):

@@ -17,6 +17,7 @@ from support.messaging import (
     command,
     eventually,
 )
+from support.programs import ECHO
 
 SLACK = 0.6  # seconds that a busy machine may add to a delay
 
@@ -478,12 +479,10 @@ def test_a_connection_lost_while_messages_wait_loses_none(bench):
         missing.discard(bench.await_message('dead').parameters)
 
 
-RETRYING = """
+RETRYING = (
+    ECHO
+    + """
 import logging, sys, time
-from postage import messaging, microthreads
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class Twice(messaging.MessageProcessor):
     @messaging.Retry(delays=(0.3, 2), jitter=0)
@@ -497,6 +496,7 @@ scheduler = microthreads.MicroScheduler()
 scheduler.add_microthread(Twice({}, [(EchoExchange, [('echo-queue', 'echo-rk')])]))
 scheduler.run()
 """
+)
 
 
 def test_a_message_comes_back_on_time_to_the_process_that_has_taken_the_place_of_the_first(bench, run_program):

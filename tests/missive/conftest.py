@@ -21,11 +21,13 @@ import redis
 from postage import missive
 from postage.missive.adapter import RunnableAdapter
 from support.fixtures import bench  # noqa: F401
-from support.messaging import LogBook
+from support.messaging import LogBook, Seen
 from support.ports import free_ports
 
 NOT_INSTALLED = 'redis-server is not installed'
 TIMEOUT = 20.0
+
+AnyProcessor = missive.Processor[Any]
 
 
 class RedisServer:
@@ -157,6 +159,19 @@ def log() -> Iterator[LogBook]:
 
 
 @pytest.fixture
-def processor() -> missive.Processor[missive.Message]:
+def processor() -> AnyProcessor:
     """A processor without handlers."""
     return missive.Processor()
+
+
+@pytest.fixture
+def seen(processor: AnyProcessor) -> Seen:
+    """What the handler of the processor gets."""
+    seen = Seen()
+
+    @processor.handle_for(lambda message: True)
+    def handle(message: Any, ctx: Any) -> None:
+        seen.put(message)
+        ctx.ack()
+
+    return seen

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
+from missive.conftest import AnyProcessor
 from postage import errors, messaging, missive
 from support.messaging import LogBook
-
-AnyProcessor = missive.Processor[Any]
 
 
 def raw(data: bytes = b'Hello') -> missive.RawMessage:

@@ -9,27 +9,12 @@ from typing import Any
 import pika
 import pytest
 
-from missive.conftest import Run, wait_until
+from missive.conftest import AnyProcessor, Run, wait_until
 from postage import errors, messaging, missive
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from support.brokers import RabbitMQ
 from support.messaging import HOSTILE, Bench, EchoExchange, EchoProducer, LogBook, Seen
 from support.programs import Program
-
-AnyProcessor = missive.Processor[Any]
-
-
-@pytest.fixture
-def seen(processor: AnyProcessor) -> Seen:
-    """What the handler of the processor gets."""
-    seen = Seen()
-
-    @processor.handle_for(lambda message: True)
-    def handle(message: Any, ctx: Any) -> None:
-        seen.put(message)
-        ctx.ack()
-
-    return seen
 
 
 def send(bench: Bench, body: bytes, queue: str = 'jobs', **properties: Any) -> None:

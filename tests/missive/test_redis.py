@@ -10,26 +10,11 @@ from typing import Any
 import pytest
 import redis
 
-from missive.conftest import RedisServer, Run, wait_until
+from missive.conftest import AnyProcessor, RedisServer, Run, wait_until
 from postage import missive
 from postage.missive.adapters.redis import RedisPubSubAdapter
 from support.messaging import LogBook, Seen
 from support.programs import Program
-
-AnyProcessor = missive.Processor[Any]
-
-
-@pytest.fixture
-def seen(processor: AnyProcessor) -> Seen:
-    """What the handler of the processor gets."""
-    seen = Seen()
-
-    @processor.handle_for(lambda message: True)
-    def handle(message: Any, ctx: Any) -> None:
-        seen.put(message)
-        ctx.ack()
-
-    return seen
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
+from missive.conftest import AnyProcessor
 from postage import missive
 from postage.missive.adapters.stdin import StdinAdapter
 from support.messaging import LogBook
 from support.programs import Program
-
-AnyProcessor = missive.Processor[Any]
 
 
 def lines_of(processor: AnyProcessor, filelike: Any) -> list[bytes]:

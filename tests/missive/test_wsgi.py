@@ -13,13 +13,11 @@ from typing import Any
 
 import pytest
 
-from missive.conftest import Run, wait_until
+from missive.conftest import AnyProcessor, Run, wait_until
 from postage import missive
 from postage.missive.adapters.wsgi import WSGIAdapter
 from support.messaging import LogBook
 from support.programs import Program
-
-AnyProcessor = missive.Processor[Any]
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from support.brokers import RabbitMQ
-from support.fixtures import bench, proxied, proxy
+from support.fixtures import bench, bench_on, proxied, proxy
 from support.messaging import Bench
-from support.recovery import bench_on
 
 __all__ = ['bench', 'private_bench', 'proxied', 'proxy']
 

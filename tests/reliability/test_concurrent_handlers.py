@@ -24,7 +24,7 @@ from support.messaging import (
     Seen,
     eventually,
 )
-from support.programs import Program
+from support.programs import ECHO, Program
 from support.recovery import await_reconnect
 
 MANY = 1000
@@ -58,12 +58,10 @@ class Answering(Processor):
 
 # A thousand in flight
 
-ASKING = """
+ASKING = (
+    ECHO
+    + """
 import json, re, sys, threading
-from postage import messaging, microthreads
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class AnswerProducer(messaging.GenericProducer):
     eks = [(EchoExchange, 'answer-rk')]
@@ -108,6 +106,7 @@ print(json.dumps({
     'threads': len(asking.threads), 'grown': kilobytes('VmHWM') - asking.idle,
 }))
 """
+)
 
 
 class WorkProducer(EchoProducer):
@@ -288,14 +287,12 @@ def test_a_chain_of_components_under_load_survives_reconnects(bench: Bench) -> N
 
 # The end of the program
 
-WORKER = """
+WORKER = (
+    ECHO
+    + """
 import asyncio, logging, sys, threading
-from postage import messaging, microthreads
 
 logging.basicConfig(format='%(levelname)s %(message)s')
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class Worker(messaging.MessageProcessor):
     @messaging.MessageHandler('command', 'generator')
@@ -332,6 +329,7 @@ scheduler.run(grace=float(sys.argv[1]))
 end.set()
 print('run() has returned')
 """
+)
 
 COLOURS = ['generator', 'coroutine', 'threaded']
 

@@ -10,25 +10,30 @@ from typing import Any
 import pytest
 
 from postage import messaging
-from support.messaging import TIMEOUT, Bench, Echo, EchoProducer, Processor, Seen, eventually
-from support.programs import Program
+from support.messaging import (
+    TIMEOUT,
+    Bench,
+    Echo,
+    EchoExchange,
+    GreedyConsumer,
+    Processor,
+    Seen,
+    echo_producer,
+    eventually,
+)
+from support.programs import ECHO, Program
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
-WORKER = """
+WORKER = (
+    ECHO
+    + """
 import logging, sys, time
-from postage import messaging, microthreads
 
 logging.basicConfig(format='%(levelname)s %(message)s')
 
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
-
 class Producer(messaging.GenericProducer):
     eks = [(EchoExchange, 'done-rk')]
-
-class Greedy(messaging.GenericConsumer):
-    prefetch_count = 100
 
 class Worker(messaging.MessageProcessor):
     consumer_class = Greedy
@@ -57,10 +62,7 @@ print('ready')
 scheduler.run(grace=float(sys.argv[1]))
 print('run() has returned')
 """
-
-
-class WorkProducer(EchoProducer):
-    eks = [(EchoProducer.eks[0][0], 'work-rk')]
+)
 
 
 class Site:
@@ -74,7 +76,7 @@ class Site:
         self.done = bench.collect(key='done-rk')
         self.worker = run_program(WORKER, [str(grace)])
         self.worker.expect('ready')
-        self._producer = bench.producer(WorkProducer)
+        self._producer = bench.producer(echo_producer('work-rk'))
 
     def give(self, *seconds: float) -> None:
         """Give it pieces of work, numbered from 1, that take so long each; wait until it has begun the first."""
@@ -204,14 +206,10 @@ print(before == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGIN
 # quit
 
 
-class Greedy(messaging.GenericConsumer):
-    prefetch_count = 100
-
-
 class Slow(Processor):
     """Notes what it begins, and goes on when it is told to."""
 
-    consumer_class = Greedy
+    consumer_class = GreedyConsumer
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,7 +251,7 @@ def test_quit_itself_is_acknowledged(bench: Bench) -> None:
 
 def test_quit_cancels_the_consumers_of_every_processor_in_the_loop(bench: Bench) -> None:
     queues = ['first-queue', 'second-queue']
-    processors = [Echo([(EchoProducer.eks[0][0], [(queue, queue)])]) for queue in queues]
+    processors = [Echo([(EchoExchange, [(queue, queue)])]) for queue in queues]
     running = bench.run(*processors)
     producer = bench.producer()
     eventually(lambda: [bench.consumers(queue) for queue in queues] == [1, 1])

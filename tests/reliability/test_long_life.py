@@ -14,19 +14,17 @@ from dataclasses import dataclass
 import pytest
 
 from support.messaging import Bench
-from support.programs import Program
+from support.programs import ECHO, Program
 
 IS_SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')
 
-COMPONENT = """
+COMPONENT = (
+    ECHO
+    + """
 import gc, logging, os, sys, threading, time
-from postage import messaging, microthreads
 
 logging.basicConfig(format='%(levelname)s %(message)s')
 reconnects, messages = map(int, sys.argv[1:])
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class Producer(messaging.GenericProducer):
     eks = [(EchoExchange, 'echo-rk')]
@@ -107,6 +105,7 @@ component.close()
 producer.close()
 print('threads', *(each.name for each in threading.enumerate() if each.name.startswith('postage')))
 """
+)
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,17 @@ from typing import Any
 
 import pytest
 
-from support.messaging import TIMEOUT, Bench, EchoProducer, eventually
-from support.programs import Program
+from support.messaging import TIMEOUT, Bench, EchoProducer, echo_producer, eventually
+from support.programs import ECHO, Program
 from support.recovery import Control
 
-COMPONENT = """
+COMPONENT = (
+    ECHO
+    + """
 import json, os, sys, time
-from postage import messaging, microthreads
-
-class EchoExchange(messaging.Exchange):
-    name = 'echo-exchange'
 
 class Producer(messaging.GenericProducer):
     eks = [(EchoExchange, 'report-rk')]
-
-class Greedy(messaging.GenericConsumer):
-    prefetch_count = 100
 
 class Component(messaging.MessageProcessor):
     consumer_class = Greedy
@@ -62,10 +57,7 @@ for _ in scheduler.main():
     pass
 print('quit')
 """
-
-
-class ComponentProducer(EchoProducer):
-    eks = [(EchoProducer.eks[0][0], 'key-1')]
+)
 
 
 class Component:
@@ -88,11 +80,11 @@ def component(bench: Bench, run_program: Callable[..., Program], tmp_path: Path)
 
 
 @pytest.fixture
-def producer(bench: Bench) -> ComponentProducer:
-    return bench.producer(ComponentProducer)  # type: ignore[no-any-return]
+def producer(bench: Bench) -> EchoProducer:
+    return bench.producer(echo_producer('key-1'))  # type: ignore[no-any-return]
 
 
-def test_the_same_program_runs_again_in_the_same_process(component: Component, producer: ComponentProducer) -> None:
+def test_the_same_program_runs_again_in_the_same_process(component: Component, producer: EchoProducer) -> None:
     assert component.first['module'] == 'component'
     assert component.first['name'] == '__main__'
     assert component.first['argv'] == ['an argument', '-x']
@@ -103,7 +95,7 @@ def test_the_same_program_runs_again_in_the_same_process(component: Component, p
 
 
 def test_the_message_is_acknowledged_before_the_program_is_replaced(
-    bench: Bench, component: Component, producer: ComponentProducer
+    bench: Bench, component: Component, producer: EchoProducer
 ) -> None:
     producer.message_restart()
     component.started(2)
@@ -113,7 +105,7 @@ def test_the_message_is_acknowledged_before_the_program_is_replaced(
     assert bench.broker.queues() == {'queue-1': 0, 'queue-2': 0}
 
 
-def test_what_was_prefetched_is_handled_after_the_restart(component: Component, producer: ComponentProducer) -> None:
+def test_what_was_prefetched_is_handled_after_the_restart(component: Component, producer: EchoProducer) -> None:
     producer.message_slow(0.3)
     component.program.expect('slow begun')
     producer.message_restart()
@@ -133,7 +125,7 @@ def test_what_was_prefetched_is_handled_after_the_restart(component: Component, 
 
 
 def test_what_was_published_is_sent_before_the_restart(
-    bench: Bench, component: Component, producer: ComponentProducer
+    bench: Bench, component: Component, producer: EchoProducer
 ) -> None:
     reports = bench.collect(key='report-rk')
     producer.message_report_and_restart()
@@ -142,12 +134,12 @@ def test_what_was_published_is_sent_before_the_restart(
     assert bench.count('queue-1') == 0
 
 
-def test_an_rpc_is_answered_before_the_restart(component: Component, producer: ComponentProducer) -> None:
+def test_an_rpc_is_answered_before_the_restart(component: Component, producer: EchoProducer) -> None:
     assert producer.rpc_restart_and_tell().body['content']['value'] == 'at once'
     component.started(2)
 
 
-def test_it_can_be_restarted_again_and_again(bench: Bench, component: Component, producer: ComponentProducer) -> None:
+def test_it_can_be_restarted_again_and_again(bench: Bench, component: Component, producer: EchoProducer) -> None:
     for times in range(2, 5):
         producer.message_restart()
         assert component.started(times) == component.first

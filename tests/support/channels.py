@@ -58,6 +58,16 @@ def refusal_after(channel: BlockingChannel, data: bytes) -> tuple[int, str]:
     return refusal_of(channel.queue_declare, 'missing', passive=True)
 
 
+def inequivalent(broker: Broker, what: str, text: str) -> tuple[int, str]:
+    """Return the refusal of a declaration that differs from what exists.
+
+    :param what: the thing with its name, such as ``queue 'q'``
+    :param text: the field and its two values, with ``{}`` where the thing is named
+    """
+    thing = f"{what} in vhost '{broker.vhost}'"
+    return 406, f'PRECONDITION_FAILED - inequivalent arg {text.format(thing)}'
+
+
 # Messages
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -11,12 +12,19 @@ from support.messaging import Bench
 from support.proxy import Proxy
 
 
-@pytest.fixture
-def bench(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A bench on the broker of this test, which the environment names."""
+@contextlib.contextmanager
+def bench_on(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A bench on a broker, which the environment names."""
     monkeypatch.setenv('POSTAGE_URL', broker.url)
     monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '10')
     with Bench(broker) as bench:
+        yield bench
+
+
+@pytest.fixture
+def bench(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """A bench on the broker of this test, which the environment names."""
+    with bench_on(broker, monkeypatch) as bench:
         yield bench
 
 

@@ -39,6 +39,15 @@ class EchoProducer(messaging.GenericProducer):
     max_retry = 0
 
 
+class GreedyConsumer(messaging.GenericConsumer):
+    prefetch_count = 100
+
+
+def echo_producer(key: str) -> type[EchoProducer]:
+    """An :class:`EchoProducer` that sends with another key."""
+    return type('EchoProducer', (EchoProducer,), {'eks': [(EchoExchange, key)]})
+
+
 EQK = [(EchoExchange, [('echo-queue', 'echo-rk')])]
 
 DEAD_LETTERING = {'arguments': {'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'dead'}}

@@ -13,6 +13,17 @@ from pathlib import Path
 
 TIMEOUT = 20.0
 
+ECHO = """
+from postage import messaging, microthreads
+
+class EchoExchange(messaging.Exchange):
+    name = 'echo-exchange'
+
+class Greedy(messaging.GenericConsumer):
+    prefetch_count = 100
+"""
+"""The head of a program whose exchange is that of :mod:`support.messaging`."""
+
 
 class Program:
     """A running Python program whose output, both streams in one, is read line by line as it comes.

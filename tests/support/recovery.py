@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-
-import pytest
 
 from postage import messaging
 from postage.generic_application import GenericApplication, GenericApplicationExchange
-from support.brokers import Broker
 from support.messaging import TIMEOUT, Bench, Echo, LogBook, Seen, eventually
-
-
-@contextlib.contextmanager
-def bench_on(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    """A bench on a broker, which the environment names."""
-    monkeypatch.setenv('POSTAGE_URL', broker.url)
-    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '10')
-    with Bench(broker) as bench:
-        yield bench
 
 
 def let_go(bench: Bench) -> None:
