@@ -215,8 +215,15 @@ class Channel:
         closed: Future[Any] = Future()
         self._pika.add_on_close_callback(lambda *_: closed.set_result(None))
         self.closing()
+        self.end_consumers()
         self._pika.close()
         yield closed
+
+    def end_consumers(self) -> None:
+        """Cancel its consumers, as pika does when the channel or the connection is closed; pika 1.4.0 fails at that."""
+        if self._pika is not None and self._pika.is_open:
+            for tag in self._pika.consumer_tags:
+                self._pika.basic_cancel(tag)
 
     # The lane's side: see wire.Lane
 

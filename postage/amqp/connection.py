@@ -679,6 +679,8 @@ class Connection:
             self._loop.stop()
         elif not connection.is_closing:
             self.flush_now()
+            for channel in self._channels:
+                channel.end_consumers()
             connection.close()
             if connection is not self.wire:
                 self._loop.call_later(ABORT_SECONDS, self._loop.stop)  # a peer that never spoke says no farewell
