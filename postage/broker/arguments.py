@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from pika.compat import long
-
 from postage.broker.replies import PRECONDITION_FAILED, Refusal
+from postage.broker.tables import Long
 
 Arguments = Mapping[str, Any]
 
@@ -25,7 +24,7 @@ def type_name(value: Any) -> str:
     """Return RabbitMQ's name for the wire type of a decoded value."""
     names: tuple[tuple[Any, str], ...] = (
         (bool, 'bool'),
-        (long, 'long'),
+        (Long, 'long'),
         (int, 'signedint'),
         (str, 'longstr'),
         (bytes, 'binary'),
@@ -34,7 +33,8 @@ def type_name(value: Any) -> str:
         (decimal.Decimal, 'decimal'),
         (datetime, 'timestamp'),
     )
-    return next((name for kind, name in names if isinstance(value, kind)), 'void')
+    name = next((name for kind, name in names if isinstance(value, kind)), 'void')
+    return 'long' if name == 'signedint' and not -(2**31) <= value < 2**31 else name
 
 
 def text_of(value: Any) -> str:

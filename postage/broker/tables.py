@@ -15,6 +15,9 @@ from pika import data
 
 from postage.broker.replies import SYNTAX_ERROR, Refusal
 
+Long: type[int] = getattr(data, 'long', None) or type('Long', (int,), {})
+"""An integer of 64 bits on the wire. From pika 1.5 on integers are decoded alike, and encoded by their size."""
+
 _FIXED_SIZES: Final[dict[int, int]] = {
     **dict.fromkeys(b'tbB', 1),
     **dict.fromkeys(b'sUu', 2),

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, Protocol
 
-from pika.compat import long
-
 from postage.broker import arguments as args
 from postage.broker import tables
 from postage.broker.clock import Clock
@@ -464,9 +462,9 @@ def _with_death(recorded: list[Any], death: dict[str, Any]) -> list[Any]:
     ]
     others = [old for old in recorded if old not in same]
     if not same:
-        return [{'count': long(1), **death}, *others]
+        return [{'count': tables.Long(1), **death}, *others]
     count = same[0].get('count')
-    return [{**same[0], 'count': long(count + 1 if isinstance(count, int) else 1)}, *others]
+    return [{**same[0], 'count': tables.Long(count + 1 if isinstance(count, int) else 1)}, *others]
 
 
 def is_cycle(queue: str, deaths: Any) -> bool:
