@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Literal, TypeVar
@@ -25,6 +25,8 @@ Traffic = Literal['pass', 'hold', 'swallow']
 
 READ_SIZE = 64 * 1024
 COMMAND_TIMEOUT = 10.0
+PORTION = 0.02
+"""Seconds' worth of bytes that a limited direction passes on at a time."""
 
 
 class Proxy:
@@ -50,6 +52,7 @@ class Proxy:
         self._links: list[_Link] = []
         self._traffic: Traffic = 'pass'
         self._delay = 0.0
+        self._rates: dict[Side, float] = {}
         self._accepted = 0
         self._selector = selectors.DefaultSelector()
         self._commands: deque[Callable[[], None]] = deque()
@@ -77,14 +80,22 @@ class Proxy:
     # Commands
 
     def resume(self) -> None:
-        """Pass everything on again at full speed, held-back bytes first; take new connections. Swallowed bytes are
-        gone, so a connection that lost some is of no more use."""
-        self._command(lambda: self._set('pass', 0.0))
-        self.accept()
+        """Pass everything on again at full speed, held-back bytes first; take new connections. A connection that has
+        lost bytes, because they were swallowed, stays half open: what comes after a gap would be another fault."""
+        self._command(self._resume)
 
     def delay(self, seconds: float) -> None:
         """Pass every byte on that much later, in both directions."""
         self._command(lambda: self._set('pass', seconds))
+
+    def bandwidth(self, rate: float, towards: Side | None = None) -> None:
+        """Pass on at most so many bytes a second, each connection for itself. What does not get through in time waits
+        with its sender.
+
+        :param rate: bytes per second
+        :param towards: in this direction alone; by default in both, each for itself
+        """
+        self._command(lambda: self._limit(rate, [towards] if towards else ['client', 'broker']))
 
     def hold(self) -> None:
         """Read nothing: what is sent stays in the sender's buffers until they are full, and comes at :meth:`resume`."""
@@ -215,12 +226,26 @@ class Proxy:
             end(client, reset=True)
             return
         self._links.append(_Link(self, client, broker, self._traffic, self._delay))
+        self._links[-1].limit(self._rates)
 
     def _set(self, traffic: Traffic, delay: float, new_ones: bool = True) -> None:
         if new_ones:
             self._traffic, self._delay = traffic, delay
         for link in list(self._links):
             link.set(traffic, delay)
+
+    def _limit(self, rate: float, directions: list[Side]) -> None:
+        for side in directions:
+            self._rates[side] = rate
+        for link in list(self._links):
+            link.limit(self._rates)
+
+    def _resume(self) -> None:
+        self._rates.clear()
+        for link in list(self._links):
+            link.limit({})
+        self._set('pass', 0.0)
+        self._listen()
 
     def _cut(self, reset: bool, side: Side | None) -> int:
         links = list(self._links)
@@ -254,6 +279,7 @@ class _Link:
         self._sockets: dict[Side, socket.socket] = {'client': client, 'broker': broker}
         self.traffic = traffic
         self.delay = delay
+        self._has_gaps = False
         for sock in self._sockets.values():
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -261,6 +287,8 @@ class _Link:
         self._watch()
 
     def set(self, traffic: Traffic, delay: float) -> None:
+        if self._has_gaps:
+            return
         self.traffic, self.delay = traffic, delay
         for side in self._sockets:
             self._write(side)
@@ -278,10 +306,14 @@ class _Link:
     def cut_after(self, size: int, towards: Side) -> None:
         self._pipes[towards].remaining = size
 
+    def limit(self, rates: Mapping[Side, float]) -> None:
+        for side, pipe in self._pipes.items():
+            pipe.rate, pipe.free_at = rates.get(side), 0.0
+
     def _watch(self) -> None:
         """Tell the selector what each side waits for."""
         for side, sock in self._sockets.items():
-            wants_data = self.traffic != 'hold' and not self._pipes[other(side)].ended
+            wants_data = self.traffic != 'hold' and self._pipes[other(side)].takes_more
             events = (selectors.EVENT_READ if wants_data else 0) | (
                 selectors.EVENT_WRITE if self._pipes[side].is_stuck else 0
             )
@@ -304,11 +336,14 @@ class _Link:
             data = b''
         if self.traffic == 'swallow':
             self._proxy.swallowed += len(data)
+            self._has_gaps = True
             if not data:
                 self.cut(reset=False, side=side)
             return
-        pipe.chunks.append((time.monotonic() + self.delay, data))
-        pipe.ended = not data
+        if not data and other(side) not in self._sockets:
+            self.cut(reset=False)
+            return
+        pipe.received(data, time.monotonic() + self.delay)
         if self.delay:
             self._proxy.call_later(self.delay, lambda: self._later(other(side)))
         else:
@@ -324,13 +359,13 @@ class _Link:
         pipe.is_stuck = False
         while pipe.chunks and side in self._sockets and self.traffic == 'pass':
             due, data = pipe.chunks[0]
-            if due > now and self.delay:
-                return
+            if (due > now and self.delay) or pipe.free_at > now:
+                return  # a timer runs
             if not data:
                 self.cut(reset=False)
                 return
             try:
-                sent = self._sockets[side].send(data[: pipe.remaining])
+                sent = self._sockets[side].send(data[: pipe.portion])
             except BlockingIOError:
                 pipe.is_stuck = True
                 return
@@ -340,6 +375,9 @@ class _Link:
             pipe.sent(sent)
             if pipe.remaining == 0:
                 self.cut(reset=True)
+            elif pipe.rate:
+                pipe.free_at = now + sent / pipe.rate
+                self._proxy.call_later(sent / pipe.rate, lambda: self._later(side))
 
     @staticmethod
     def _nothing(_events: int) -> None:
@@ -347,16 +385,40 @@ class _Link:
 
 
 class _Pipe:
-    """Bytes on their way to one side, each chunk with the time at which it is due; an empty chunk is the end."""
+    """Bytes on their way to one side, each chunk with the time at which it is due; an empty chunk is the end.
+
+    :ivar remaining: bytes until the connection is cut
+    :ivar rate: bytes per second
+    :ivar free_at: when the next portion may follow the last one
+    """
 
     def __init__(self) -> None:
         self.chunks: deque[tuple[float, bytes]] = deque()
-        self.ended = False
         self.is_stuck = False
         self.remaining: int | None = None
+        self.rate: float | None = None
+        self.free_at = 0.0
+        self._ended = False
+        self._size = 0
+
+    @property
+    def takes_more(self) -> bool:
+        return not self._ended and not (self.rate and self._size > READ_SIZE)
+
+    @property
+    def portion(self) -> int | None:
+        """How many bytes may be passed on at once; ``None`` for all."""
+        bounds = [self.remaining, max(1, int(self.rate * PORTION)) if self.rate else None]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    def received(self, data: bytes, due: float) -> None:
+        self.chunks.append((due, data))
+        self._size += len(data)
+        self._ended = not data
 
     def sent(self, size: int) -> None:
         due, data = self.chunks.popleft()
+        self._size -= size
         if size < len(data):
             self.chunks.appendleft((due, data[size:]))
         if self.remaining is not None:

@@ -96,6 +96,16 @@ def test_swallowed_bytes_and_ends_never_arrive(proxy: Proxy, listener: socket.so
         assert silent(broker)
 
 
+def test_a_connection_that_has_lost_bytes_stays_half_open(proxy: Proxy, listener: socket.socket) -> None:
+    with pair(proxy, listener) as (client, broker):
+        proxy.swallow()
+        client.sendall(b'lost')
+        assert silent(broker)
+        proxy.resume()
+        client.sendall(b'behind the gap')
+        assert silent(broker)
+
+
 def test_a_new_connection_works_while_an_old_one_is_half_open(proxy: Proxy, listener: socket.socket) -> None:
     with pair(proxy, listener) as (old, _):
         proxy.swallow()
@@ -129,6 +139,37 @@ def test_delayed_bytes_arrive_later_in_their_order(proxy: Proxy, listener: socke
             client.sendall(b'%d' % number)
         assert receive(broker, 10) == b'0123456789'
         assert 0.1 <= time.monotonic() - begin < 2.0
+
+
+def test_limited_bytes_arrive_at_that_rate_and_in_their_order(proxy: Proxy, listener: socket.socket) -> None:
+    data = bytes(range(256)) * 8
+    with pair(proxy, listener) as (client, broker):
+        proxy.bandwidth(10_000)
+        begin = time.monotonic()
+        client.sendall(data)
+        assert receive(broker, len(data)) == data
+        assert 0.15 <= time.monotonic() - begin < 2.0
+
+
+def test_one_direction_can_be_limited_alone(proxy: Proxy, listener: socket.socket) -> None:
+    data = bytes(10_000)
+    proxy.bandwidth(100, towards='broker')
+    with pair(proxy, listener) as (client, broker):
+        broker.sendall(data)
+        assert receive(client, len(data)) == data
+        client.sendall(data)
+        receive(broker, 1)
+        proxy.resume()
+        receive(broker, len(data) - 1)
+
+
+def test_the_sender_of_what_does_not_get_through_has_to_wait(proxy: Proxy, listener: socket.socket) -> None:
+    with pair(proxy, listener) as (client, broker):
+        proxy.bandwidth(1_000)
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.sendall(bytes(50_000_000))
+        receive(broker, 1)
 
 
 @pytest.mark.parametrize('reset', [True, False])
