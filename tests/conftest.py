@@ -18,6 +18,7 @@ from postage.broker.server import BrokerServer
 from support.brokers import Broker, Embedded, RabbitMQ
 from support.leftovers import child_processes, leftovers, postage_threads
 from support.missing_servers import MissingServers
+from support.notes import NOTE, Notes
 from support.programs import Module, Program
 from support.rabbitmq_node import NOT_INSTALLED, RabbitMQNode, find_server
 
@@ -124,8 +125,15 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f'left behind: {", ".join(left)}'
 
 
-# Servers that are not installed
+# The last lines of the output
+
+
+@pytest.fixture
+def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """A function that has something said below the results, whether the test passes or not."""
+    return lambda text: record_property(NOTE, text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MissingServers())
+    config.pluginmanager.register(Notes())

@@ -33,6 +33,9 @@ class Broker(Protocol):
     def queues(self) -> dict[str, int]:
         """Return the name of every queue, with the number of its messages that wait to be delivered."""
 
+    def messages(self) -> dict[str, int]:
+        """Return the name of every queue, with the number of all its messages, the unacknowledged included."""
+
     def add_vhost(self, name: str) -> None:
         """Add another virtual host in which ``guest`` may do everything."""
 
@@ -75,6 +78,9 @@ class RabbitMQ:
     def queues(self) -> dict[str, int]:
         return self.node.queues(self.vhost)
 
+    def messages(self) -> dict[str, int]:
+        return self.node.queues(self.vhost, 'messages')
+
     def add_vhost(self, name: str) -> None:
         self.node.add_vhost(name)
 
@@ -105,6 +111,9 @@ class Embedded:
 
     def queues(self) -> dict[str, int]:
         return {name: ready for name, (ready, *_) in self.server.queues(self.vhost).items()}
+
+    def messages(self) -> dict[str, int]:
+        return {name: ready + unacked for name, (ready, unacked, _) in self.server.queues(self.vhost).items()}
 
     def add_vhost(self, name: str) -> None:
         self.server.add_virtual_host(name)

@@ -282,26 +282,31 @@ class Bench:
         self._bare = None
         self.broker.close_all_connections()
 
-    @contextlib.contextmanager
-    def memory_alarm(self) -> Iterator[None]:
+    def memory_alarm(self) -> contextlib.AbstractContextManager[None]:
         """The broker reads nothing from those who publish, for the length of a ``with``."""
-        if isinstance(self.broker, Embedded):
-            self.broker.server.block()
-            try:
-                yield
-            finally:
-                self.broker.server.unblock()
-        else:
-            assert isinstance(self.broker, RabbitMQ)
-            # The answers to the two questions say that the alarm was raised, and that every connection knows of it.
-            self.broker.node.evaluate(
-                'rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), rabbit_alarm:get_alarms(),'
-                ' rabbit_networking:connection_info_all([state]), ""'
-            )
-            try:
-                yield
-            finally:
-                self.broker.node.evaluate('rabbit_alarm:clear_alarm({resource_limit, memory, node()}), ""')
+        return memory_alarm(self.broker)
+
+
+@contextlib.contextmanager
+def memory_alarm(broker: Broker) -> Iterator[None]:
+    """A broker reads nothing from those who publish, for the length of a ``with``."""
+    if isinstance(broker, Embedded):
+        broker.server.block()
+        try:
+            yield
+        finally:
+            broker.server.unblock()
+    else:
+        assert isinstance(broker, RabbitMQ)
+        # The answers to the two questions say that the alarm was raised, and that every connection knows of it.
+        broker.node.evaluate(
+            'rabbit_alarm:set_alarm({{resource_limit, memory, node()}, []}), rabbit_alarm:get_alarms(),'
+            ' rabbit_networking:connection_info_all([state]), ""'
+        )
+        try:
+            yield
+        finally:
+            broker.node.evaluate('rabbit_alarm:clear_alarm({resource_limit, memory, node()}), ""')
 
 
 class Hostile(dict[str, Any]):

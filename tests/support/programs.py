@@ -68,6 +68,11 @@ class Program:
         """All that it has printed so far."""
         return '\n'.join(self.lines)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended, and all that it had printed has been read."""
+        return self._ended
+
     def expect(self, text: str, timeout: float = TIMEOUT, times: int = 1) -> str:
         """Wait until that many lines contain the text, and return the last of them.
 
@@ -97,6 +102,11 @@ class Program:
         """Send it a signal, such as ``signal.SIGINT`` for Ctrl-C."""
         self._process.send_signal(number)
 
+    def kill(self) -> None:
+        """Kill it, and return once all that it had written has been read."""
+        self._process.kill()
+        self.wait()
+
     def stop(self, timeout: float = 5.0) -> None:
         """End it if it still runs: SIGTERM, then, after `timeout` seconds, SIGKILL."""
         if self._process.poll() is None:
@@ -115,12 +125,16 @@ class Program:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             with self._changed:
-                self.lines.append(line.rstrip('\n'))
+                self._take(line.rstrip('\n'))
                 self._changed.notify_all()
         self._process.wait()
         with self._changed:
             self._ended = True
             self._changed.notify_all()
+
+    def _take(self, line: str) -> None:
+        """A line has come. On the thread that reads."""
+        self.lines.append(line)
 
     def _await(self, condition: Callable[[], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout

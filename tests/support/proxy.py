@@ -290,7 +290,7 @@ class _Link:
         if self._has_gaps:
             return
         self.traffic, self.delay = traffic, delay
-        for side in self._sockets:
+        for side in list(self._sockets):  # a write may find that a side has gone
             self._write(side)
         self._watch()
 

@@ -215,21 +215,24 @@ class RabbitMQNode:
             f' case VHost of {which} -> true; _ -> false end], ""'
         )
 
-    def queues(self, vhost: str) -> dict[str, int]:
-        """Return the name of every queue in a virtual host, with the number of its messages that are ready."""
-        deadline = time.monotonic() + QUEUES_SETTLE
-        while None in (queues := self._queues(vhost)).values() and time.monotonic() < deadline:
-            time.sleep(0.02)  # nothing tells when a queue that is being declared, deleted or recovered is done with it
-        return {name: ready for name, ready in queues.items() if ready is not None}
+    def queues(self, vhost: str, count: str = 'messages_ready') -> dict[str, int]:
+        """Return the name of every queue in a virtual host, with the number of its messages that are ready.
 
-    def _queues(self, vhost: str) -> dict[str, int | None]:
+        :param count: the number to return in place of that one, such as ``messages`` for all messages
+        """
+        deadline = time.monotonic() + QUEUES_SETTLE
+        while None in (queues := self._queues(vhost, count)).values() and time.monotonic() < deadline:
+            time.sleep(0.02)  # nothing tells when a queue that is being declared, deleted or recovered is done with it
+        return {name: number for name, number in queues.items() if number is not None}
+
+    def _queues(self, vhost: str, count: str) -> dict[str, int | None]:
         answer = self.evaluate(
             'lists:join(" ", [[base64:encode(element(4, proplists:get_value(name, Info))), ":",'
-            ' io_lib:format("~p", [proplists:get_value(messages_ready, Info)])]'
-            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, messages_ready])])'
+            f' io_lib:format("~p", [proplists:get_value({count}, Info)])]'
+            f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, {count}])])'
         )
         pairs = (pair.split(':') for pair in answer.split())
-        return {base64.b64decode(name).decode(): int(ready) if ready.isdigit() else None for name, ready in pairs}
+        return {base64.b64decode(name).decode(): int(number) if number.isdigit() else None for name, number in pairs}
 
     def url(self, vhost: str) -> str:
         """Return the AMQP URL of a virtual host of this node."""

@@ -1,0 +1,414 @@
+"""Chaos: programs, a network between each of them and the broker, a seeded sequence of faults, and what came of it.
+
+The programs are those of ``components/link.py``: two producers, a chain of three stages of which the first is there
+twice, and a caller of RPCs. A :class:`Chain` runs them, a :class:`Fault` disturbs them, :mod:`support.evidence` judges
+what they have told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.brokers import Broker
+from support.messaging import memory_alarm
+from support.programs import Program
+from support.proxy import Proxy, Side
+
+LINK = Path(__file__).parent / 'components' / 'link.py'
+
+CAST = {
+    'p1': ('producer',),
+    'p2': ('producer',),
+    'a1': ('stage', 'a', 'b'),
+    'a2': ('stage', 'a', 'b'),
+    'b': ('stage', 'b', 'c'),
+    'c': ('stage', 'c'),
+    'r': ('caller',),
+}
+"""The programs: their role, and where that is ``stage``, the queue that they handle and the one they publish to."""
+
+QUEUES = ('a', 'b', 'c')
+LAST = 'c'
+STAGES = [name for name, (role, *_) in CAST.items() if role == 'stage']
+PRODUCERS = [name for name, (role, *_) in CAST.items() if role == 'producer']
+
+HEARTBEAT = 1
+"""Seconds; the shortest that AMQP has."""
+
+STACK_TIMEOUT = 2
+"""Seconds that a connection may take to come up."""
+
+LIMIT = 45.0
+"""Seconds after which something that has to come about has not."""
+
+GOODBYE = 5.0
+
+
+# What the programs have told
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line that a program has told, or has logged.
+
+    :ivar time: when it was read
+    :ivar what: its first word; ``log`` for what was logged
+    """
+
+    time: float
+    what: str
+    words: tuple[str, ...]
+
+
+class Life(Program):
+    """A program from its start to its end.
+
+    :ivar journal: what it has told so far
+    :ivar was_killed: by SIGKILL
+    """
+
+    def __init__(
+        self, hear: Callable[[Entry], None], arguments: Sequence[str], environment: dict[str, str], cwd: Path
+    ) -> None:
+        self.journal: list[Entry] = []
+        self.was_killed = False
+        self._hear = hear
+        super().__init__(LINK, arguments, environment, cwd)
+
+    def _take(self, line: str) -> None:
+        super()._take(line)
+        mark, _, rest = line.partition(' ')
+        what, *words = rest.split() if mark == '@' else ('log', line)
+        entry = Entry(time.monotonic(), what, tuple(words))
+        self.journal.append(entry)
+        self._hear(entry)
+
+    @property
+    def log(self) -> list[str]:
+        """What it has said beside its journal."""
+        return [entry.words[0] for entry in list(self.journal) if entry.what == 'log']
+
+    def entries(self, what: str) -> list[Entry]:
+        return [entry for entry in list(self.journal) if entry.what == what]
+
+
+class Player:
+    """One of the cast: a program that may be killed and started again, and its own way to the broker.
+
+    :ivar lives: all that it has had; the last is that of now
+    """
+
+    def __init__(self, name: str, broker: Broker, cwd: Path, hear: Callable[[Entry], None]) -> None:
+        self.name = name
+        self.proxy = Proxy.before(broker)
+        self.lives: list[Life] = []
+        self._hear = hear
+        self._cwd = cwd
+        url = self.proxy.url(broker.url, heartbeat=HEARTBEAT, stack_timeout=STACK_TIMEOUT)
+        self._environment = {'POSTAGE_URL': url, 'POSTAGE_CONNECT_TIMEOUT': str(LIMIT)}
+        self.start()
+
+    @property
+    def life(self) -> Life:
+        return self.lives[-1]
+
+    def start(self) -> None:
+        role, *rest = CAST[self.name]
+        arguments = [role, self.name, str(len(self.lives)), *rest]
+        self.lives.append(Life(self._hear, arguments, self._environment, self._cwd))
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL and start it again."""
+        self.life.was_killed = True
+        self.life.kill()
+        self.start()
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.life.send_signal(signal.SIGCONT)
+        self.life.stop()
+        for life in self.lives:
+            life.stop()
+        self.proxy.close()
+
+
+class Chain:
+    """The whole cast on a broker. Use it in a ``with``.
+
+    :ivar arrived: the items that have been handled by the last stage, with the time of the first time
+    """
+
+    def __init__(self, broker: Broker, cwd: Path) -> None:
+        self.broker = broker
+        self.arrived: dict[str, float] = {}
+        self._changed = threading.Condition()
+        self.players: dict[str, Player] = {}
+        with contextlib.ExitStack() as stack:
+            # The queues come first: what is published before there is one goes nowhere, and is confirmed.
+            for names in (STAGES, [*PRODUCERS, 'r']):
+                for name in names:
+                    hear = self._item_arrived if name == LAST else self._nothing
+                    self.players[name] = Player(name, broker, cwd, hear)
+                    stack.callback(self.players[name].close)
+                self._await(self._is_ready, 'the beginning')
+            self._end = stack.pop_all()
+
+    def __enter__(self) -> Chain:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.close()
+
+    def _item_arrived(self, entry: Entry) -> None:
+        if entry.what == 'handles':
+            with self._changed:
+                self.arrived.setdefault(entry.words[0], entry.time)
+                self._changed.notify_all()
+
+    @staticmethod
+    def _nothing(_entry: Entry) -> None:
+        pass
+
+    def lives(self) -> Iterator[tuple[str, Life]]:
+        """All lives of all players."""
+        for name, player in self.players.items():
+            for life in player.lives:
+                yield name, life
+
+    # Waiting
+
+    def _is_ready(self) -> bool:
+        return all(player.life.entries('begins') for player in self.players.values())
+
+    def await_progress(self, items: int, patience: float) -> None:
+        """Wait until so many more items have come out at the end, for so many seconds at most."""
+        with self._changed:
+            goal = len(self.arrived) + items
+            self._changed.wait_for(lambda: len(self.arrived) >= goal, patience)
+
+    def await_everybody(self) -> None:
+        """Wait until each program has done again, by itself, what it is there for.
+
+        Each producer has had a message confirmed that it published from now on, and it came out at the end; each stage
+        has handled a message that was published from now on; a call that was asked from now on was answered.
+        """
+        now = time.monotonic()
+        for name in PRODUCERS:
+            self._await(lambda name=name: self._has_delivered(name, now), f'a message from {name}')  # type: ignore[misc]
+        for name in STAGES:
+            self._await(lambda name=name: self._has_handled(name, now), f'a message handled by {name}')  # type: ignore[misc]
+        self._await(lambda: self._has_been_answered(now), 'an answer')
+
+    def _has_delivered(self, name: str, begin: float) -> bool:
+        life = self.players[name].life
+        new = {entry.words[0] for entry in life.entries('publishes') if entry.time > begin}
+        confirmed = (entry.words[0] for entry in life.entries('confirmed'))
+        return any(item in new and item in self.arrived for item in confirmed)
+
+    def _has_handled(self, name: str, begin: float) -> bool:
+        new = {
+            entry.words[0]
+            for producer in PRODUCERS
+            for entry in self.players[producer].life.entries('publishes')
+            if entry.time > begin
+        }
+        return any(entry.words[0] in new for entry in self.players[name].life.entries('handles'))
+
+    def _has_been_answered(self, begin: float) -> bool:
+        life = self.players['r'].life
+        new = {entry.words[0] for entry in life.entries('asks') if entry.time > begin}
+        return any(entry.words[0] in new for entry in life.entries('answered'))
+
+    def _await(self, condition: Callable[[], bool], what: str) -> None:
+        """Look again and again: what has to come about may be in any of many journals."""
+        deadline = time.monotonic() + LIMIT
+        pause = threading.Event()
+        while not condition():
+            for name, player in self.players.items():
+                assert not player.life.has_ended, self._told_by_all(f'{name} has ended by itself')
+            assert time.monotonic() < deadline, self._told_by_all(f'no sign of {what} within {LIMIT:g} s')
+            pause.wait(0.02)
+
+    # The end
+
+    def finish(self) -> None:
+        """End every program in good order, first those that begin something, and wait until nothing is left to do."""
+        for name in (*PRODUCERS, 'r'):
+            self._end_program(name)
+        self._await(self._is_empty, 'an end of the messages')
+        for name in STAGES:
+            self._end_program(name)
+
+    def _end_program(self, name: str) -> None:
+        life = self.players[name].life
+        life.send_signal(signal.SIGTERM)
+        try:
+            status = life.wait(LIMIT)
+        except AssertionError:
+            raise AssertionError(self._told_by_all(f'{name} does not end')) from None
+        assert status == 0, self._told_by_all(f'{name} ended with {status}')
+
+    def _is_empty(self) -> bool:
+        return not any(self.broker.messages().values())
+
+    def _told_by_all(self, fault: str) -> str:
+        """What is wrong, with what every program has said and, where it still runs, what it is doing."""
+        told = [fault]
+        for name, life in self.lives():
+            if not life.has_ended:
+                life.send_signal(signal.SIGCONT)
+                life.send_signal(signal.SIGABRT)  # the interpreter's fault handler prints where every thread is
+                with contextlib.suppress(AssertionError):
+                    life.wait(GOODBYE)
+            doings = [' '.join((entry.what, *entry.words)) for entry in list(life.journal) if entry.what != 'log']
+            told += [f'--- {name}, process {life.pid}: {len(doings)} lines, the last ones: {doings[-3:]}', *life.log]
+        return '\n'.join(told)
+
+
+# Faults
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One step of a plan.
+
+    :ivar kind: one of :data:`KINDS`
+    :ivar targets: the programs that it hits
+    :ivar amount: from 0 to 1, how much of it
+    :ivar lasts: for how many more faults, where it lasts
+    :ivar items: the next fault comes when so many more items have come out at the end
+    :ivar side: for what happens to one side or in one direction
+    """
+
+    kind: str
+    targets: tuple[str, ...]
+    amount: float
+    lasts: int
+    items: int
+    side: Side
+
+    def __str__(self) -> str:
+        return (
+            f'{self.kind} {",".join(self.targets)} {self.amount:.2f} {self.side} lasts {self.lasts} items {self.items}'
+        )
+
+
+Undo = Callable[[], object]
+
+
+def on_networks(act: Callable[[Proxy, Fault], object], lasts: bool = False) -> Callable[[Chain, Fault], Undo | None]:
+    """A fault of the ways to the broker that some programs have; where it lasts, they are good again later."""
+
+    def begin(chain: Chain, fault: Fault) -> Undo | None:
+        proxies = [chain.players[name].proxy for name in fault.targets]
+        for proxy in proxies:
+            act(proxy, fault)
+        return (lambda: [proxy.resume() for proxy in proxies]) if lasts else None
+
+    return begin
+
+
+def refuse(proxy: Proxy, fault: Fault) -> None:
+    proxy.refuse()
+    proxy.cut(reset=fault.amount < 0.5)
+
+
+def cut_after(proxy: Proxy, fault: Fault) -> None:
+    proxy.cut_after(int(1 + 5_000 * fault.amount), fault.side)
+
+
+def close_connections(chain: Chain, fault: Fault) -> None:
+    chain.broker.close_all_connections()
+
+
+def raise_alarm(chain: Chain, fault: Fault) -> Undo:
+    alarm = contextlib.ExitStack()
+    alarm.enter_context(memory_alarm(chain.broker))
+    return alarm.close
+
+
+def kill(chain: Chain, fault: Fault) -> None:
+    for name in fault.targets:
+        chain.players[name].kill()
+
+
+def stop(chain: Chain, fault: Fault) -> Undo:
+    lives = [chain.players[name].life for name in fault.targets]
+    for life in lives:
+        life.send_signal(signal.SIGSTOP)
+    return lambda: [life.send_signal(signal.SIGCONT) for life in lives if not life.was_killed]
+
+
+KINDS: dict[str, Callable[[Chain, Fault], Undo | None]] = {
+    'reset': on_networks(lambda proxy, fault: proxy.cut()),
+    'end': on_networks(lambda proxy, fault: proxy.cut(reset=False)),
+    'one-sided end': on_networks(lambda proxy, fault: proxy.cut(fault.amount < 0.5, fault.side)),
+    'half-open': on_networks(lambda proxy, fault: proxy.swallow()),
+    'cut after bytes': on_networks(cut_after),
+    'hold': on_networks(lambda proxy, fault: proxy.hold(), lasts=True),
+    'delay': on_networks(lambda proxy, fault: proxy.delay(0.2 * fault.amount), lasts=True),
+    'bandwidth': on_networks(lambda proxy, fault: proxy.bandwidth(2_000 + 20_000 * fault.amount), lasts=True),
+    'refuse': on_networks(refuse, lasts=True),
+    'closed by the broker': close_connections,
+    'memory alarm': raise_alarm,
+    'kill': kill,
+    'stop': stop,
+}
+
+ON_THE_BROKER = ('closed by the broker', 'memory alarm')
+ALL_AT_ONCE = 0.15
+"""The probability with which a fault of the network hits everybody."""
+
+
+def plan(
+    seed: int, faults: int, kinds: Sequence[str] = tuple(KINDS), targets: Sequence[str] = tuple(CAST)
+) -> list[Fault]:
+    """Return the sequence of faults that belongs to a seed. Every kind comes once before any comes again.
+
+    A longer plan of the same seed begins with the shorter one.
+    """
+    chance = random.Random(seed)
+    planned: list[Fault] = []
+    while len(planned) < faults:
+        planned += [_fault(chance, kind, targets) for kind in chance.sample(kinds, len(kinds))]
+    return planned[:faults]
+
+
+def _fault(chance: random.Random, kind: str, targets: Sequence[str]) -> Fault:
+    everybody = chance.random() < ALL_AT_ONCE and kind not in ('kill', 'stop')
+    one = chance.choice(targets)
+    return Fault(
+        kind,
+        () if kind in ON_THE_BROKER else tuple(targets) if everybody else (one,),
+        amount=chance.random(),
+        lasts=chance.randint(0, 3),
+        items=chance.randint(1, 40),
+        side=chance.choice(('client', 'broker')),
+    )
+
+
+def disturb(chain: Chain, faults: Sequence[Fault], patience: float) -> None:
+    """Have one fault happen after the other, as soon as there is progress; undo those that last, in the end all.
+
+    :param patience: seconds to wait for progress; some faults leave none
+    """
+    under_way: list[tuple[int, Undo]] = []
+    try:
+        for number, fault in enumerate(faults):
+            undo = KINDS[fault.kind](chain, fault)
+            if undo is not None:
+                under_way.append((number + fault.lasts, undo))
+            chain.await_progress(fault.items, patience)
+            for end, over in [each for each in under_way if each[0] <= number]:
+                under_way.remove((end, over))
+                over()
+    finally:
+        for _, over in under_way:
+            over()

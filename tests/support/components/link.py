@@ -1,0 +1,134 @@
+"""The programs between which there is chaos: ``link.py ROLE NAME LIFE``.
+
+``producer``
+    publishes numbered items, in bursts, to the first queue of the chain
+``stage NAME LIFE QUEUE [NEXT]``
+    handles the items of a queue and, where there is a next one, publishes each to that; answers calls
+``caller``
+    calls, again and again
+
+Each says what it does in a line of its standard output that is written before the next step is taken: what stands
+there has happened, even where the program is killed a moment later. SIGTERM ends it in good order.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from postage import messaging, microthreads
+
+FLUSH_TIMEOUT = 60.0
+
+
+class ChainExchange(messaging.Exchange):
+    name = 'chain-exchange'
+
+
+class Producer(messaging.GenericProducer):
+    eks = [(ChainExchange, 'a')]
+    # A call may lose every attempt to another fault.
+    rpc_timeout = 1.5
+    max_retry = 40
+
+
+def tell(*words: object) -> None:
+    """Say it at once, in one piece."""
+    os.write(1, (' '.join(map(str, ('@', *words))) + '\n').encode())
+
+
+def publish(producer: Producer, item: str, **options: Any) -> None:
+    """Publish an item, and tell its ``message_id`` and when it is confirmed."""
+    receipt = producer.message_item(item, **options)
+    tell('published', item, receipt.message_id)
+    receipt.add_done_callback(lambda: tell('confirmed' if receipt.confirmed else 'failed', item, receipt.message_id))
+
+
+class Stage(messaging.MessageProcessor):
+    """Hands each item on to the next queue, if there is one, with the ``message_id`` that it had in the first."""
+
+    def __init__(self, queue: str, following: str | None) -> None:
+        self._next = following
+        self._producer = Producer()
+        super().__init__({}, [(ChainExchange, [(queue, queue), ('questions', 'question')])])
+
+    @messaging.MessageHandler('command', 'item')
+    def msg_item(self, content: dict[str, Any]) -> None:
+        delivery = messaging.current_delivery()
+        item, message_id = content['parameters'], delivery.properties.message_id
+        origin = delivery.headers.get('origin', message_id)
+        tell('handles', item, message_id, 'again' if delivery.redelivered else 'fresh', origin)
+        if self._next:
+            publish(self._producer, item, _key=self._next, _headers={'origin': origin})
+
+    @messaging.RpcHandler('command', 'double')
+    def rpc_double(self, content: dict[str, Any], reply_func: Callable[[Any], None]) -> None:
+        reply_func(2 * content['parameters'])
+
+    def close(self) -> None:
+        super().close()
+        self._producer.close()
+
+
+def produce(name: str, life: str) -> None:
+    stop = await_signal()
+    bursts = random.Random(f'{name} {life}')
+    producer = Producer()
+    tell('begins')
+    number = 0
+    while not stop.wait(bursts.uniform(0.0, 0.2)):
+        for _ in range(bursts.randint(1, 30)):
+            item = f'{name}.{life}.{number}'
+            tell('publishes', item)
+            publish(producer, item)
+            number += 1
+    producer.flush(FLUSH_TIMEOUT)
+    producer.close()
+
+
+def handle(queue: str, following: str | None = None) -> None:
+    scheduler = microthreads.MicroScheduler()
+    stage = Stage(queue, following)
+    scheduler.add_microthread(stage)
+    tell('begins')
+    scheduler.run(FLUSH_TIMEOUT)
+    stage.close()
+
+
+def call(name: str, life: str) -> None:
+    stop = await_signal()
+    producer = Producer()
+    tell('begins')
+    number = 0
+    while not stop.wait(0.02):
+        tell('asks', number)
+        answer = producer.rpc_double(number, _key='question')
+        assert answer, answer.body
+        assert answer.body['content']['value'] == 2 * number, answer.body
+        tell('answered', number)
+        number += 1
+    producer.close()
+
+
+def await_signal() -> threading.Event:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
+
+
+def main(role: str, name: str, life: str, *rest: str) -> None:
+    logging.basicConfig(format='%(levelname)s %(message)s')
+    if role == 'stage':
+        handle(*rest)
+    else:
+        {'producer': produce, 'caller': call}[role](name, life)
+    tell('ends')
+
+
+main(*sys.argv[1:])
