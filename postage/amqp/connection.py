@@ -31,6 +31,7 @@ import pika.exceptions
 
 from postage import errors
 from postage.amqp.channel import Channel, ControlChannel, Steps, describe
+from postage.amqp.io_services import IOServices
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.topology import Queue, Topology
 from postage.amqp.transport import WireConnection
@@ -524,7 +525,7 @@ class Connection:
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_open_error,
             on_close_callback=self._on_lost,
-            custom_ioloop=self._loop,
+            custom_ioloop=IOServices(self._loop),
             fast_lane=fast_lane(),
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pika.exceptions
 import pytest
+from pika.adapters.utils import io_services_utils
 
 from postage import messaging
 from postage.broker.server import BrokerServer
@@ -501,6 +502,27 @@ def test_a_connection_that_is_cut_while_it_is_made_is_made_again(bench: Bench, p
     cuts.join(TIMEOUT)
     proxied.resume()
     receipt.wait(TIMEOUT)
+
+
+def test_a_connection_that_is_reset_as_soon_as_it_is_made_is_made_again(
+    bench: Bench, proxied: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pika expects the peer to be still there when it asks for its name, and tells nobody when it is not."""
+    connector = io_services_utils._AsyncStreamConnector
+    begin, resets = connector.__init__, iter([True, True])
+
+    def begin_too_late(self: Any, nbio: Any, protocol_factory: Any, sock: Any, **options: Any) -> None:
+        if next(resets, False):
+            sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        begin(self, nbio=nbio, protocol_factory=protocol_factory, sock=sock, **options)
+
+    producer = bench.producer()
+    monkeypatch.setattr(connector, '__init__', begin_too_late)
+    proxied.cut()
+    producer.message_echo('again').wait(TIMEOUT)
+    assert next(resets, None) is None
+    assert not bench.log.find('ERROR')
 
 
 def size_of_connection_start(broker: Broker) -> int:
