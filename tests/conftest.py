@@ -129,7 +129,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture
-def note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+def record_note(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """A function that has something said below the results, whether the test passes or not."""
     return lambda text: record_property(NOTE, text)
 

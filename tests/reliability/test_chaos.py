@@ -11,37 +11,68 @@ from pathlib import Path
 
 import pytest
 
-from support.brokers import Broker
-from support.chaos import Chain, Fault, disturb, plan
+from support.brokers import Broker, RabbitMQ
+from support.chaos import BROKER_KILLED, KINDS, PRODUCERS, STAGES, Chain, Fault, disturb, plan
 from support.evidence import Evidence
 from support.soak import IS_SOAK, SEED, runs
 
 FAULTS = 60 if IS_SOAK else 25
-PATIENCE = 1.0 if IS_SOAK else 0.4
-"""Seconds from one fault to the next, where there is no progress at all."""
+KILLS = 25
+
+soak_only = pytest.mark.skipif(not IS_SOAK, reason='takes long; make soak runs it')
+
+Check = Callable[..., None]
 
 
-def check(broker: Broker, directory: Path, faults: list[Fault], note: Callable[[str], None], title: str) -> None:
-    """Run the programs, disturb them, let them end, and judge."""
-    print(title, *faults, sep='\n')
-    try:
-        with Chain(broker, directory) as chain:
-            disturb(chain, faults, PATIENCE)
-            chain.await_everybody()
-            chain.finish()
-        evidence = Evidence(chain)
-        assert not evidence.faults, '\n'.join(evidence.faults)
-    except BaseException:
-        note(f'{title}: failed')
-        raise
-    note(f'{title}: {evidence}')
+@pytest.fixture
+def check(tmp_path: Path, record_note: Callable[[str], None]) -> Check:
+    """A function that runs the programs on a broker, disturbs them, has them end, and judges.
+
+    Its arguments are the broker, the faults, how these can be had again, and how many seconds to wait for progress
+    from one fault to the next.
+    """
+
+    def check(broker: Broker, faults: list[Fault], title: str, patience: float) -> None:
+        print(title)
+        outcome = 'failed'
+        try:
+            with Chain(broker, tmp_path) as chain:
+                disturb(chain, faults, patience)
+                chain.await_everybody()
+                chain.finish()
+            print(chain.logs())
+            evidence = Evidence(chain)
+            assert not evidence.faults, '\n'.join(evidence.faults)
+            outcome = str(evidence)
+        finally:
+            record_note(f'{title}: {len(faults)} faults, {outcome}')
+
+    return check
 
 
-@pytest.mark.parametrize('run', range(runs(5, 40)))
+@pytest.mark.parametrize('run', range(runs(short=5, long=40)))
 def test_nothing_is_lost_and_every_duplicate_has_its_reason(
-    run: int, request: pytest.FixtureRequest, tmp_path: Path, note: Callable[[str], None]
+    run: int, request: pytest.FixtureRequest, check: Check
 ) -> None:
     seed = SEED + run
     broker = request.getfixturevalue(('embedded', 'rabbitmq')[seed % 2])
-    faults = plan(seed, FAULTS)
-    check(broker, tmp_path, faults, note, f'SEED={seed} RUNS=1 ({broker.name}, {FAULTS} faults)')
+    check(broker, plan(seed, FAULTS), f'SEED={seed} RUNS=1 ({broker.name})', patience=1.0 if IS_SOAK else 0.25)
+
+
+@soak_only
+@pytest.mark.parametrize('victims', [PRODUCERS, STAGES], ids=['producers', 'stages'])
+def test_nothing_is_lost_when_programs_are_killed(broker: Broker, victims: list[str], check: Check) -> None:
+    faults = plan(SEED, KILLS, ['kill'], victims)
+    check(broker, faults, f'SEED={SEED} ({broker.name}, {" and ".join(victims)} killed)', patience=2.0)
+
+
+@soak_only
+def test_nothing_is_lost_when_the_broker_is_killed_under_load(private_rabbitmq: RabbitMQ, check: Check) -> None:
+    faults = plan(SEED, 8, [BROKER_KILLED])
+    check(private_rabbitmq, faults, f'SEED={SEED} (rabbitmq, killed)', patience=20.0)
+
+
+@soak_only
+def test_nothing_is_lost_when_everything_happens_at_once(private_rabbitmq: RabbitMQ, check: Check) -> None:
+    faults = plan(SEED, 5 * len(KINDS), list(KINDS))
+    check(private_rabbitmq, faults, f'SEED={SEED} (rabbitmq, killed and disturbed)', patience=1.0)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.brokers import Broker
+from support.brokers import Broker, RabbitMQ
 from support.messaging import memory_alarm
 from support.programs import Program
 from support.proxy import Proxy, Side
@@ -72,6 +72,7 @@ class Life(Program):
 
     :ivar journal: what it has told so far
     :ivar was_killed: by SIGKILL
+    :ivar may_end: it was asked to, or killed
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Life(Program):
     ) -> None:
         self.journal: list[Entry] = []
         self.was_killed = False
+        self.may_end = False
         self._hear = hear
         super().__init__(LINK, arguments, environment, cwd)
 
@@ -89,11 +91,6 @@ class Life(Program):
         entry = Entry(time.monotonic(), what, tuple(words))
         self.journal.append(entry)
         self._hear(entry)
-
-    @property
-    def log(self) -> list[str]:
-        """What it has said beside its journal."""
-        return [entry.words[0] for entry in list(self.journal) if entry.what == 'log']
 
     def entries(self, what: str) -> list[Entry]:
         return [entry for entry in list(self.journal) if entry.what == what]
@@ -126,7 +123,7 @@ class Player:
 
     def kill(self) -> None:
         """Kill it with SIGKILL and start it again."""
-        self.life.was_killed = True
+        self.life.was_killed = self.life.may_end = True
         self.life.kill()
         self.start()
 
@@ -148,6 +145,7 @@ class Chain:
     def __init__(self, broker: Broker, cwd: Path) -> None:
         self.broker = broker
         self.arrived: dict[str, float] = {}
+        self._begin = time.monotonic()
         self._changed = threading.Condition()
         self.players: dict[str, Player] = {}
         with contextlib.ExitStack() as stack:
@@ -181,6 +179,10 @@ class Chain:
         for name, player in self.players.items():
             for life in player.lives:
                 yield name, life
+
+    def tell(self, text: object) -> None:
+        """Print what the test does, with the seconds since the beginning."""
+        print(f'{time.monotonic() - self._begin:6.2f} {text}')
 
     # Waiting
 
@@ -232,7 +234,9 @@ class Chain:
         pause = threading.Event()
         while not condition():
             for name, player in self.players.items():
-                assert not player.life.has_ended, self._told_by_all(f'{name} has ended by itself')
+                assert player.life.may_end or not player.life.has_ended, self._told_by_all(
+                    f'{name} has ended by itself'
+                )
             assert time.monotonic() < deadline, self._told_by_all(f'no sign of {what} within {LIMIT:g} s')
             pause.wait(0.02)
 
@@ -248,6 +252,7 @@ class Chain:
 
     def _end_program(self, name: str) -> None:
         life = self.players[name].life
+        life.may_end = True
         life.send_signal(signal.SIGTERM)
         try:
             status = life.wait(LIMIT)
@@ -260,15 +265,22 @@ class Chain:
 
     def _told_by_all(self, fault: str) -> str:
         """What is wrong, with what every program has said and, where it still runs, what it is doing."""
-        told = [fault]
-        for name, life in self.lives():
+        for _, life in self.lives():
             if not life.has_ended:
                 life.send_signal(signal.SIGCONT)
                 life.send_signal(signal.SIGABRT)  # the interpreter's fault handler prints where every thread is
                 with contextlib.suppress(AssertionError):
                     life.wait(GOODBYE)
-            doings = [' '.join((entry.what, *entry.words)) for entry in list(life.journal) if entry.what != 'log']
-            told += [f'--- {name}, process {life.pid}: {len(doings)} lines, the last ones: {doings[-3:]}', *life.log]
+        return f'{fault}\n{self.logs()}'
+
+    def logs(self) -> str:
+        """What every program has said beside its journal, and the end of that, with the seconds since the beginning."""
+        told = []
+        for name, life in self.lives():
+            told.append(f'--- {name}, process {life.pid}')
+            entries = list(life.journal)
+            shown = [entry for entry in entries if entry.what == 'log'] + [e for e in entries if e.what != 'log'][-3:]
+            told += [f'{entry.time - self._begin:6.2f} {entry.what} {" ".join(entry.words)}' for entry in shown]
         return '\n'.join(told)
 
 
@@ -346,6 +358,15 @@ def stop(chain: Chain, fault: Fault) -> Undo:
     return lambda: [life.send_signal(signal.SIGCONT) for life in lives if not life.was_killed]
 
 
+def kill_broker(chain: Chain, fault: Fault) -> None:
+    """Kill the node under everybody, with SIGKILL, and start it again. A private one only."""
+    assert isinstance(chain.broker, RabbitMQ)
+    chain.broker.node.kill()
+    chain.broker.node.start()
+
+
+BROKER_KILLED = 'broker killed'
+
 KINDS: dict[str, Callable[[Chain, Fault], Undo | None]] = {
     'reset': on_networks(lambda proxy, fault: proxy.cut()),
     'end': on_networks(lambda proxy, fault: proxy.cut(reset=False)),
@@ -360,15 +381,17 @@ KINDS: dict[str, Callable[[Chain, Fault], Undo | None]] = {
     'memory alarm': raise_alarm,
     'kill': kill,
     'stop': stop,
+    BROKER_KILLED: kill_broker,
 }
 
-ON_THE_BROKER = ('closed by the broker', 'memory alarm')
+ON_ANY_BROKER = tuple(kind for kind in KINDS if kind != BROKER_KILLED)
+WITHOUT_TARGETS = ('closed by the broker', 'memory alarm', BROKER_KILLED)
 ALL_AT_ONCE = 0.15
 """The probability with which a fault of the network hits everybody."""
 
 
 def plan(
-    seed: int, faults: int, kinds: Sequence[str] = tuple(KINDS), targets: Sequence[str] = tuple(CAST)
+    seed: int, faults: int, kinds: Sequence[str] = ON_ANY_BROKER, targets: Sequence[str] = tuple(CAST)
 ) -> list[Fault]:
     """Return the sequence of faults that belongs to a seed. Every kind comes once before any comes again.
 
@@ -386,10 +409,10 @@ def _fault(chance: random.Random, kind: str, targets: Sequence[str]) -> Fault:
     one = chance.choice(targets)
     return Fault(
         kind,
-        () if kind in ON_THE_BROKER else tuple(targets) if everybody else (one,),
+        () if kind in WITHOUT_TARGETS else tuple(targets) if everybody else (one,),
         amount=chance.random(),
         lasts=chance.randint(0, 3),
-        items=chance.randint(1, 40),
+        items=chance.randint(1, 30),
         side=chance.choice(('client', 'broker')),
     )
 
@@ -402,6 +425,7 @@ def disturb(chain: Chain, faults: Sequence[Fault], patience: float) -> None:
     under_way: list[tuple[int, Undo]] = []
     try:
         for number, fault in enumerate(faults):
+            chain.tell(fault)
             undo = KINDS[fault.kind](chain, fault)
             if undo is not None:
                 under_way.append((number + fault.lasts, undo))

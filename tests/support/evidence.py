@@ -22,7 +22,7 @@ from itertools import pairwise
 from support.chaos import CAST, PRODUCERS, QUEUES, Chain, Life
 
 SENT_AGAIN = 'unconfirmed messages will be sent again'
-CUT_OFF = ('(consuming) was lost', 'channel of the consumer')
+CUT_OFF = ('(consuming) was lost', 'channel of the consumer', 'dropped ')
 NEVER_SAID = ('Traceback', 'ERROR', 'CRITICAL', 'Fatal Python error')
 
 REDELIVERED, RESENT, HANDED_ON = 'redelivered', 'sent again', 'handed on again'
@@ -95,7 +95,8 @@ class Evidence:
     # Reading
 
     def _read(self, name: str, life: Life) -> None:
-        self.faults += [f'{name} said: {line}' for line in life.log if any(word in line for word in NEVER_SAID)]
+        log = [entry.words[0] for entry in life.entries('log')]
+        self.faults += [f'{name} said: {line}' for line in log if any(words in line for words in NEVER_SAID)]
         role, *queues = CAST[name]
         self._answers += len(life.entries('answered'))
         if role == 'stage':

@@ -10,7 +10,7 @@ NOTE = 'note'
 
 
 class Notes:
-    """The plugin. Tests write notes with the fixture ``note``; they may run in several processes."""
+    """The plugin. Tests write notes with the fixture ``record_note``; they may run in several processes."""
 
     def __init__(self) -> None:
         self._notes: list[str] = []
