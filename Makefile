@@ -16,15 +16,18 @@ demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_U
 	@$(BIN)/python demos/run_all.py
 
 # A missing RabbitMQ is said at the very end, below what tox prints.
-test: $(VENV)/.tox ## style, types and all tests; ARGS="-k word" goes to pytest
+test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
 	@rm -f '$(NOTE)'
-	@status=0; POSTAGE_TEST_NOTE='$(NOTE)' $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
+	@status=0; POSTAGE_TEST_NOTE='$(NOTE)' SEED='$(SEED)' RUNS='$(RUNS)' \
+	    $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
-soak: $(VENV)/.tox ## the long forms of the tests that have one; ARGS="-k word" goes to pytest
-	@POSTAGE_SOAK=1 $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
+# About 20 minutes on two cores, of which the chaos takes most; the second process does all the rest beside it.
+soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
+	@POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
 
-SOAK_TESTS := tests/reliability/test_long_life.py tests/dead_letters tests/conformance tests/unit/broker
+SOAK_TESTS := tests/reliability/test_chaos.py tests/reliability/test_long_life.py tests/dead_letters tests/conformance \
+    tests/unit/broker
 
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint

@@ -146,6 +146,11 @@ class LocalConsumer(GenericConsumer):
         return _NoConnection
 
     @property
+    def connections(self) -> list[Any]:
+        """There is none."""
+        return []
+
+    @property
     def channel(self) -> Any:
         """There is none.
 

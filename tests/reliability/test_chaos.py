@@ -19,6 +19,8 @@ from support.soak import IS_SOAK, SEED, runs
 FAULTS = 60 if IS_SOAK else 25
 KILLS = 25
 
+pytestmark = pytest.mark.timeout(600)  # the waits within have their own limits, and say what is missing
+
 soak_only = pytest.mark.skipif(not IS_SOAK, reason='takes long; make soak runs it')
 
 Check = Callable[..., None]

@@ -247,6 +247,7 @@ class Chain:
         for name in (*PRODUCERS, 'r'):
             self._end_program(name)
         self._await(self._is_empty, 'an end of the messages')
+        assert self.broker.messages().keys() == {*QUEUES, 'questions'}, 'a queue was left behind'
         for name in STAGES:
             self._end_program(name)
 

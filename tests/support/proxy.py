@@ -45,7 +45,9 @@ class Proxy:
     host = '127.0.0.1'
 
     def __init__(self, host: str, port: int) -> None:
-        self.port = 0
+        # Bound and never listened to: while connections are refused, nobody else gets the port.
+        self._reservation = self._bound_socket(0)
+        self.port: int = self._reservation.getsockname()[1]
         self.swallowed = 0
         self._target = (host, port)
         self._listener: socket.socket | None = None
@@ -190,6 +192,7 @@ class Proxy:
         self._stop_listening()
         self._cut(reset=True, side=None)
         self._selector.close()
+        self._reservation.close()
         self._wake_in.close()
         self._wake_out.close()
 
@@ -202,13 +205,16 @@ class Proxy:
     def _listen(self) -> None:
         if self._listener is not None:
             return
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((self.host, self.port))
+        self._listener = self._bound_socket(self.port)
         self._listener.listen()
         self._listener.setblocking(False)
-        self.port = self._listener.getsockname()[1]
         self._selector.register(self._listener, selectors.EVENT_READ, self._on_client)
+
+    def _bound_socket(self, port: int) -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((self.host, port))
+        return sock
 
     def _stop_listening(self) -> None:
         if self._listener is not None:
