@@ -157,7 +157,7 @@ class Channel:
         self.number = self._pika.channel_number
         yield self._opening
         self._opening = None
-        wire.lanes[self.number] = self
+        wire.open_lane(self.number, self, self._pika)
         self.generation += 1
         yield from self._set_up()
         self.is_open = self._is_set_up = True
@@ -179,7 +179,7 @@ class Channel:
         self.closing()
         wire = self.connection.wire
         if wire is not None:
-            wire.lanes.pop(self.number, None)
+            wire.close_lane(self.number)
         self._pika = None
         opening, self._opening = self._opening, None
         if opening is not None and not opening.done():
@@ -246,6 +246,16 @@ class Channel:
 
     def end_of_read(self) -> None:
         pass
+
+    def on_message(self) -> Callable[..., None]:
+        """What pika wants to call with deliveries, where the lane does not bring them. With a connection only."""
+        assert self.connection.wire is not None
+        return self.connection.wire.on_message(self)
+
+    def on_confirm(self) -> Callable[[Any], None]:
+        """The same with confirms."""
+        assert self.connection.wire is not None
+        return self.connection.wire.on_confirm(self)
 
     # Operations
 

@@ -31,10 +31,11 @@ import pika.exceptions
 
 from postage import errors
 from postage.amqp.channel import Channel, ControlChannel, Steps, describe
+from postage.amqp.fallback import PublicConnection
 from postage.amqp.io_services import IOServices
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.topology import Queue, Topology
-from postage.amqp.transport import WireConnection
+from postage.amqp.transport import WireConnection, connection_class
 from postage.amqp.waiting import ReadingAlarm, send_batch, this_thread
 from postage.settings import BrokerSettings, fast_lane
 
@@ -68,6 +69,7 @@ class Connection:
     def __init__(self, settings: BrokerSettings, role: Role) -> None:
         self.settings = settings
         self.role = role
+        self._fast_lane = fast_lane()
         self._users = 0
         self._publishers: dict[bool, PublishingChannel] = {}
         self._channels: list[Channel] = []
@@ -80,12 +82,12 @@ class Connection:
 
     def _start_over(self) -> None:
         """The state of a connection that was never opened: at first, and in a forked child."""
-        self.wire: WireConnection | None = None
+        self.wire: PublicConnection | None = None
         self.is_ready = False
         self.error: errors.BrokerError | None = None
         self._thread: threading.Thread | None = None
         self._loop = pika.adapters.select_connection.IOLoop()
-        self._attempt: WireConnection | None = None
+        self._attempt: PublicConnection | None = None
         self._opened: Future[None] = Future()
         self._waiting_for_open: list[Future[Any]] = []
         self._closing = self._close_requested = False
@@ -345,7 +347,7 @@ class Connection:
             self._flush_requested = True
             self.call_soon(lambda: self._loop.call_later(0.005, self.flush_now))
 
-    def _drain(self, wire: WireConnection, drained: list[Channel]) -> None:
+    def _drain(self, wire: PublicConnection, drained: list[Channel]) -> None:
         frames: list[bytes] = []
         while self._dirty:
             channel = self._dirty.popleft()
@@ -376,14 +378,14 @@ class Connection:
 
     def _reclaim(self) -> None:
         wire = self.wire
-        if wire is not None and wire.reader is not None:
+        if isinstance(wire, WireConnection) and wire.reader is not None:
             self._loop.add_callback_threadsafe(wire.take_back)
 
     def begin_reading(self, alarm: ReadingAlarm) -> WireConnection | None:
         """A thread begins to wait. Returns what it is to read meanwhile, if it is the one to read this connection."""
         self._waiting.add(alarm)
         wire = self.wire
-        if wire is None or not wire.may_be_read_elsewhere:
+        if not isinstance(wire, WireConnection) or not wire.may_be_read_elsewhere:
             return None
         if wire.reader is alarm:
             wire.reading.acquire()
@@ -432,8 +434,8 @@ class Connection:
             if channel.look():
                 self._watched.add(channel)
         wire = self.wire
-        is_away = wire is not None and wire.reader is not None and not wire.reading.locked()
-        if is_away and not was_stirred and wire is not None:
+        is_away = isinstance(wire, WireConnection) and wire.reader is not None and not wire.reading.locked()
+        if is_away and not was_stirred and isinstance(wire, WireConnection):
             wire.take_back()
         if was_stirred or is_away or self._watched:
             self._loop.call_later(TICK_SECONDS, self._tick)
@@ -520,16 +522,22 @@ class Connection:
         parameters = self.settings.parameters()
         chosen = parameters[self._endpoint % len(parameters)]
         chosen.client_properties = {'connection_name': f'postage {self.role}, pid {os.getpid()}'}
-        self._attempt = WireConnection(
+        self._attempt = self._new_wire(
             chosen,
             on_open_callback=self._on_open,
             on_open_error_callback=self._on_open_error,
             on_close_callback=self._on_lost,
-            custom_ioloop=IOServices(self._loop),
-            fast_lane=fast_lane(),
         )
 
-    def _on_open(self, wire: WireConnection) -> None:
+    def _new_wire(self, *args: Any, **kwds: Any) -> PublicConnection:
+        """pika's connection, with as much of the fast lane as is asked for and possible."""
+        services = IOServices(self._loop)
+        kind = connection_class(self._fast_lane)
+        if issubclass(kind, WireConnection):
+            return kind(*args, fast_lane=self._fast_lane, services=services, **kwds)
+        return kind(*args, custom_ioloop=services, **kwds)
+
+    def _on_open(self, wire: PublicConnection) -> None:
         if self._closing:
             wire.close()
             return
@@ -539,7 +547,7 @@ class Connection:
         self._watch(wire, wire.bytes_received, time.monotonic())
         self.drive(self._restore_steps()).add_done_callback(self._on_restored)
 
-    def _watch(self, wire: WireConnection, received: int, since: float) -> None:
+    def _watch(self, wire: PublicConnection, received: int, since: float) -> None:
         """Give up a connection on which nothing has come for two heartbeats; pika would wait for five seconds more."""
         if not wire.heartbeat or not wire.is_open:
             return

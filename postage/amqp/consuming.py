@@ -264,7 +264,7 @@ class ConsumingChannel(Channel):
             'basic_consume',
             f'consume from queue {queue!r}',
             queue=queue,
-            on_message_callback=_nothing,  # the lane delivers
+            on_message_callback=self.on_message(),
             consumer_tag=tag,
         )
 
@@ -409,7 +409,11 @@ class ReplyChannel(Channel):
                 'queue_declare', 'declare a queue for replies', queue=self.address, exclusive=True, auto_delete=True
             )
         yield self.operate(
-            'basic_consume', 'receive replies', queue=self.address, on_message_callback=_nothing, auto_ack=True
+            'basic_consume',
+            'receive replies',
+            queue=self.address,
+            on_message_callback=self.on_message(),
+            auto_ack=True,
         )
 
     def _on_lost(self, error: errors.BrokerError) -> None:

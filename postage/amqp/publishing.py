@@ -267,8 +267,7 @@ class PublishingChannel(Channel):
 
     def _set_up(self) -> Steps:
         if self.confirms:
-            # The confirms come by the lane; pika wants a callback all the same.
-            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=lambda frame: None)
+            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=self.on_confirm())
         self._tag = 0
         self._oldest = 1
 

@@ -12,10 +12,9 @@ pika's connection lives on an I/O thread: its loop, timers, heartbeats and chann
 Neither is done with TLS, for which only one thread may touch the connection.
 
 The seam: of pika's connection, ``_proto_connection_made``, ``_proto_connection_lost``, ``_proto_data_received``,
-``_output_marshaled_frames`` and ``_terminate_stream`` are overridden, ``_on_data_available`` is called, ``_transport``
-and ``_nbio`` are used; of its transport, ``_sock`` is. The byte and frame counters that pika's heartbeats look at are
-kept. A test holds each of these names for every pika that is supported; where one is absent,
-:mod:`postage.amqp.fallback` does without.
+``_output_marshaled_frames`` and ``_terminate_stream`` are overridden, and ``_on_data_available`` is called; of its
+transport, ``_sock`` is used. The byte and frame counters that pika's heartbeats look at are kept. A test holds each of
+these names for every pika that is supported; where one is absent, :mod:`postage.amqp.fallback` does without.
 """
 
 from __future__ import annotations
@@ -26,15 +25,17 @@ import socket
 import ssl
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import pika
+import pika.channel
 import pika.exceptions
 
+from postage.amqp.fallback import PublicConnection
+from postage.amqp.io_services import IOServices
 from postage.amqp.wire import Cutter, Lane
-
-if TYPE_CHECKING:
-    from postage.settings import FastLane
+from postage.settings import FastLane
 
 logger = logging.getLogger('postage.amqp')
 
@@ -49,53 +50,80 @@ class Reader(Protocol):
         """Have it return from its wait. Any thread."""
 
 
-class WireConnection(pika.SelectConnection):
+SEAM = (
+    '_on_data_available',
+    '_output_marshaled_frames',
+    '_proto_connection_lost',
+    '_proto_connection_made',
+    '_proto_data_received',
+    '_terminate_stream',
+)
+"""What has to be there of pika's connection."""
+
+
+@functools.lru_cache  # and so it is said once
+def connection_class(fast_lane: FastLane) -> type[PublicConnection]:
+    """The class of connection for that much of the fast lane, or for what this pika allows of it."""
+    if fast_lane is FastLane.OFF:
+        return PublicConnection
+    missing = [name for name in SEAM if not hasattr(pika.SelectConnection, name)]
+    if missing:
+        logger.warning(
+            "pika %s has no %s: messages take pika's own, slower way, and one whose headers pika cannot decode costs "
+            'the connection; a newer Postage may know this pika',
+            pika.__version__,
+            ', '.join(missing),
+        )
+        return PublicConnection
+    return WireConnection
+
+
+class WireConnection(PublicConnection):
     """pika's connection with the fast lane in it. Created on the I/O thread.
 
     :param fast_lane: how much of it is used, see :class:`postage.settings.FastLane`
-    :ivar lanes: the channels that take the fast lane, by number
-    :ivar writing: held by the thread that sends
+    :param services: pika's way to sockets, the ``custom_ioloop``
     :ivar reading: held by :attr:`reader` while it waits and reads
     :ivar reader: who reads in the I/O thread's place; changed by the I/O thread alone
-    :ivar is_lost: whether it has gone; nothing may be sent any more
     """
 
-    def __init__(self, *args: Any, fast_lane: FastLane, **kwds: Any) -> None:
-        self.lanes: dict[int, Lane] = {}
-        self.writing = threading.Lock()
+    def __init__(self, *args: Any, fast_lane: FastLane, services: IOServices, **kwds: Any) -> None:
         self.reading = threading.Lock()
         self.reader: Reader | None = None
-        self.is_lost = False
         self._fast_lane = fast_lane
-        self._cutter = Cutter(self.lanes, self._pass_on)
+        self._services = services
+        self._stream: Any = None  # pika's transport
         self._socket: socket.socket | None = None  # our own handle; none with TLS
         self._number = -1  # of pika's handle, in its loop
         self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
         self._is_ending = False
         self._is_asked = False
         self._is_spent = False  # its reader has met its end
-        super().__init__(*args, **kwds)
+        super().__init__(*args, custom_ioloop=services, **kwds)
+        self._cutter = Cutter(self.lanes, self._pass_on)
 
-    # What was agreed with the broker
+    # Channels
 
-    @property
-    def frame_max(self) -> int:
-        """Bytes that a frame may have."""
-        return int(self.params.frame_max)
+    def open_lane(self, number: int, lane: Lane, channel: pika.channel.Channel) -> None:
+        """Have what comes for a channel brought to its lane."""
+        self.lanes[number] = lane
 
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between heartbeats; 0 where there are none."""
-        agreed = self.params.heartbeat
-        return float(agreed) if isinstance(agreed, int) else 0.0
+    def on_message(self, lane: Lane) -> Callable[..., None]:
+        """What pika is to call with each delivery: it never gets one."""
+        return _nothing
+
+    def on_confirm(self, lane: Lane) -> Callable[[Any], None]:
+        """What pika is to call with each confirm: it never gets one."""
+        return _nothing
 
     # Coming and going, on the I/O thread
 
     def _proto_connection_made(self, transport: Any) -> None:
-        sock = transport._sock
-        if self._fast_lane.sends_directly and not isinstance(sock, ssl.SSLSocket):
+        self._stream = transport
+        sock = getattr(transport, '_sock', None)
+        if self._fast_lane.sends_directly and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket):
             self._socket, self._number = sock.dup(), sock.fileno()
-            self._nbio.set_reader(self._number, self._on_readable)
+            self._services.set_reader(self._number, self._on_readable)
         super()._proto_connection_made(transport)
 
     def _proto_connection_lost(self, error: BaseException | None) -> None:
@@ -110,8 +138,9 @@ class WireConnection(pika.SelectConnection):
             self.reading.release()
         sock, self._socket = self._socket, None
         if sock is not None:
-            self._nbio.remove_reader(self._number)
+            self._services.remove_reader(self._number)
             sock.close()
+        self._stream = None
         super()._proto_connection_lost(error)
 
     def _terminate_stream(self, error: Exception | None) -> None:
@@ -130,7 +159,7 @@ class WireConnection(pika.SelectConnection):
 
     def abandon(self) -> None:
         """Give up this process's share of the socket without a word to the broker: for a forked child."""
-        for sock in (self._socket, getattr(self._transport, '_sock', None)):
+        for sock in (self._socket, getattr(self._stream, '_sock', None)):
             if sock is not None:
                 sock.close()
 
@@ -144,18 +173,19 @@ class WireConnection(pika.SelectConnection):
     @property
     def backlog(self) -> int:
         """Bytes that wait here because the broker does not read them."""
-        if self._transport is None:
+        stream = self._stream
+        if stream is None:
             return 0
-        return int(self._transport.get_write_buffer_size()) + sum(map(len, list(self._leftover)))
+        return int(stream.get_write_buffer_size()) + sum(map(len, list(self._leftover)))
 
     def write(self, data: bytes) -> None:
         """Send ready frames, in order with whatever pika sends. By the holder of :attr:`writing`."""
         self.bytes_sent += len(data)
         self.frames_sent += 1
-        if self._socket is None or self._transport is None:
-            self._adapter_emit_data(data)
+        if self._socket is None:
+            self._stream.write(data)
             return
-        if not self._leftover and not self._transport.get_write_buffer_size():
+        if not self._leftover and not self._stream.get_write_buffer_size():
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
@@ -174,8 +204,8 @@ class WireConnection(pika.SelectConnection):
     def _write_leftover(self) -> None:
         with self.writing:
             while self._leftover:
-                if self._transport is not None:
-                    self._transport.write(self._leftover[0])
+                if self._stream is not None:
+                    self._stream.write(self._leftover[0])
                 self._leftover.popleft()
 
     def _output_marshaled_frames(self, marshaled_frames: Any) -> None:
@@ -259,7 +289,7 @@ class WireConnection(pika.SelectConnection):
     def _grant(self, reader: Reader) -> None:
         self._is_asked = False
         if self.reader is None and self.may_be_read_elsewhere and self.is_open and not self._is_ending:
-            self._nbio.remove_reader(self._number)
+            self._services.remove_reader(self._number)
             self.reader = reader
             reader.ring()
 
@@ -269,4 +299,8 @@ class WireConnection(pika.SelectConnection):
             self.reader = None
             self.reading.release()
             if self._socket is not None and not self._is_ending and not self.is_lost:
-                self._nbio.set_reader(self._number, self._on_readable)
+                self._services.set_reader(self._number, self._on_readable)
+
+
+def _nothing(*_: object) -> None:
+    """For what the lane does itself."""

@@ -11,7 +11,7 @@ Frame layout: AMQP 0-9-1, sections 2.3 (frames) and 4.2 (format). Nothing here i
 from __future__ import annotations
 
 import calendar
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
@@ -47,6 +47,7 @@ _body_size = Struct('>Q')
 _content_header = Struct('>BHIHHQ')
 _settlement = Struct('>BHIIQBB')
 _tag_and_bits = Struct('>QB')
+_method_tag_and_bits = Struct('>IQB')
 _reply_code = Struct('>H')
 _flags = Struct('>H')
 
@@ -358,6 +359,28 @@ def return_frame(channel: int, delivery_tag: int) -> bytes:
     From RabbitMQ 4.3 on a nack, unlike a reject, does not count against a quorum queue's delivery limit.
     """
     return _settlement.pack(METHOD, channel, 13, BASIC_NACK, delivery_tag, _REQUEUE, FRAME_END_BYTE)
+
+
+def each_frame(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, channel and payload of each of these ready frames."""
+    position = 0
+    while position < len(data):
+        kind, channel, size = _frame.unpack_from(data, position)
+        yield kind, channel, data[position + 7 : position + 7 + size]
+        position += size + FRAME_OVERHEAD
+
+
+def publish_of(arguments: bytes) -> tuple[str, str, bool]:
+    """Exchange, routing key and whether it is mandatory: what :func:`publish_arguments` was made of."""
+    exchange, position = _read_short_string(arguments, 6)
+    routing_key, position = _read_short_string(arguments, position)
+    return exchange, routing_key, bool(arguments[position])
+
+
+def settlement_of(payload: bytes) -> tuple[int, int]:
+    """Method and delivery tag of an acknowledgement, a reject or a nack."""
+    method, tag, _ = _method_tag_and_bits.unpack(payload)
+    return method, tag
 
 
 # Frames in

@@ -23,6 +23,7 @@ from hypothesis import strategies as some
 
 from postage.amqp import wire
 from postage.amqp.consuming import decode_properties
+from postage.amqp.io_services import IOServices
 from postage.amqp.transport import WireConnection
 from postage.amqp.wire import Content
 from postage.errors import ConfigurationError, EncodingError
@@ -262,7 +263,13 @@ class Cutter(WireConnection):
     """A connection without a socket: bytes are fed to it, and what it would hand to pika is noted."""
 
     def __init__(self, notes: list[Any]) -> None:
-        super().__init__(pika.ConnectionParameters(), internal_connection_workflow=False, fast_lane=FastLane.THREAD)
+        services = IOServices(pika.adapters.select_connection.IOLoop())
+        super().__init__(
+            pika.ConnectionParameters(),
+            internal_connection_workflow=False,
+            fast_lane=FastLane.THREAD,
+            services=services,
+        )
         self.notes = notes
         self.lane = Lane(notes)
         self.lanes[1] = self.lane
@@ -474,7 +481,6 @@ def test_pika_s_transport_hands_data_to_the_method_that_is_overridden(cutters: C
 
 def test_pika_s_connection_has_the_attributes(cutters: Callable[[], Cutter]) -> None:
     cutter = cutters()
-    assert cutter._transport is None
     assert cutter.bytes_received == 0
     assert cutter.frames_received == 0
     assert cutter.params.frame_max == pika.ConnectionParameters().frame_max
@@ -494,7 +500,7 @@ def test_pika_counts_what_is_sent_and_writes_it_to_the_transport(cutters: Callab
 
     cutter = cutters()
     transport: Any = Transport()
-    cutter._transport = transport
+    cutter._stream = transport
     with cutter.writing:
         cutter.write(HEARTBEAT * 2)
     assert transport.written == HEARTBEAT * 2
