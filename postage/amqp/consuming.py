@@ -21,7 +21,15 @@ import pika.spec
 from postage import errors
 from postage.amqp.channel import Channel, Steps
 from postage.amqp.topology import Topology
-from postage.amqp.wire import Content, ack_frame, decode_properties, reject_frame, return_frame
+from postage.amqp.wire import (
+    Answerable,
+    Content,
+    ack_frame,
+    decode_answerable,
+    decode_properties,
+    reject_frame,
+    return_frame,
+)
 
 if TYPE_CHECKING:
     from postage.amqp.connection import Connection
@@ -103,6 +111,14 @@ class Delivery:
         if self._properties is None:
             self._properties = decode_properties(self._content.properties)
         return self._properties
+
+    @property
+    def answerable(self) -> Answerable:
+        """Of its properties, those that an answer depends on.
+
+        :raises errors.DecodingError: where these cannot be decoded
+        """
+        return decode_answerable(self._content.properties)
 
     @property
     def headers(self) -> dict[str, Any]:

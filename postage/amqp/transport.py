@@ -173,10 +173,10 @@ class WireConnection(PublicConnection):
     @property
     def backlog(self) -> int:
         """Bytes that wait here because the broker does not read them."""
-        stream = self._stream
-        if stream is None:
+        if self._stream is None:
             return 0
-        return int(stream.get_write_buffer_size()) + sum(map(len, list(self._leftover)))
+        leftover = sum(map(len, list(self._leftover))) if self._leftover else 0
+        return int(self._stream.get_write_buffer_size()) + leftover
 
     def write(self, data: bytes) -> None:
         """Send ready frames, in order with whatever pika sends. By the holder of :attr:`writing`."""

@@ -19,7 +19,7 @@ import select
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,8 @@ class ReadingAlarm:
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self._polled: dict[int, WireConnection] = {}
-        self._is_acting = False
+        self._is_acting = False  # on what it has read
+        self._has_rung = False
 
     def __del__(self) -> None:
         os.close(self._bell)
@@ -107,14 +108,16 @@ class ReadingAlarm:
 
     def ring(self) -> None:
         """Wake the sleeper, or have the next wait return at once. Any thread."""
-        if not self._is_acting or this_thread.alarm is not self:  # else it is awake, and looks before it sleeps
+        if self._is_acting and this_thread.alarm is self:
+            self._has_rung = True  # it is awake, and looks before it sleeps again
+        else:
             os.eventfd_write(self._bell, 1)
 
     def wait(self, timeout: float | None) -> None:
-        """Sleep until it rings, something has been read, or so many seconds are over."""
+        """Sleep until it rings, or for so many seconds."""
         self.wait_for(self._connections, timeout)
 
-    def wait_for(self, connections: Iterable[Connection], timeout: float | None) -> None:
+    def wait_for(self, connections: Sequence[Connection], timeout: float | None) -> None:
         """The same, reading those connections."""
         send_batch()
         reading: dict[int, WireConnection] = {}
@@ -125,16 +128,12 @@ class ReadingAlarm:
                     reading[wire.fileno()] = wire
             if reading != self._polled:
                 self._poll_instead(reading)
-            for ready, _ in self._poll.poll(None if timeout is None else math.ceil(timeout * 1000)):
-                if ready == self._bell:
-                    os.eventfd_read(self._bell)
-                else:
-                    self._read(reading[ready])
+            self._read_until_it_rings(reading, timeout)
         finally:
             for wire in reading.values():
                 wire.reading.release()
             for connection in connections:
-                connection.end_reading(self, any(wire is connection.wire for wire in reading.values()))
+                connection.end_reading(self, bool(reading))
 
     def _poll_instead(self, reading: dict[int, WireConnection]) -> None:
         for number in self._polled:
@@ -142,6 +141,21 @@ class ReadingAlarm:
         for number in reading:
             self._poll.register(number, select.POLLIN)
         self._polled = reading
+
+    def _read_until_it_rings(self, reading: dict[int, WireConnection], timeout: float | None) -> None:
+        self._has_rung = False
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._has_rung:
+            rest = None if deadline is None else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
+            ready = self._poll.poll(rest)
+            if not ready:
+                return
+            for number, _ in ready:
+                if number == self._bell:
+                    os.eventfd_read(self._bell)
+                    self._has_rung = True
+                else:
+                    self._read(reading[number])
 
     def _read(self, wire: WireConnection) -> None:
         error: Exception | None = None
@@ -156,6 +170,7 @@ class ReadingAlarm:
         finally:
             self._is_acting = this_thread.is_reading = False
             if error is not None:
+                self._has_rung = True
                 wire.fail_soon(error)
 
     def after_fork(self) -> None:

@@ -16,7 +16,8 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
-from typing import Any, Protocol
+from struct import error as StructError  # noqa: N812
+from typing import Any, NamedTuple, Protocol
 
 import pika
 import pika.exceptions
@@ -52,7 +53,7 @@ _reply_code = Struct('>H')
 _flags = Struct('>H')
 
 # Bits of the property flags (section 4.2.6.1), highest first, in the order in which the values follow.
-_CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 13, 1 << 12, 1 << 11
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
 _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
 
 
@@ -195,13 +196,41 @@ def decode_properties(data: bytes) -> pika.BasicProperties:
     return properties
 
 
-def correlation_id_of(data: bytes) -> str | None:
-    """The correlation id in the properties of a content header, which is all that a usual reply is asked for.
+class Answerable(NamedTuple):
+    """What of a message's properties its answer depends on, decoded by itself because it is asked for so often.
 
-    :raises DecodingError: as :func:`decode_properties`
+    Its names are those of pika's ``BasicProperties``.
     """
-    correlation_id: str | None = decode_properties(data).correlation_id
-    return correlation_id
+
+    correlation_id: str | None
+    reply_to: str | None
+
+
+def decode_answerable(data: bytes) -> Answerable:
+    """The correlation id and the reply address in the properties of a content header.
+
+    :raises DecodingError: as :func:`decode_properties`, but for what is wrong with other properties
+    """
+    correlation_id = reply_to = None
+    try:
+        flags, position = data[0] << 8 | data[1], 2
+        if flags & _CONTENT_TYPE:
+            position += 1 + data[position]
+        if flags & _CONTENT_ENCODING:
+            position += 1 + data[position]
+        if flags & _HEADERS:
+            position += 4 + _length.unpack_from(data, position)[0]
+        if flags & _DELIVERY_MODE:
+            position += 1
+        if flags & _PRIORITY:
+            position += 1
+        if flags & _CORRELATION_ID:
+            correlation_id, position = _read_short_string(data, position)
+        if flags & _REPLY_TO:
+            reply_to, position = _read_short_string(data, position)
+    except (IndexError, ValueError, StructError) as error:
+        raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
+    return Answerable(correlation_id, reply_to)
 
 
 def _read_short_string(data: bytes, position: int) -> tuple[str, int]:

@@ -29,7 +29,7 @@ class Reply:
 
     def __init__(self, processor: MessageProcessor, delivery: Delivery) -> None:
         self._processor = processor
-        self._properties = delivery.properties
+        self._properties = delivery.answerable
         self.sent = False
 
     def __call__(self, message: Any) -> None:

@@ -102,6 +102,11 @@ class LocalDelivery(Delivery):
         """The routing key it was published with; empty where there was none."""
         return self._routing_key
 
+    @property
+    def answerable(self) -> Any:
+        """All of its properties, which know the way back."""
+        return self._properties
+
     def settled(self, fate: Fate) -> None:
         """It is known what becomes of it. Any thread."""
         self.fate = fate

@@ -72,7 +72,10 @@ class Pace:
 
     def _depth(self) -> int:
         affordable = min(HELD_SECONDS / max(self._average, 1e-9), HELD_BYTES / max(self._size, 1))
-        return next((depth for depth in DEPTHS if depth <= affordable), 1)
+        for depth in DEPTHS:
+            if depth <= affordable:
+                return depth
+        return 1
 
     def is_stuck(self, since: float) -> bool:
         """Whether nobody takes the messages that wait in the inbox. Any thread.

@@ -94,7 +94,7 @@ class MessageProcessor(MicroThread):
         self._in_hand = 0
         self._stop_requested = False
         self._is_winding_down = False
-        self._unsettled = Unsettled(self._deliverable.set)
+        self._unsettled = Unsettled(self._one_is_settled)
         self._queues_warned: set[str] = set()
         own, base = type(self), MessageProcessor
         self._has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
@@ -181,6 +181,10 @@ class MessageProcessor(MicroThread):
     def is_busy(self) -> bool:
         """Whether messages are being handled, or wait for their acknowledgement."""
         return self._in_hand > 0 or not self._unsettled.wait(0)
+
+    def _one_is_settled(self) -> None:
+        if self._is_winding_down:
+            self._deliverable.set()  # it may have been the last that the end waits for
 
     def wind_down(self) -> None:
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""

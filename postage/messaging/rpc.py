@@ -28,7 +28,7 @@ from postage.amqp import wire
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ReplyChannel
 from postage.amqp.waiting import this_thread, wait_until_done
-from postage.amqp.wire import Content, correlation_id_of
+from postage.amqp.wire import Content, decode_answerable
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
 logger = logging.getLogger('postage')
@@ -227,7 +227,7 @@ class RpcClient:
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
         try:
-            correlation_id = correlation_id_of(content.properties)
+            correlation_id = decode_answerable(content.properties).correlation_id
         except errors.DecodingError as error:
             logger.warning('a reply was dropped: %s', error)
             return
@@ -346,6 +346,9 @@ _lock = threading.Lock()
 
 def client_of(connection: Connection) -> RpcClient:
     """The one client of a publishing connection."""
+    known = _clients.get(connection)
+    if known is not None:
+        return known
     with _lock:
         client = _clients.get(connection)
         if client is None:
