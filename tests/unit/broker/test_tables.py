@@ -79,8 +79,8 @@ def test_a_malformed_table_is_refused(table: bytes) -> None:
 
 
 def test_a_value_that_pika_cannot_decode_stays_bytes() -> None:
-    date = b'\x01tT' + struct.pack('>Q', 2**63)
-    assert tables.decode_shallow(struct.pack('>I', len(date)) + date) == {'t': date[2:]}
+    deep = b'\x01nF' + nested(5000)
+    assert tables.decode_shallow(struct.pack('>I', len(deep)) + deep) == {'n': deep[2:]}
 
 
 # Content headers
