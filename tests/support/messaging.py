@@ -232,14 +232,12 @@ class Bench:
 
     def await_message(self, queue: str) -> Any:
         """Wait for the next message in a queue, and take it."""
-        channel = self.bare
-        channel.basic_qos(prefetch_count=1)
-        for method, properties, body in channel.consume(queue, inactivity_timeout=TIMEOUT):
-            assert method is not None, f'no message came to {queue}'
-            channel.basic_ack(method.delivery_tag)
-            channel.cancel()
-            return Got(method, properties, body)
-        raise AssertionError(f'the consumer of {queue} was cancelled')
+
+        def take() -> Any:
+            method, properties, body = self.bare.basic_get(queue, auto_ack=True)
+            return None if method is None else Got(method, properties, body)
+
+        return eventually(take)
 
     def dead(self) -> None:
         """Declare the queue to which :data:`DEAD_LETTERING` queues send what is rejected."""
