@@ -58,7 +58,7 @@ def test_nothing_is_lost_and_every_duplicate_has_its_reason(
 ) -> None:
     seed = SEED + run
     broker = request.getfixturevalue(('embedded', 'rabbitmq')[seed % 2])
-    check(broker, plan(seed, FAULTS), f'SEED={seed} RUNS=1 ({broker.name})', patience=1.0 if IS_SOAK else 0.25)
+    check(broker, plan(seed, FAULTS), f'SEED={seed} RUNS=1 ({broker.name})', patience=0.7 if IS_SOAK else 0.25)
 
 
 @soak_only

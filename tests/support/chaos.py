@@ -76,13 +76,15 @@ class Life(Program):
     """
 
     def __init__(
-        self, hear: Callable[[Entry], None], arguments: Sequence[str], environment: dict[str, str], cwd: Path
+        self, hear: Callable[[str, Entry], None], name: str, life: int, environment: dict[str, str], cwd: Path
     ) -> None:
+        role, *rest = CAST[name]
+        self.name = name
         self.journal: list[Entry] = []
         self.was_killed = False
         self.may_end = False
         self._hear = hear
-        super().__init__(LINK, arguments, environment, cwd)
+        super().__init__(LINK, [role, name, str(life), *rest], environment, cwd)
 
     def _take(self, line: str) -> None:
         super()._take(line)
@@ -90,7 +92,7 @@ class Life(Program):
         what, *words = rest.split() if mark == '@' else ('log', line)
         entry = Entry(time.monotonic(), what, tuple(words))
         self.journal.append(entry)
-        self._hear(entry)
+        self._hear(self.name, entry)
 
     def entries(self, what: str) -> list[Entry]:
         return [entry for entry in list(self.journal) if entry.what == what]
@@ -102,7 +104,7 @@ class Player:
     :ivar lives: all that it has had; the last is that of now
     """
 
-    def __init__(self, name: str, broker: Broker, cwd: Path, hear: Callable[[Entry], None]) -> None:
+    def __init__(self, name: str, broker: Broker, cwd: Path, hear: Callable[[str, Entry], None]) -> None:
         self.name = name
         self.proxy = Proxy.before(broker)
         self.lives: list[Life] = []
@@ -117,9 +119,7 @@ class Player:
         return self.lives[-1]
 
     def start(self) -> None:
-        role, *rest = CAST[self.name]
-        arguments = [role, self.name, str(len(self.lives)), *rest]
-        self.lives.append(Life(self._hear, arguments, self._environment, self._cwd))
+        self.lives.append(Life(self._hear, self.name, len(self.lives), self._environment, self._cwd))
 
     def kill(self) -> None:
         """Kill it with SIGKILL and start it again."""
@@ -146,14 +146,14 @@ class Chain:
         self.broker = broker
         self.arrived: dict[str, float] = {}
         self._begin = time.monotonic()
+        self._handled = 0
         self._changed = threading.Condition()
         self.players: dict[str, Player] = {}
         with contextlib.ExitStack() as stack:
             # The queues come first: what is published before there is one goes nowhere, and is confirmed.
             for names in (STAGES, [*PRODUCERS, 'r']):
                 for name in names:
-                    hear = self._item_arrived if name == LAST else self._nothing
-                    self.players[name] = Player(name, broker, cwd, hear)
+                    self.players[name] = Player(name, broker, cwd, self._heard)
                     stack.callback(self.players[name].close)
                 self._await(self._is_ready, 'the beginning')
             self._end = stack.pop_all()
@@ -164,15 +164,13 @@ class Chain:
     def __exit__(self, *_: object) -> None:
         self._end.close()
 
-    def _item_arrived(self, entry: Entry) -> None:
+    def _heard(self, name: str, entry: Entry) -> None:
         if entry.what == 'handles':
             with self._changed:
-                self.arrived.setdefault(entry.words[0], entry.time)
+                self._handled += 1
+                if name == LAST:
+                    self.arrived.setdefault(entry.words[0], entry.time)
                 self._changed.notify_all()
-
-    @staticmethod
-    def _nothing(_entry: Entry) -> None:
-        pass
 
     def lives(self) -> Iterator[tuple[str, Life]]:
         """All lives of all players."""
@@ -190,10 +188,10 @@ class Chain:
         return all(player.life.entries('begins') for player in self.players.values())
 
     def await_progress(self, items: int, patience: float) -> None:
-        """Wait until so many more items have come out at the end, for so many seconds at most."""
+        """Wait until the stages have begun with so many more items, for so many seconds at most."""
         with self._changed:
-            goal = len(self.arrived) + items
-            self._changed.wait_for(lambda: len(self.arrived) >= goal, patience)
+            goal = self._handled + items
+            self._changed.wait_for(lambda: self._handled >= goal, patience)
 
     def await_everybody(self) -> None:
         """Wait until each program has done again, by itself, what it is there for.
@@ -296,7 +294,7 @@ class Fault:
     :ivar targets: the programs that it hits
     :ivar amount: from 0 to 1, how much of it
     :ivar lasts: for how many more faults, where it lasts
-    :ivar items: the next fault comes when so many more items have come out at the end
+    :ivar items: the next fault comes when the stages have begun with so many more items
     :ivar side: for what happens to one side or in one direction
     """
 
@@ -413,7 +411,7 @@ def _fault(chance: random.Random, kind: str, targets: Sequence[str]) -> Fault:
         () if kind in WITHOUT_TARGETS else tuple(targets) if everybody else (one,),
         amount=chance.random(),
         lasts=chance.randint(0, 3),
-        items=chance.randint(1, 30),
+        items=chance.randint(1, 50),
         side=chance.choice(('client', 'broker')),
     )
 

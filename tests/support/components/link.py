@@ -83,7 +83,7 @@ def produce(name: str, life: str) -> None:
     tell('begins')
     number = 0
     while not stop.wait(bursts.uniform(0.0, 0.2)):
-        for _ in range(bursts.randint(1, 30)):
+        for _ in range(bursts.randint(1, 15)):
             item = f'{name}.{life}.{number}'
             tell('publishes', item)
             publish(producer, item)
