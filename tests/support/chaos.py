@@ -28,15 +28,15 @@ CAST = {
     'p2': ('producer',),
     'a1': ('stage', 'a', 'b'),
     'a2': ('stage', 'a', 'b'),
-    'b': ('stage', 'b', 'c'),
-    'c': ('stage', 'c'),
+    'b': ('juggler', 'b', 'c'),
+    'c': ('stage', 'c', ''),
     'r': ('caller',),
 }
-"""The programs: their role, and where that is ``stage``, the queue that they handle and the one they publish to."""
+"""The programs: their role, and for the stages the queue that they handle and the one they publish to."""
 
 QUEUES = ('a', 'b', 'c')
 LAST = 'c'
-STAGES = [name for name, (role, *_) in CAST.items() if role == 'stage']
+STAGES = [name for name, (_, *queues) in CAST.items() if queues]
 PRODUCERS = [name for name, (role, *_) in CAST.items() if role == 'producer']
 
 HEARTBEAT = 1

@@ -15,11 +15,11 @@ handed on again
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from support.chaos import CAST, PRODUCERS, QUEUES, Chain, Life
+from support.chaos import CAST, PRODUCERS, QUEUES, STAGES, Chain, Life
 
 SENT_AGAIN = 'unconfirmed messages will be sent again'
 CUT_OFF = ('(consuming) was lost', 'channel of the consumer', 'dropped ')
@@ -97,24 +97,25 @@ class Evidence:
     def _read(self, name: str, life: Life) -> None:
         log = [entry.words[0] for entry in life.entries('log')]
         self.faults += [f'{name} said: {line}' for line in log if any(words in line for words in NEVER_SAID)]
-        role, *queues = CAST[name]
         self._answers += len(life.entries('answered'))
-        if role == 'stage':
-            self._read_handlings(self._queues[queues[0]], life)
-        if role == 'producer' or len(queues) > 1:
-            self._read_publishings(self._queues[queues[1] if queues else 'a'], life)
+        _, source, target = CAST[name] if name in STAGES else ('', '', QUEUES[0] if name in PRODUCERS else '')
+        if source:
+            self._read_handlings(self._queues[source], life)
+        if target:
+            self._read_publishings(self._queues[target], life)
 
     def _read_publishings(self, queue: Queue, life: Life) -> None:
-        # An id is told after the publishing, so what is lost in between is counted under the item.
-        begun: Counter[str] = Counter()
+        # An id is told after the publishing, and there may be a loss in between.
+        losses = 0
+        losses_before: dict[str, deque[int]] = defaultdict(deque)
         unconfirmed: set[str] = set()
         for entry in life.journal:
             if entry.what in ('publishes', 'handles'):
-                begun[entry.words[0]] = 1
+                losses_before[entry.words[0]].append(losses)
                 self._published.update(entry.words[:1] if entry.what == 'publishes' else ())
             elif entry.what == 'published':
                 item, message_id = entry.words
-                queue.publishings[message_id] += begun.pop(item)
+                queue.publishings[message_id] += 1 + losses - losses_before[item].popleft()
                 unconfirmed.add(message_id)
             elif entry.what == 'confirmed':
                 item, message_id = entry.words
@@ -124,7 +125,7 @@ class Evidence:
                 self.faults.append(f'the publishing of {entry.words} failed')
             elif entry.what == 'log' and SENT_AGAIN in entry.words[0]:
                 queue.publishings.update(unconfirmed)
-                begun.update(begun.keys())
+                losses += 1
 
     def _read_handlings(self, queue: Queue, life: Life) -> None:
         was_cut_off = life.was_killed

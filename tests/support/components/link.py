@@ -1,9 +1,11 @@
-"""The programs between which there is chaos: ``link.py ROLE NAME LIFE``.
+"""The programs between which there is chaos: ``link.py ROLE NAME LIFE [QUEUE NEXT]``.
 
 ``producer``
     publishes numbered items, in bursts, to the first queue of the chain
-``stage NAME LIFE QUEUE [NEXT]``
-    handles the items of a queue and, where there is a next one, publishes each to that; answers calls
+``stage``
+    handles the items of a queue one by one and publishes each to the next queue, if there is one; answers calls
+``juggler``
+    does the same with several at the same time
 ``caller``
     calls, again and again
 
@@ -53,17 +55,25 @@ def publish(producer: Producer, item: str, **options: Any) -> None:
 class Stage(messaging.MessageProcessor):
     """Hands each item on to the next queue, if there is one, with the ``message_id`` that it had in the first."""
 
-    def __init__(self, queue: str, following: str | None) -> None:
+    def __init__(self, queue: str, following: str) -> None:
         self._next = following
         self._producer = Producer()
         super().__init__({}, [(ChainExchange, [(queue, queue), ('questions', 'question')])])
 
     @messaging.MessageHandler('command', 'item')
     def msg_item(self, content: dict[str, Any]) -> None:
+        self.hand_on(content['parameters'], self.begin(content['parameters']))
+
+    def begin(self, item: str) -> str:
+        """Tell that an item is in hand, and return its first ``message_id``."""
         delivery = messaging.current_delivery()
-        item, message_id = content['parameters'], delivery.properties.message_id
+        message_id = delivery.properties.message_id
         origin = delivery.headers.get('origin', message_id)
         tell('handles', item, message_id, 'again' if delivery.redelivered else 'fresh', origin)
+        return origin
+
+    def hand_on(self, item: str, origin: str) -> None:
+        """Publish an item to the next queue."""
         if self._next:
             publish(self._producer, item, _key=self._next, _headers={'origin': origin})
 
@@ -74,6 +84,21 @@ class Stage(messaging.MessageProcessor):
     def close(self) -> None:
         super().close()
         self._producer.close()
+
+
+class Juggler(Stage):
+    """Has several items in hand at the same time."""
+
+    concurrency = 10
+
+    @messaging.MessageHandler('command', 'item')
+    def msg_item(self, content: dict[str, Any]) -> Any:
+        origin = self.begin(content['parameters'])
+        yield microthreads.sleep(0.002)
+        self.hand_on(content['parameters'], origin)
+
+
+STAGES = {'stage': Stage, 'juggler': Juggler}
 
 
 def produce(name: str, life: str) -> None:
@@ -92,9 +117,8 @@ def produce(name: str, life: str) -> None:
     producer.close()
 
 
-def handle(queue: str, following: str | None = None) -> None:
+def handle(stage: Stage) -> None:
     scheduler = microthreads.MicroScheduler()
-    stage = Stage(queue, following)
     scheduler.add_microthread(stage)
     tell('begins')
     scheduler.run(FLUSH_TIMEOUT)
@@ -124,8 +148,9 @@ def await_signal() -> threading.Event:
 
 def main(role: str, name: str, life: str, *rest: str) -> None:
     logging.basicConfig(format='%(levelname)s %(message)s')
-    if role == 'stage':
-        handle(*rest)
+    if role in STAGES:
+        queue, following = rest
+        handle(STAGES[role](queue, following))
     else:
         {'producer': produce, 'caller': call}[role](name, life)
     tell('ends')
