@@ -38,7 +38,8 @@ def check(tmp_path: Path, record_note: Callable[[str], None]) -> Check:
         print(title)
         outcome = 'failed'
         try:
-            with Chain(broker, tmp_path) as chain:
+            is_killed = any(fault.kind == BROKER_KILLED for fault in faults)
+            with Chain(broker, tmp_path, has_retries=not is_killed) as chain:
                 disturb(chain, faults, patience)
                 chain.await_everybody()
                 chain.finish()

@@ -29,10 +29,13 @@ CAST = {
     'a1': ('stage', 'a', 'b'),
     'a2': ('stage', 'a', 'b'),
     'b': ('juggler', 'b', 'c'),
-    'c': ('stage', 'c', ''),
+    'c': ('trier', 'c', ''),
     'r': ('caller',),
 }
 """The programs: their role, and for the stages the queue that they handle and the one they publish to."""
+
+UNTRYING = ('stage', 'c', '')
+"""What the last one is where the broker is killed."""
 
 QUEUES = ('a', 'b', 'c')
 LAST = 'c'
@@ -76,15 +79,19 @@ class Life(Program):
     """
 
     def __init__(
-        self, hear: Callable[[str, Entry], None], name: str, life: int, environment: dict[str, str], cwd: Path
+        self,
+        hear: Callable[[str, Entry], None],
+        name: str,
+        arguments: list[str],
+        environment: dict[str, str],
+        cwd: Path,
     ) -> None:
-        role, *rest = CAST[name]
         self.name = name
         self.journal: list[Entry] = []
         self.was_killed = False
         self.may_end = False
         self._hear = hear
-        super().__init__(LINK, [role, name, str(life), *rest], environment, cwd)
+        super().__init__(LINK, arguments, environment, cwd)
 
     def _take(self, line: str) -> None:
         super()._take(line)
@@ -104,8 +111,11 @@ class Player:
     :ivar lives: all that it has had; the last is that of now
     """
 
-    def __init__(self, name: str, broker: Broker, cwd: Path, hear: Callable[[str, Entry], None]) -> None:
+    def __init__(
+        self, name: str, role: Sequence[str], broker: Broker, cwd: Path, hear: Callable[[str, Entry], None]
+    ) -> None:
         self.name = name
+        self.role = role
         self.proxy = Proxy.before(broker)
         self.lives: list[Life] = []
         self._hear = hear
@@ -119,7 +129,9 @@ class Player:
         return self.lives[-1]
 
     def start(self) -> None:
-        self.lives.append(Life(self._hear, self.name, len(self.lives), self._environment, self._cwd))
+        role, *queues = self.role
+        arguments = [role, self.name, str(len(self.lives)), *queues]
+        self.lives.append(Life(self._hear, self.name, arguments, self._environment, self._cwd))
 
     def kill(self) -> None:
         """Kill it with SIGKILL and start it again."""
@@ -139,10 +151,12 @@ class Player:
 class Chain:
     """The whole cast on a broker. Use it in a ``with``.
 
+    :param has_retries: the last stage fails now and then, and tries again. Not where the broker is killed: it may lose
+        what waits in a queue for its next attempt.
     :ivar arrived: the items that have been handled by the last stage, with the time of the first time
     """
 
-    def __init__(self, broker: Broker, cwd: Path) -> None:
+    def __init__(self, broker: Broker, cwd: Path, has_retries: bool = True) -> None:
         self.broker = broker
         self.arrived: dict[str, float] = {}
         self._begin = time.monotonic()
@@ -153,7 +167,8 @@ class Chain:
             # The queues come first: what is published before there is one goes nowhere, and is confirmed.
             for names in (STAGES, [*PRODUCERS, 'r']):
                 for name in names:
-                    self.players[name] = Player(name, broker, cwd, self._heard)
+                    role = UNTRYING if name == LAST and not has_retries else CAST[name]
+                    self.players[name] = Player(name, role, broker, cwd, self._heard)
                     stack.callback(self.players[name].close)
                 self._await(self._is_ready, 'the beginning')
             self._end = stack.pop_all()
@@ -245,7 +260,8 @@ class Chain:
         for name in (*PRODUCERS, 'r'):
             self._end_program(name)
         self._await(self._is_empty, 'an end of the messages')
-        assert self.broker.messages().keys() == {*QUEUES, 'questions'}, 'a queue was left behind'
+        left = {name for name in self.broker.messages() if not name.startswith('postage.retry.c.')}
+        assert left == {*QUEUES, 'questions'}, 'a queue was left behind'
         for name in STAGES:
             self._end_program(name)
 

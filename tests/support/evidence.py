@@ -49,12 +49,14 @@ class Queue:
     """What happened to the messages of a queue.
 
     :ivar publishings: how often each message may have been sent, by its id: once, and once more for each loss
+    :ivar attempts: the same for those that were sent back to be tried again
     :ivar confirmed: the items that were confirmed to whom published them
     :ivar handlings: by message id
     :ivar times: how often each item was handled
     """
 
     publishings: Counter[str] = field(default_factory=Counter)
+    attempts: Counter[str] = field(default_factory=Counter)
     confirmed: set[str] = field(default_factory=set)
     handlings: dict[str, list[Handling]] = field(default_factory=lambda: defaultdict(list))
     times: Counter[str] = field(default_factory=Counter)
@@ -128,10 +130,13 @@ class Evidence:
                 losses += 1
 
     def _read_handlings(self, queue: Queue, life: Life) -> None:
-        was_cut_off = life.was_killed
+        was_cut_off, losses = life.was_killed, 0
         for entry in reversed(life.journal):
-            if entry.what == 'log' and any(words in entry.words[0] for words in CUT_OFF):
-                was_cut_off = True
+            if entry.what == 'log':
+                losses += SENT_AGAIN in entry.words[0]
+                was_cut_off = was_cut_off or any(words in entry.words[0] for words in CUT_OFF)
+            elif entry.what == 'fails':
+                queue.attempts[entry.words[1]] += 1 + losses
             elif entry.what == 'handles':
                 item, message_id, freshness, origin = entry.words
                 handling = Handling(item, message_id, freshness == 'fresh', origin, was_cut_off)
@@ -150,7 +155,8 @@ class Evidence:
         for item in queue.confirmed - queue.times.keys():
             self.faults.append(f'{item} was confirmed for queue {name} and is lost')
         for message_id, handlings in queue.handlings.items():
-            self._judge_message(f'message {message_id} of queue {name}', handlings, queue.publishings[message_id])
+            publishings = queue.attempts[message_id] or queue.publishings[message_id]
+            self._judge_message(f'message {message_id} of queue {name}', handlings, publishings)
 
     def _judge_message(self, name: str, handlings: list[Handling], publishings: int) -> None:
         """See whether there is a reason for each time that it was handled."""

@@ -91,6 +91,13 @@ def test_a_message_may_come_as_a_new_one_where_it_was_sent_again() -> None:
     assert evidence.duplicates['sent again'] == 1
 
 
+def test_a_message_may_come_twice_where_it_was_twice_sent_back_to_be_tried_again() -> None:
+    fails = 'fails i id3'
+    assert judge(c=[fails, *GOOD['c']]).faults == []
+    assert judge(c=[fails, LOST, fails, *GOOD['c'], *GOOD['c']]).faults == []
+    assert judge(c=[fails, LOST, fails, *GOOD['c'], *GOOD['c'], *GOOD['c']]).faults != []
+
+
 def test_what_was_confirmed_is_not_sent_again() -> None:
     assert judge(b=[*GOOD['b'], RESENT], c=GOOD['c'] * 2).faults != []
 

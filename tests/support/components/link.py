@@ -6,6 +6,8 @@
     handles the items of a queue one by one and publishes each to the next queue, if there is one; answers calls
 ``juggler``
     does the same with several at the same time
+``trier``
+    does the same, and needs two attempts for every tenth item
 ``caller``
     calls, again and again
 
@@ -98,7 +100,21 @@ class Juggler(Stage):
         self.hand_on(content['parameters'], origin)
 
 
-STAGES = {'stage': Stage, 'juggler': Juggler}
+class Trier(Stage):
+    """Fails the first time with every tenth item."""
+
+    @messaging.Retry(ConnectionError, delays=(0.1,))
+    @messaging.MessageHandler('command', 'item')
+    def msg_item(self, content: dict[str, Any]) -> None:
+        delivery = messaging.current_delivery()
+        item = content['parameters']
+        if item.endswith('0') and 'x-postage-attempts' not in delivery.headers:
+            tell('fails', item, delivery.properties.message_id)
+            raise ConnectionError
+        self.hand_on(item, self.begin(item))
+
+
+STAGES = {'stage': Stage, 'juggler': Juggler, 'trier': Trier}
 
 
 def produce(name: str, life: str) -> None:
