@@ -90,7 +90,8 @@ class Evidence:
         duplicates = ', '.join(f'{self.duplicates[how]} {how}' for how in (REDELIVERED, RESENT, HANDED_ON))
         return (
             f'{len(queue.confirmed)} messages confirmed and handled from end to end, {len(unconfirmed)} unconfirmed'
-            f' ({len(unconfirmed & queue.times.keys())} arrived); {self._answers} calls answered;'
+            f' ({len(unconfirmed & queue.times.keys())} arrived); {len(self._queues["c"].attempts)} tried again;'
+            f' {self._answers} calls answered;'
             f' duplicates: {duplicates}; longest outage {self._longest_outage:.1f} s'
         )
 
