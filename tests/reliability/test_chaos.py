@@ -16,8 +16,9 @@ from support.chaos import BROKER_KILLED, KINDS, PRODUCERS, STAGES, Chain, Fault,
 from support.evidence import Evidence
 from support.soak import IS_SOAK, SEED, runs
 
-FAULTS = 60 if IS_SOAK else 25
+FAULTS = 100 if IS_SOAK else 25
 KILLS = 25
+KILLS_OF_THE_BROKER = 8
 
 pytestmark = pytest.mark.timeout(600)  # the waits within have their own limits, and say what is missing
 
@@ -71,7 +72,7 @@ def test_nothing_is_lost_when_programs_are_killed(broker: Broker, victims: list[
 
 @soak_only
 def test_nothing_is_lost_when_the_broker_is_killed_under_load(private_rabbitmq: RabbitMQ, check: Check) -> None:
-    faults = plan(SEED, 8, [BROKER_KILLED])
+    faults = plan(SEED, KILLS_OF_THE_BROKER, [BROKER_KILLED])
     check(private_rabbitmq, faults, f'SEED={SEED} (rabbitmq, killed)', patience=20.0)
 
 

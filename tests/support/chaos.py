@@ -404,6 +404,9 @@ WITHOUT_TARGETS = ('closed by the broker', 'memory alarm', BROKER_KILLED)
 ALL_AT_ONCE = 0.15
 """The probability with which a fault of the network hits everybody."""
 
+PAUSE_AFTER_THE_BROKER = 20
+"""Times as many items as after another fault: it shall be killed under load, and everybody comes back in his own time."""
+
 
 def plan(
     seed: int, faults: int, kinds: Sequence[str] = ON_ANY_BROKER, targets: Sequence[str] = tuple(CAST)
@@ -427,7 +430,7 @@ def _fault(chance: random.Random, kind: str, targets: Sequence[str]) -> Fault:
         () if kind in WITHOUT_TARGETS else tuple(targets) if everybody else (one,),
         amount=chance.random(),
         lasts=chance.randint(0, 3),
-        items=chance.randint(1, 50),
+        items=chance.randint(1, 50) * (PAUSE_AFTER_THE_BROKER if kind == BROKER_KILLED else 1),
         side=chance.choice(('client', 'broker')),
     )
 
