@@ -38,6 +38,7 @@ BASIC_ACK = (60 << 16) | 80
 BASIC_REJECT = (60 << 16) | 90
 BASIC_NACK = (60 << 16) | 120
 
+_DELIVER = BASIC_DELIVER.to_bytes(4, 'big')
 _REQUEUE = 2  # the second bit of a nack; the first one is "multiple"
 
 _frame = Struct('>BHI')
@@ -125,6 +126,37 @@ def encode_properties(
         parts.append(short_string(message_id, 'the message id'))
     parts[0] = _flags.pack(flags)
     return b''.join(parts)
+
+
+def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> bytes:
+    """The same for what most messages have. The id is one of our own, short and of ASCII."""
+    return _usual_head(_MESSAGE_ID, content_type, delivery_mode) + _own_id(message_id)
+
+
+def request_properties(content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int) -> bytes:
+    """The same for what most requests have.
+
+    :param own_id: message id and correlation id, one of our own
+    :param expiration: in milliseconds
+    """
+    head = _usual_head(_CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID, content_type, delivery_mode)
+    encoded_id = _own_id(own_id)
+    return b''.join((head, encoded_id, _short_string_of(reply_to), _short_string_of(str(expiration)), encoded_id))
+
+
+@lru_cache(maxsize=256)
+def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> bytes:
+    head = encode_properties(content_type, delivery_mode)
+    return _flags.pack(_flags.unpack_from(head)[0] | further_flags) + head[2:]
+
+
+@lru_cache(maxsize=256)
+def _short_string_of(text: str) -> bytes:
+    return short_string(text, 'a property')
+
+
+def _own_id(message_id: str) -> bytes:
+    return bytes((len(message_id),)) + message_id.encode('ascii')
 
 
 def _table(headers: Mapping[str, Any]) -> bytes:
@@ -481,6 +513,33 @@ def _cut_delivery(data: bytes, position: int) -> Content:
     return content
 
 
+def _cut_whole_message(lane: Lane, data: bytes, position: int, end: int) -> int:
+    """Cut a message whose header and body frames, one or none, have come with its method: the usual case.
+
+    :param position: where the header frame begins
+    :return: where the message ends; 0 where it has to be cut frame by frame
+    """
+    content = lane.content
+    if content is None or end - position < _content_header.size:
+        return 0
+    kind, _, size, _, _, length = _content_header.unpack_from(data, position)
+    after_header = position + size + FRAME_OVERHEAD
+    after = after_header + length + FRAME_OVERHEAD if length else after_header
+    if kind != HEADER or after > end:
+        return 0
+    if length:
+        kind, _, size = _frame.unpack_from(data, after_header)
+        if kind != BODY or size != length:
+            return 0
+    if data[after_header - 1] != FRAME_END_BYTE or data[after - 1] != FRAME_END_BYTE:
+        return 0  # said where frames are cut one by one
+    content.properties = data[position + 19 : after_header - 1]
+    content.body = data[after_header + 7 : after - 1] if length else b''
+    lane.content = None
+    lane.delivered(content)
+    return int(after)
+
+
 def _cut_return(data: bytes, position: int) -> Content:
     content = Content()
     content.is_return = True
@@ -541,7 +600,16 @@ class Cutter:
             if data[after - 1] != FRAME_END_BYTE:
                 raise pika.exceptions.InvalidFrameError(f'frame of {size} bytes without its end marker')
             lane = lanes.get(channel)
-            if lane is not None and take(lane, kind, data, position + 7, after - 1):
+            if lane is None:
+                self._pass_on(data[position:after])
+            elif kind == METHOD and data[position + 7 : position + 11] == _DELIVER:
+                lane.content = _cut_delivery(data, position + 11)
+                touched[lane] = None
+                whole = _cut_whole_message(lane, data, after, end)
+                frames += 3 if whole else 1
+                after = whole or after
+                taken += after - position
+            elif take(lane, kind, data, position + 7, after - 1):
                 touched[lane] = None
                 taken += wanted
                 frames += 1
@@ -559,12 +627,10 @@ class Cutter:
 
 
 def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
-    """Act on one frame of a lane; ``False`` where it is none of the lane's and goes to pika."""
+    """Act on one frame of a lane, but for a delivery's method; ``False`` where it is none of the lane's."""
     if kind == METHOD:
         (method,) = _method.unpack_from(data, start)
-        if method == BASIC_DELIVER:
-            lane.content = _cut_delivery(data, start + 4)
-        elif method in (BASIC_ACK, BASIC_NACK):
+        if method in (BASIC_ACK, BASIC_NACK):
             tag, bits = _tag_and_bits.unpack_from(data, start + 4)
             lane.confirmed(tag, bits & 1 == 1, method == BASIC_ACK)
         elif method == BASIC_RETURN:

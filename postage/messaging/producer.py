@@ -193,7 +193,7 @@ class GenericProducer(Connected):
             )
         encoded = self.encode(body)
         message_id = new_message_id()
-        properties = wire.encode_properties(**self._properties(message_id, options))
+        properties = self._properties(message_id, options)
         receipt = Receipt(message_id, len(routes), self.confirms, self._ledger)
         for exchange, key in routes:
             self._publisher.publish(
@@ -204,16 +204,17 @@ class GenericProducer(Connected):
             delivery.published(receipt)
         return receipt
 
-    def _properties(self, message_id: str, options: dict[str, Any]) -> dict[str, Any]:
-        """The AMQP properties of a message, by the names of ``wire.encode_properties``."""
-        properties: dict[str, Any] = {
-            'content_type': self.encoder.content_type,
-            'delivery_mode': 2 if self.persistent else 1,
-            'message_id': message_id,
-        }
-        if options:
-            _add_options(properties, options)
-        return properties
+    @property
+    def _usual_properties(self) -> tuple[str, int]:
+        """Content type and delivery mode of all its messages."""
+        return self.encoder.content_type, 2 if self.persistent else 1
+
+    def _properties(self, message_id: str, options: dict[str, Any]) -> bytes:
+        """The AMQP properties of a message."""
+        further = _further_properties(options)
+        if further is None:
+            return wire.usual_properties(*self._usual_properties, message_id)
+        return wire.encode_properties(*self._usual_properties, message_id, **further)
 
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
         """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class."""
@@ -305,7 +306,8 @@ class GenericProducer(Connected):
             name,
             exchange,
             key,
-            self._properties(new_message_id(), options),
+            self._usual_properties,
+            _further_properties(options),
             self.encode(message.body),
             self.encoder.decode,
             timeout,
@@ -329,7 +331,7 @@ class GenericProducer(Connected):
         )
         self._connection.run(lambda: declare_queue(self._connection.control, queue))
         properties = wire.encode_properties(
-            correlation_id=message_id, reply_to=queue.name, **self._properties(message_id, options)
+            *self._usual_properties, message_id, message_id, queue.name, **(_further_properties(options) or {})
         )
         receipt = Receipt(message_id, 1, True, Ledger(self._connection))
         outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
@@ -441,8 +443,11 @@ def _check_eks(eks: Any, where: str) -> list[ExchangeKey]:
     return routes
 
 
-def _add_options(properties: dict[str, Any], options: dict[str, Any]) -> None:
-    """Add ``_headers``, ``_priority`` and ``_expiration`` to the AMQP properties."""
+def _further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
+    """What the options add, by the names of ``wire.encode_properties``; ``None`` where they add nothing."""
+    if not options:
+        return None
+    properties: dict[str, Any] = {}
     headers = options.get('_headers')
     if headers is not None:
         if not isinstance(headers, Mapping):
@@ -456,6 +461,7 @@ def _add_options(properties: dict[str, Any], options: dict[str, Any]) -> None:
     expiration = options.get('_expiration')
     if expiration is not None:
         properties['expiration'] = _milliseconds(expiration)
+    return properties or None
 
 
 def _milliseconds(expiration: Any) -> str:

@@ -10,7 +10,6 @@ thread, which keeps the time. One lock guards it; futures are done, and their ca
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import logging
@@ -27,6 +26,7 @@ from postage import errors
 from postage.amqp import wire
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ReplyChannel
+from postage.amqp.publishing import new_message_id
 from postage.amqp.waiting import this_thread, wait_until_done
 from postage.amqp.wire import Content, decode_answerable
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
@@ -63,6 +63,8 @@ class RpcFuture(Future[MessageResult]):
 class Call:
     """One RPC under way.
 
+    :param usual_properties: content type and delivery mode
+    :param further_properties: by the names of ``wire.encode_properties``, where it has any
     :param timeout: seconds for each attempt
     :param max_retry: how often it is sent again
     :ivar future: of the result message; never carries an exception unless the connection is closed
@@ -73,7 +75,8 @@ class Call:
         name: str,
         exchange: str,
         routing_key: str,
-        properties: dict[str, Any],
+        usual_properties: tuple[str, int],
+        further_properties: dict[str, Any] | None,
         body: bytes,
         decode: Callable[[bytes], Any],
         timeout: float,
@@ -83,13 +86,14 @@ class Call:
     ) -> None:
         self.name = name
         self.arguments = wire.publish_arguments(exchange, routing_key, False)
-        self.properties = properties
+        self.usual_properties = usual_properties
+        self.further_properties = further_properties
         self.body = body
         self.decode = decode
         self.timeout = timeout
         self.max_retry = max_retry
         self.queue_per_call = queue_per_call
-        self.correlation_id: str = properties['message_id']
+        self.correlation_id = new_message_id()
         self.attempt = 0
         self.sent = 0  # how often on its present address
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
@@ -99,11 +103,13 @@ class Call:
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
         """The request's frames. The broker drops it when nobody waits for the answer any more."""
         self.sent += 1
-        properties = self.properties
-        if not properties.get('expiration'):
-            remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
-            properties = {**properties, 'expiration': str(remaining)}
-        encoded = wire.encode_properties(correlation_id=self.correlation_id, reply_to=reply_to, **properties)
+        usual, own_id = self.usual_properties, self.correlation_id
+        remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
+        if self.further_properties is None:
+            encoded = wire.request_properties(*usual, own_id, reply_to, remaining)
+        else:
+            properties = {'expiration': str(remaining), **self.further_properties}
+            encoded = wire.encode_properties(*usual, own_id, own_id, reply_to, **properties)
         return wire.publish_frames(channel, self.arguments, encoded, self.body, frame_max)
 
 
@@ -212,7 +218,8 @@ class RpcClient:
         channel, call.channel = call.channel, None
         self._deadlines.forget(call)
         if channel is not None:
-            channel.withdraw(call)
+            if not call.sent or call.attempt > 1:
+                channel.withdraw(call)
             address = self._addresses[channel]
             address.calls.pop(call.correlation_id, None)
             address.strays += call.sent - answered
@@ -317,8 +324,10 @@ class Deadlines:
 
 
 def _set(setter: Callable[[Any], None], value: Any) -> None:
-    with contextlib.suppress(InvalidStateError):  # its caller cancelled it
+    try:
         setter(value)
+    except InvalidStateError:
+        pass  # its caller cancelled it
 
 
 def _nothing() -> None:
