@@ -301,6 +301,8 @@ class Connection:
         if not channel.needs_flush:
             channel.needs_flush = True
             self._dirty.append(channel)
+        elif self._flush_requested:
+            return
         batch = this_thread.batch
         if batch is not None:
             if self not in batch:

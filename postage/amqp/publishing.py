@@ -35,12 +35,13 @@ class Ledger:
     Guarded by the lock of the publishing channel.
 
     :param connection: what it is published on
+    :param failures_kept: how many failures are remembered for whoever asks
     """
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, failures_kept: int = FAILURES_KEPT) -> None:
         self.connection = connection
         self.unsettled = 0
-        self.failures: deque[errors.PublishError] = deque(maxlen=FAILURES_KEPT)
+        self.failures: deque[errors.PublishError] = deque(maxlen=failures_kept)
 
 
 class Receipt:
@@ -245,9 +246,10 @@ class PublishingChannel(Channel):
         return done
 
     def _has_room(self, size: int) -> bool:
-        if threading.current_thread() is self.connection._thread or this_thread.is_reading:
-            return True  # what settles messages must not wait for it
-        return self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight)
+        if self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight):
+            return True
+        # What settles messages must not wait for it.
+        return threading.current_thread() is self.connection._thread or this_thread.is_reading
 
     def _wait_for_room(self, size: int, timeout: float) -> None:
         self._waiting += 1

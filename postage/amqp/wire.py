@@ -144,6 +144,17 @@ def request_properties(content_type: str, delivery_mode: int, own_id: str, reply
     return b''.join((head, encoded_id, _short_string_of(reply_to), _short_string_of(str(expiration)), encoded_id))
 
 
+def reply_properties(content_type: str, own_id: str, correlation_id: str) -> bytes:
+    """The same for what all replies have, which are transient.
+
+    :param correlation_id: the request's; may be empty
+    """
+    if not correlation_id:
+        return usual_properties(content_type, 1, own_id)
+    head = _usual_head(_CORRELATION_ID | _MESSAGE_ID, content_type, 1)
+    return head + short_string(correlation_id, 'the correlation id') + _own_id(own_id)
+
+
 @lru_cache(maxsize=256)
 def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> bytes:
     head = encode_properties(content_type, delivery_mode)

@@ -14,7 +14,7 @@ from postage.amqp import wire
 from postage.amqp.channel import BlockingAccess, Steps
 from postage.amqp.connection import Connection, acquire, release
 from postage.amqp.consuming import ConsumingChannel, Delivery, current
-from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
+from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, new_message_id
 from postage.amqp.topology import Binding, Queue, bind, declare_exchange, declare_queue, unbind
 from postage.messaging.bindings import check_eqk, check_queue
 from postage.messaging.connected import Connected
@@ -61,6 +61,8 @@ class GenericConsumer(Connected):
         self._fixed_prefetch = 0
         self._prefetch = 0  # the count asked for last
         self._replies: Connection | None = None
+        self._reply_publisher: PublishingChannel | None = None
+        self._reply_ledger: Ledger
         with self._connecting('consuming'):
             self._channel = self._new_channel()
             self._add(routes)
@@ -396,17 +398,14 @@ class GenericConsumer(Connected):
         :param content_type: what it is
         :return: what becomes of it
         """
-        receipt = Receipt(new_message_id(), 1, True, Ledger(self._publishing()))
-        properties = wire.encode_properties(
-            content_type=content_type,
-            delivery_mode=1,
-            message_id=receipt.message_id,
-            correlation_id=header.correlation_id or '',
-        )
+        if self._reply_publisher is None or not self._reply_publisher.is_wanted:
+            self.prepare_replies()
+        assert self._reply_publisher is not None
+        receipt = Receipt(new_message_id(), 1, True, self._reply_ledger)
+        properties = wire.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
+        outgoing = Outgoing('', header.reply_to, False, properties, encoded, receipt)
         # Out by the publishing connection: when the broker stops reading publishers, acknowledgements must not stop.
-        self._publishing().publisher(True).publish(
-            Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT
-        )
+        self._reply_publisher.publish(outgoing, PUBLISH_TIMEOUT)
         delivery = current.get()
         if delivery is not None:
             delivery.published(receipt)
@@ -414,14 +413,12 @@ class GenericConsumer(Connected):
 
     def prepare_replies(self) -> None:
         """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
-        self._publishing().publisher(True)
+        if self._replies is None:
+            self._replies = acquire(self._settings, 'publishing')
+            self._reply_ledger = Ledger(self._replies, failures_kept=0)
+        self._reply_publisher = self._replies.publisher(True)
 
     def has_dead_letters(self, queue: str) -> bool:
         """Whether this consumer declared the queue with a dead-letter exchange."""
         declared = self._topology.queues.get(queue)
         return declared is not None and 'x-dead-letter-exchange' in (declared.flags.get('arguments') or {})
-
-    def _publishing(self) -> Connection:
-        if self._replies is None:
-            self._replies = acquire(self._settings, 'publishing')
-        return self._replies

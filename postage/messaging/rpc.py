@@ -28,7 +28,7 @@ from postage.amqp.connection import Connection
 from postage.amqp.consuming import ReplyChannel
 from postage.amqp.publishing import new_message_id
 from postage.amqp.waiting import this_thread, wait_until_done
-from postage.amqp.wire import Content, decode_answerable
+from postage.amqp.wire import Content, decode_answerable, decode_properties
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
 logger = logging.getLogger('postage')
@@ -234,7 +234,11 @@ class RpcClient:
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
         try:
-            correlation_id = decode_answerable(content.properties).correlation_id
+            # What has no id is looked at as a whole: it is nobody's answer unless it is sound.
+            correlation_id = (
+                decode_answerable(content.properties).correlation_id
+                or decode_properties(content.properties).correlation_id
+            )
         except errors.DecodingError as error:
             logger.warning('a reply was dropped: %s', error)
             return
@@ -295,7 +299,8 @@ class Deadlines:
         """
         deadline = time.monotonic() + timeout
         calls = self._by_timeout.setdefault(timeout, {})
-        calls.pop(call, None)
+        if call.attempt > 1:
+            calls.pop(call, None)  # so that it comes last
         calls[call] = deadline
         return deadline
 

@@ -29,9 +29,13 @@ class Unsettled:
     ) -> None:
         """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
         confirmed, if there is one."""
+        self.one_more()
+        if len(receipts) == 1:
+            receipt = receipts[0]
+            receipt.add_done_callback(lambda: self._settled(delivery, receipt if receipt.error else None, settle))
+            return
         receipts = list(receipts)
         missing = len(receipts)
-        self.one_more()
 
         def one_less() -> None:
             nonlocal missing
@@ -39,11 +43,17 @@ class Unsettled:
                 missing -= 1
                 if missing:
                     return
-            settle(delivery, next((receipt for receipt in receipts if receipt.error is not None), None))
-            self.one_less()
+            failed = next((receipt for receipt in receipts if receipt.error is not None), None)
+            self._settled(delivery, failed, settle)
 
         for receipt in receipts:
             receipt.add_done_callback(one_less)
+
+    def _settled(
+        self, delivery: Delivery, failed: Receipt | None, settle: Callable[[Delivery, Receipt | None], None]
+    ) -> None:
+        settle(delivery, failed)
+        self.one_less()
 
     def one_more(self) -> None:
         """There is one that something else is waited for."""
@@ -54,7 +64,8 @@ class Unsettled:
         """That has come to its end."""
         with self._changed:
             self._count -= 1
-            self._changed.notify_all()
+            if not self._count:
+                self._changed.notify_all()
         self._notify()
 
     def wait(self, timeout: float) -> bool:
