@@ -37,7 +37,10 @@ class PublicConnection(pika.SelectConnection):
     :ivar lanes: the channels that take the fast lane, by number
     :ivar writing: held by the thread that sends
     :ivar is_lost: whether it has gone; nothing may be sent any more
+    :ivar sends_directly: whether any thread may send; else the I/O thread alone
     """
+
+    sends_directly = False
 
     def __init__(self, *args: Any, **kwds: Any) -> None:
         self.lanes: dict[int, Lane] = {}
@@ -102,11 +105,6 @@ class PublicConnection(pika.SelectConnection):
         lane.end_of_read()
 
     # Sending
-
-    @property
-    def sends_directly(self) -> bool:
-        """Whether any thread may send; else the I/O thread alone."""
-        return False
 
     @property
     def backlog(self) -> int:

@@ -85,12 +85,16 @@ class WireConnection(PublicConnection):
     :param services: pika's way to sockets, the ``custom_ioloop``
     :ivar reading: held by :attr:`reader` while it waits and reads
     :ivar reader: who reads in the I/O thread's place; changed by the I/O thread alone
+    :ivar may_be_read_elsewhere: whether somebody may
     """
+
+    may_be_read_elsewhere = False
 
     def __init__(self, *args: Any, fast_lane: FastLane, services: IOServices, **kwds: Any) -> None:
         self.reading = threading.Lock()
         self.reader: Reader | None = None
-        self._fast_lane = fast_lane
+        self._is_direct = fast_lane.sends_directly
+        self._is_shareable = fast_lane.waiting_thread_reads
         self._services = services
         self._stream: Any = None  # pika's transport
         self._socket: socket.socket | None = None  # our own handle; none with TLS
@@ -98,7 +102,6 @@ class WireConnection(PublicConnection):
         self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
         self._is_ending = False
         self._is_asked = False
-        self._is_spent = False  # its reader has met its end
         super().__init__(*args, custom_ioloop=services, **kwds)
         self._cutter = Cutter(self.lanes, self._pass_on)
 
@@ -121,14 +124,16 @@ class WireConnection(PublicConnection):
     def _proto_connection_made(self, transport: Any) -> None:
         self._stream = transport
         sock = getattr(transport, '_sock', None)
-        if self._fast_lane.sends_directly and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket):
+        if self._is_direct and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket):
             self._socket, self._number = sock.dup(), sock.fileno()
+            self.sends_directly, self.may_be_read_elsewhere = True, self._is_shareable
             self._services.set_reader(self._number, self._on_readable)
         super()._proto_connection_made(transport)
 
     def _proto_connection_lost(self, error: BaseException | None) -> None:
         with self.writing:
             self.is_lost = True
+        self.may_be_read_elsewhere = False
         if self.reader is not None:
             self.reader.ring()
         # What is read from now on would be taken for the next connection's.
@@ -154,7 +159,7 @@ class WireConnection(PublicConnection):
 
     def fail_soon(self, error: Exception) -> None:
         """The same for the reader, who is to read no more."""
-        self._is_spent = True
+        self.may_be_read_elsewhere = False
         self.ioloop.add_callback_threadsafe(functools.partial(self.fail, error))
 
     def abandon(self) -> None:
@@ -164,11 +169,6 @@ class WireConnection(PublicConnection):
                 sock.close()
 
     # Sending
-
-    @property
-    def sends_directly(self) -> bool:
-        """Whether any thread may send; else the I/O thread alone."""
-        return self._socket is not None
 
     @property
     def backlog(self) -> int:
@@ -267,13 +267,6 @@ class WireConnection(PublicConnection):
             self.fail(error)
 
     # Who reads
-
-    @property
-    def may_be_read_elsewhere(self) -> bool:
-        """Whether a thread that waits may read in the I/O thread's place."""
-        return (
-            self._fast_lane.waiting_thread_reads and self._socket is not None and not (self.is_lost or self._is_spent)
-        )
 
     def fileno(self) -> int:
         """What the reader waits for."""

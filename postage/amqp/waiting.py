@@ -159,16 +159,19 @@ class ReadingAlarm:
 
     def _read(self, wire: WireConnection) -> None:
         error: Exception | None = None
-        self._is_acting = this_thread.is_reading = True
+        thread = this_thread
+        outer, thread.batch = thread.batch, []
+        self._is_acting = thread.is_reading = True
         try:
-            with Batch():
-                error = wire.read()
+            error = wire.read()
         except BaseException:
             # Ctrl-C, above all. What was read and not acted on is lost, so the broker has to send it again.
             error = pika.exceptions.StreamLostError('interrupted while reading')
             raise
         finally:
-            self._is_acting = this_thread.is_reading = False
+            self._is_acting = thread.is_reading = False
+            send_batch()
+            thread.batch = outer
             if error is not None:
                 self._has_rung = True
                 wire.fail_soon(error)

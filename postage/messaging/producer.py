@@ -15,13 +15,13 @@ from postage.amqp.channel import BlockingAccess
 from postage.amqp.consuming import ConsumingChannel, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
 from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
-from postage.amqp.waiting import Batch
+from postage.amqp.waiting import Batch, alarm_of_thread, this_thread
 from postage.messaging.connected import Connected
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
-from postage.messaging.rpc import Call, RpcFuture, client_of, decode_result
+from postage.messaging.rpc import Answer, Call, RpcFuture, client_of, decode_result
 from postage.microthreads import running_scheduler
 
 ExchangeKey = tuple['type[Exchange] | Exchange', str]
@@ -269,9 +269,13 @@ class GenericProducer(Connected):
         if options.get('_queue_only'):
             return self._rpc_queue(name, message, options)
         self._refuse_deadlock(name, options)
+        alarm = alarm_of_thread()
+        if alarm is None:
+            return self._rpc_future(name, message, options).result()
+        answer = Answer(alarm)
         with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
-            future = self._rpc_future(name, message, options)
-        return future.result()
+            self._call(name, message, options, self._rpc_route(options), answer)
+        return answer.wait(self._connection)
 
     def _refuse_deadlock(self, name: str, options: dict[str, Any]) -> None:
         """Refuse to block a scheduler's thread for an answer that only this thread could give.
@@ -297,26 +301,35 @@ class GenericProducer(Connected):
                 )
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
+        route = self._rpc_route(options)
+        future = RpcFuture(*route, self._connection)
+        if this_thread.alarm is not None:
+            this_thread.alarm.add(self._connection)  # this thread's scheduler, if it has one, will wait for the answer
+        self._call(name, message, options, route, future)
+        return future
+
+    def _call(
+        self, name: str, message: Message, options: dict[str, Any], route: tuple[str, str], future: RpcFuture | Answer
+    ) -> None:
         self._check_open()
-        timeout = _number(options, '_timeout', self.rpc_timeout)
-        max_retry = _number(options, '_max_retry', self.max_retry, whole=True)
-        exchange, key = self._rpc_route(options)
+        timeout, max_retry = self.rpc_timeout, self.max_retry
+        if options:
+            timeout = _number(options, '_timeout', timeout)
+            max_retry = int(_number(options, '_max_retry', max_retry, whole=True))
         message.fingerprint(self.fingerprint)
         call = Call(
             name,
-            exchange,
-            key,
+            *route,
+            future,
             self._usual_properties,
             _further_properties(options),
             self.encode(message.body),
             self.encoder.decode,
             timeout,
-            int(max_retry),
+            max_retry,
             self.reply_queue_per_call,
-            self._connection,
         )
         client_of(self._connection).call(call)
-        return call.future
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
         """Send the request once, and return the queue that its answer will be in."""

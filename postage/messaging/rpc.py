@@ -27,7 +27,7 @@ from postage.amqp import wire
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ReplyChannel
 from postage.amqp.publishing import new_message_id
-from postage.amqp.waiting import this_thread, wait_until_done
+from postage.amqp.waiting import ReadingAlarm, wait_until_done
 from postage.amqp.wire import Content, decode_answerable, decode_properties
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
@@ -60,6 +60,46 @@ class RpcFuture(Future[MessageResult]):
         return super().result(0)
 
 
+class Answer:
+    """The result message for the one thread that waits for it and does nothing else meanwhile: less than a future.
+
+    :param alarm: what that thread waits by
+    """
+
+    __slots__ = ('_alarm', '_error', '_is_done', '_result')
+
+    def __init__(self, alarm: ReadingAlarm) -> None:
+        self._alarm = alarm
+        self._is_done = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    def cancelled(self) -> bool:
+        """Never: who could have done it?"""
+        return False
+
+    def set_result(self, result: MessageResult) -> None:
+        """It has come. From any thread."""
+        self._result = result
+        self._is_done = True
+        self._alarm.ring()
+
+    def set_exception(self, error: BaseException) -> None:
+        """It will not come. From any thread."""
+        self._error = error
+        self._is_done = True
+        self._alarm.ring()
+
+    def wait(self, connection: Connection) -> MessageResult:
+        """Wait for it, reading the connection meanwhile. In the thread that the alarm is of."""
+        while not self._is_done:
+            self._alarm.wait_for((connection,), None)
+        if self._error is not None:
+            raise self._error
+        result: MessageResult = self._result
+        return result
+
+
 class Call:
     """One RPC under way.
 
@@ -67,7 +107,7 @@ class Call:
     :param further_properties: by the names of ``wire.encode_properties``, where it has any
     :param timeout: seconds for each attempt
     :param max_retry: how often it is sent again
-    :ivar future: of the result message; never carries an exception unless the connection is closed
+    :param future: of the result message; never carries an exception unless the connection is closed
     """
 
     def __init__(
@@ -75,6 +115,7 @@ class Call:
         name: str,
         exchange: str,
         routing_key: str,
+        future: RpcFuture | Answer,
         usual_properties: tuple[str, int],
         further_properties: dict[str, Any] | None,
         body: bytes,
@@ -82,7 +123,6 @@ class Call:
         timeout: float,
         max_retry: int,
         queue_per_call: bool,
-        connection: Connection,
     ) -> None:
         self.name = name
         self.arguments = wire.publish_arguments(exchange, routing_key, False)
@@ -98,7 +138,7 @@ class Call:
         self.sent = 0  # how often on its present address
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
-        self.future = RpcFuture(exchange, routing_key, connection)
+        self.future = future
 
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
         """The request's frames. The broker drops it when nobody waits for the answer any more."""
@@ -143,9 +183,6 @@ class RpcClient:
         """Send a request, and see to its attempts. From any thread; never blocks."""
         if self._connection.error is not None:
             raise self._connection.error
-        alarm = this_thread.alarm
-        if alarm is not None:
-            alarm.add(call.future._connection)  # this thread's scheduler will wait for the answer
         with self._lock:
             channel = call.channel = self._channel_for(call)
             self._addresses[channel].calls[call.correlation_id] = call
