@@ -405,7 +405,7 @@ ALL_AT_ONCE = 0.15
 """The probability with which a fault of the network hits everybody."""
 
 PAUSE_AFTER_THE_BROKER = 20
-"""Times as many items as after another fault: it is to be killed under load, and everybody comes back by himself."""
+"""Times as many items as after another fault: it is to be killed under load, and some need a while to come back."""
 
 
 def plan(
