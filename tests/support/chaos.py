@@ -404,9 +404,6 @@ WITHOUT_TARGETS = ('closed by the broker', 'memory alarm', BROKER_KILLED)
 ALL_AT_ONCE = 0.15
 """The probability with which a fault of the network hits everybody."""
 
-PAUSE_AFTER_THE_BROKER = 20
-"""Times as many items as after another fault: it is to be killed under load, and some need a while to come back."""
-
 
 def plan(
     seed: int, faults: int, kinds: Sequence[str] = ON_ANY_BROKER, targets: Sequence[str] = tuple(CAST)
@@ -430,7 +427,7 @@ def _fault(chance: random.Random, kind: str, targets: Sequence[str]) -> Fault:
         () if kind in WITHOUT_TARGETS else tuple(targets) if everybody else (one,),
         amount=chance.random(),
         lasts=chance.randint(0, 3),
-        items=chance.randint(1, 50) * (PAUSE_AFTER_THE_BROKER if kind == BROKER_KILLED else 1),
+        items=chance.randint(1, 50),
         side=chance.choice(('client', 'broker')),
     )
 
