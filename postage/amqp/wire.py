@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
-from struct import error as StructError  # noqa: N812
 from typing import Any, NamedTuple, Protocol
 
 import pika
@@ -56,6 +55,9 @@ _flags = Struct('>H')
 # Bits of the property flags (section 4.2.6.1), highest first, in the order in which the values follow.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
 _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
+# Those in which nothing can be hidden that is hard to decode.
+_PLAIN = _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
+_PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
 
 
 # Frames out
@@ -252,17 +254,18 @@ class Answerable(NamedTuple):
 def decode_answerable(data: bytes) -> Answerable:
     """The correlation id and the reply address in the properties of a content header.
 
-    :raises DecodingError: as :func:`decode_properties`, but for what is wrong with other properties
+    :raises DecodingError: as :func:`decode_properties`
     """
     correlation_id = reply_to = None
     try:
         flags, position = data[0] << 8 | data[1], 2
+        if flags & ~_PLAIN:
+            properties = decode_properties(data)
+            return Answerable(properties.correlation_id, properties.reply_to)
         if flags & _CONTENT_TYPE:
             position += 1 + data[position]
         if flags & _CONTENT_ENCODING:
             position += 1 + data[position]
-        if flags & _HEADERS:
-            position += 4 + _length.unpack_from(data, position)[0]
         if flags & _DELIVERY_MODE:
             position += 1
         if flags & _PRIORITY:
@@ -271,7 +274,7 @@ def decode_answerable(data: bytes) -> Answerable:
             correlation_id, position = _read_short_string(data, position)
         if flags & _REPLY_TO:
             reply_to, position = _read_short_string(data, position)
-    except (IndexError, ValueError, StructError) as error:
+    except (IndexError, ValueError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
     return Answerable(correlation_id, reply_to)
 

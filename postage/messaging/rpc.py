@@ -28,7 +28,7 @@ from postage.amqp.connection import Connection
 from postage.amqp.consuming import ReplyChannel
 from postage.amqp.publishing import new_message_id
 from postage.amqp.waiting import ReadingAlarm, wait_until_done
-from postage.amqp.wire import Content, decode_answerable, decode_properties
+from postage.amqp.wire import Content, decode_answerable
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
 logger = logging.getLogger('postage')
@@ -271,11 +271,7 @@ class RpcClient:
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
         try:
-            # What has no id is looked at as a whole: it is nobody's answer unless it is sound.
-            correlation_id = (
-                decode_answerable(content.properties).correlation_id
-                or decode_properties(content.properties).correlation_id
-            )
+            correlation_id = decode_answerable(content.properties).correlation_id
         except errors.DecodingError as error:
             logger.warning('a reply was dropped: %s', error)
             return
