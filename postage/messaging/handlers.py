@@ -163,6 +163,7 @@ class Entry:
         'filters',
         'full_body',
         'is_class',
+        'is_plain',
         'is_rpc',
         'label',
         'processor',
@@ -184,6 +185,7 @@ class Entry:
         if not callable(self._call):
             raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self._call!r:.80}')
         self.colour = self._colour(bool(marks.get(_THREADED)))
+        self.is_plain = self.colour is Colour.PLAIN  # asked for with each message
 
     def _colour(self, threaded: bool) -> Colour:
         function = self._call.call if self.is_class else self._call

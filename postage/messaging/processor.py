@@ -18,7 +18,7 @@ from postage.amqp.waiting import Batch, alarm_of_thread, send_batch
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.failures import Failures
 from postage.messaging.fingerprint import as_fingerprint_dict
-from postage.messaging.handlers import Colour, Entry, HandlerTable, MessageHandler, check_timeout
+from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Handling, Reply, call_plain, hook_raised
 from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.messages import MessageResultError, check_envelope
@@ -322,11 +322,12 @@ class MessageProcessor(MicroThread):
             self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
             return
         entries = self._handlers.find(body['category'], body['type'], body['name'])
-        if not all(entry.colour is Colour.PLAIN for entry in entries):
-            assert self.scheduler is not None
-            self._in_hand += 1
-            self.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
-            return
+        for entry in entries:
+            if not entry.is_plain:
+                assert self.scheduler is not None
+                self._in_hand += 1
+                self.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
+                return
         outcome = HANDLED
         token = current.set(delivery)
         try:

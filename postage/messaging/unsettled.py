@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from postage.amqp.consuming import Delivery
@@ -22,7 +23,8 @@ class Unsettled:
     def __init__(self, notify: Callable[[], None] = _nothing) -> None:
         self._notify = notify
         self._changed = threading.Condition()
-        self._count = 0
+        self._count: deque[None] = deque()  # its length counts, and is changed without a lock
+        self._has_waiters = False
 
     def add(
         self, delivery: Delivery, receipts: Sequence[Receipt], settle: Callable[[Delivery, Receipt | None], None]
@@ -57,18 +59,20 @@ class Unsettled:
 
     def one_more(self) -> None:
         """There is one that something else is waited for."""
-        with self._changed:
-            self._count += 1
+        self._count.append(None)
 
     def one_less(self) -> None:
         """That has come to its end."""
-        with self._changed:
-            self._count -= 1
-            if not self._count:
+        self._count.pop()
+        if self._has_waiters:
+            with self._changed:
                 self._changed.notify_all()
         self._notify()
 
     def wait(self, timeout: float) -> bool:
         """Wait until there is none. Returns whether that is so within that many seconds."""
+        if not self._count or not timeout:
+            return not self._count
         with self._changed:
+            self._has_waiters = True
             return self._changed.wait_for(lambda: not self._count, timeout)

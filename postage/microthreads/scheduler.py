@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger('postage.microthreads')
 
-BREATH_SECONDS = 0.0002  # for which a loop that never waits may keep other threads from running
+BREATH_SECONDS = 0.0005  # for which a loop that never waits may keep other threads from running
 
 A = TypeVar('A', bound=Alarm)
 
