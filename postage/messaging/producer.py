@@ -316,13 +316,16 @@ class GenericProducer(Connected):
         if options:
             timeout = _number(options, '_timeout', timeout)
             max_retry = int(_number(options, '_max_retry', max_retry, whole=True))
+        further_properties = _further_properties(options)
+        if further_properties is not None:
+            wire.encode_properties(**further_properties)  # what cannot be is told here, and not where it is sent
         message.fingerprint(self.fingerprint)
         call = Call(
             name,
             *route,
             future,
             self._usual_properties,
-            _further_properties(options),
+            further_properties,
             self.encode(message.body),
             self.encoder.decode,
             timeout,

@@ -226,12 +226,14 @@ class RpcClient:
     def _on_deadline(self) -> None:
         self._timer = None
         over: list[Callable[[], None]] = []
-        with self._lock:
-            for call in self._deadlines.take_past(time.monotonic()):
-                self._retire(call.channel)
-                over.append(self._fail_attempt(call, f'no reply within {call.timeout:g} s'))
-        _call_all(over)
-        self._arm()
+        try:
+            with self._lock:
+                for call in self._deadlines.take_past(time.monotonic()):
+                    self._retire(call.channel)
+                    over.append(self._fail_attempt(call, f'no reply within {call.timeout:g} s'))
+            _call_all(over)
+        finally:
+            self._arm()  # else no call would ever time out again
 
     def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
         if call.future.cancelled():
