@@ -124,7 +124,10 @@ class Receipt:
         if event is not None:
             event.set()
         for callback in callbacks or ():
-            callback()
+            try:
+                callback()
+            except Exception:  # it would cost the connection
+                self._ledger.connection.logger.exception('a callback of %r raised', self)
 
     def _disown(self) -> None:
         """In a forked child: what becomes of it is the parent's affair."""
@@ -249,7 +252,7 @@ class PublishingChannel(Channel):
         if self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight):
             return True
         # What settles messages must not wait for it.
-        return threading.current_thread() is self.connection._thread or this_thread.is_reading
+        return this_thread.is_reading
 
     def _wait_for_room(self, size: int, timeout: float) -> None:
         self._waiting += 1
@@ -279,11 +282,13 @@ class PublishingChannel(Channel):
         while pending:
             if self._suspects and unconfirmed:
                 break
-            outgoing = pending.popleft()
             if self.confirms:
+                # In this order a Ctrl-C in between loses nothing: see _on_lost.
                 self._tag += 1
-                unconfirmed[self._tag] = outgoing
+                unconfirmed[self._tag] = outgoing = pending[0]
+                pending.popleft()
             else:
+                outgoing = pending.popleft()
                 sent.append(outgoing)
             frames.append(
                 wire.publish_frames(channel, outgoing.arguments, outgoing.properties, outgoing.body, frame_max)
@@ -341,6 +346,8 @@ class PublishingChannel(Channel):
         guilty = isinstance(error, errors.OperationRefused)
         unconfirmed = list(self._unconfirmed.values())
         self._unconfirmed.clear()
+        if unconfirmed and self._pending and unconfirmed[-1] is self._pending[0]:
+            self._pending.popleft()
         if guilty and self._suspects and len(unconfirmed) == 1:
             self._suspects -= 1
             outgoing = unconfirmed.pop()
