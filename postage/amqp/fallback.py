@@ -131,6 +131,10 @@ class PublicConnection(pika.SelectConnection):
     def fail(self, error: Exception) -> None:
         """Give up the connection. pika's public API knows no way to do it at once: its heartbeats do, a bit later."""
 
+    def fail_soon(self, error: Exception) -> None:
+        """Begin a new connection, because what was sent on this one is not in order. Any thread."""
+        self.ioloop.add_callback_threadsafe(lambda: self.close() if self.is_open else None)
+
     def abandon(self) -> None:
         """Give up this process's share of the socket without a word to the broker; unknown to pika's public API."""
 

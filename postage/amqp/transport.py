@@ -100,7 +100,9 @@ class WireConnection(PublicConnection):
         self._socket: socket.socket | None = None  # our own handle; none with TLS
         self._number = -1  # of pika's handle, in its loop
         self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
+        self._handed_over: deque[bytes] = deque()  # frames that the reader has met, on their way to pika
         self._is_ending = False
+        self._is_spent = False  # whoever reads has met its end
         self._is_asked = False
         super().__init__(*args, custom_ioloop=services, **kwds)
         self._cutter = Cutter(self.lanes, self._pass_on)
@@ -139,6 +141,7 @@ class WireConnection(PublicConnection):
         # What is read from now on would be taken for the next connection's.
         has_left = self.reading.acquire(timeout=PATIENCE)
         self.reader = None
+        self.lanes.clear()  # for a reader who is late all the same
         if has_left:
             self.reading.release()
         sock, self._socket = self._socket, None
@@ -158,8 +161,8 @@ class WireConnection(PublicConnection):
             self._terminate_stream(error)
 
     def fail_soon(self, error: Exception) -> None:
-        """The same for the reader, who is to read no more."""
-        self.may_be_read_elsewhere = False
+        """The same from any thread. Nothing is read any more."""
+        self.may_be_read_elsewhere, self._is_spent = False, True
         self.ioloop.add_callback_threadsafe(functools.partial(self.fail, error))
 
     def abandon(self) -> None:
@@ -218,9 +221,11 @@ class WireConnection(PublicConnection):
 
     def read(self) -> Exception | None:
         """Read what has come and act on it. By the I/O thread, or the reader. Returns why it is the end, if it is."""
-        assert self._socket is not None
+        sock = self._socket
+        if sock is None:
+            return None  # it was lost in that very moment
         try:
-            data = self._socket.recv(READ_SIZE)
+            data = sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
@@ -241,7 +246,7 @@ class WireConnection(PublicConnection):
 
     def _on_readable(self) -> None:
         """There is something to be read, and nobody else to do it."""
-        if self._socket is not None and not self._is_ending:
+        if not (self._is_ending or self._is_spent):
             error = self.read()
             if error is not None:
                 self.fail(error)
@@ -253,13 +258,18 @@ class WireConnection(PublicConnection):
             self.fail(error)
 
     def _pass_on(self, data: bytes) -> None:
-        """Give a frame to pika, which is at home on the I/O thread."""
-        if self.reader is None:
+        """Give a frame to pika, which is at home on the I/O thread; after those that are on their way to it."""
+        if self.reader is None and not self._handed_over:
             self._on_data_available(data)
         else:
-            self.ioloop.add_callback_threadsafe(functools.partial(self._feed, data))
+            self._handed_over.append(data)
+            self.ioloop.add_callback_threadsafe(self._feed)
 
-    def _feed(self, data: bytes) -> None:
+    def _feed(self) -> None:
+        """Give pika the next of the frames that were handed over."""
+        data = self._handed_over.popleft()
+        if self.is_lost:
+            return
         try:
             self._on_data_available(data)
         except Exception as error:
@@ -272,6 +282,11 @@ class WireConnection(PublicConnection):
         """What the reader waits for."""
         assert self._socket is not None
         return self._socket.fileno()
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether somebody else reads, or will as soon as the I/O thread gets round to it."""
+        return self.reader is not None or self._is_asked
 
     def ask_to_read(self, reader: Reader) -> None:
         """Ask the I/O thread to leave reading to somebody, who is rung when it does. Any thread."""
@@ -291,7 +306,7 @@ class WireConnection(PublicConnection):
         if self.reader is not None and self.reading.acquire(blocking=False):
             self.reader = None
             self.reading.release()
-            if self._socket is not None and not self._is_ending and not self.is_lost:
+            if self._socket is not None and not (self._is_ending or self._is_spent or self.is_lost):
                 self._services.set_reader(self._number, self._on_readable)
 
 
