@@ -36,7 +36,7 @@ from postage.amqp.io_services import IOServices
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.topology import Queue, Topology
 from postage.amqp.transport import WireConnection, connection_class
-from postage.amqp.waiting import ReadingAlarm, send_batch, this_thread
+from postage.amqp.waiting import ReadingAlarm, check_may_block, send_batch, this_thread
 from postage.settings import BrokerSettings, fast_lane
 
 Role = Literal['publishing', 'consuming']
@@ -48,6 +48,7 @@ PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attem
 WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
+BACKLOG_SECONDS = 0.005  # between looks whether it has
 LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
 TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
 SHARED_SECONDS = 0.1  # for which nobody but the I/O thread reads a connection that several threads wait for
@@ -96,7 +97,7 @@ class Connection:
         self._endpoint = 0
         self._failures: list[str] = []
         self._dirty: deque[Channel] = deque()
-        self._flush_requested = False
+        self._flush_requested = self._is_backed_up = False
         self._sent_at = 0.0
         self._waiting: set[object] = set()  # one for each thread that waits for this connection
         self._shared_until = 0.0
@@ -141,7 +142,7 @@ class Connection:
             return
         if thread.is_alive():
             self._loop.add_callback_threadsafe(lambda: self._begin_close(timeout))
-        if thread is not threading.current_thread():
+        if not this_thread.is_reading:
             with self.awaited():
                 thread.join(timeout + 1.0)
 
@@ -166,8 +167,7 @@ class Connection:
         :return: what the steps return
         :raises errors.BrokerError: what the broker said, or :class:`errors.ConnectionLost` after ``timeout``
         """
-        if threading.current_thread() is self._thread or this_thread.is_reading:
-            raise RuntimeError('a blocking call from a callback of a connection, where it could never be answered')
+        check_may_block()
         if self._closing:
             raise errors.Closed(f'the connection to {self.settings} is closed')
         self._ensure_running()
@@ -325,9 +325,13 @@ class Connection:
         """Have the I/O thread send. However much is added meanwhile, it is woken once."""
         if not self._flush_requested:
             self._flush_requested = True
-            if self._thread is None:
-                self._ensure_running()
-            self._loop.add_callback_threadsafe(self.flush_now)
+            try:
+                if self._thread is None:
+                    self._ensure_running()
+                self._loop.add_callback_threadsafe(self.flush_now)
+            except BaseException:  # Ctrl-C, after which others still want to be sent
+                self._flush_requested = False
+                raise
 
     def flush_now(self) -> None:
         """Send what the channels have ready, in one write. On the I/O thread, or where the wire sends directly."""
@@ -336,18 +340,27 @@ class Connection:
         if wire is None or not self._dirty:
             return
         drained: list[Channel] = []
-        with wire.writing:
-            if wire.is_lost:
-                return  # whoever opens the channels again has it sent
-            is_full = wire.backlog > BACKLOG_MAX
-            if not is_full:
-                self._drain(wire, drained)
+        try:
+            with wire.writing:
+                if wire.is_lost:
+                    return  # whoever opens the channels again has it sent
+                is_full = wire.backlog > BACKLOG_MAX
+                if not is_full:
+                    self._drain(wire, drained)
+        except BaseException:
+            # Ctrl-C, above all. What was counted may not have been sent, and a frame may have been sent in part.
+            wire.fail_soon(pika.exceptions.StreamLostError('interrupted while sending'))
+            raise
         for channel in drained:
             channel.drained()
-        if is_full:
+        if is_full and not self._is_backed_up:
             # The transport tells nobody when it is empty; the broker is slow anyway, so looking again does no harm.
-            self._flush_requested = True
-            self.call_soon(lambda: self._loop.call_later(0.005, self.flush_now))
+            self._is_backed_up = self._flush_requested = True
+            self.call_soon(lambda: self._loop.call_later(BACKLOG_SECONDS, self._flush_again))
+
+    def _flush_again(self) -> None:
+        self._is_backed_up = False
+        self.flush_now()
 
     def _drain(self, wire: PublicConnection, drained: list[Channel]) -> None:
         frames: list[bytes] = []
@@ -368,7 +381,10 @@ class Connection:
         """Round everything in which a thread blocks until this connection has brought something.
 
         What the thread has gathered is sent, and nobody who works on something else keeps the socket from being read.
+
+        :raises RuntimeError: in a callback of a connection
         """
+        check_may_block()
         send_batch()
         token = object()
         self._waiting.add(token)
@@ -380,7 +396,7 @@ class Connection:
 
     def _reclaim(self) -> None:
         wire = self.wire
-        if isinstance(wire, WireConnection) and wire.reader is not None:
+        if isinstance(wire, WireConnection) and wire.is_lent:
             self._loop.add_callback_threadsafe(wire.take_back)
 
     def begin_reading(self, alarm: ReadingAlarm) -> WireConnection | None:
@@ -405,12 +421,11 @@ class Connection:
     def end_reading(self, alarm: ReadingAlarm, has_read: bool) -> None:
         """It waits no more."""
         self._waiting.discard(alarm)
-        if not has_read:
-            return
         if self._waiting:
-            self._shared_until = time.monotonic() + SHARED_SECONDS
+            if has_read:
+                self._shared_until = time.monotonic() + SHARED_SECONDS
             self._reclaim()
-        else:
+        elif has_read:
             self.stir()
 
     # The tick: what a thread may leave undone that is busy with something else
@@ -429,28 +444,40 @@ class Connection:
 
     def _tick(self) -> None:
         was_stirred, self._is_stirred = self._is_stirred, False
+        is_busy = self._take_back(was_stirred) or was_stirred
+        try:
+            self._look_after_channels()
+        finally:
+            if is_busy or self._watched:
+                self._loop.call_later(TICK_SECONDS, self._tick)
+            else:
+                self._is_ticking = False
+                if self._is_stirred:
+                    self.stir()
+
+    def _take_back(self, was_stirred: bool) -> bool:
+        """Read again, where whoever should do so has not been back since the last tick. Returns whether he is away."""
+        wire = self.wire
+        if not isinstance(wire, WireConnection) or wire.reader is None or wire.reading.locked():
+            return False
+        if not was_stirred:
+            wire.take_back()
+        return True
+
+    def _look_after_channels(self) -> None:
         if self._dirty:
             self.flush_now()
         for channel in list(self._watched):
             self._watched.discard(channel)  # before the look, for another thread may add it again meanwhile
             if channel.look():
                 self._watched.add(channel)
-        wire = self.wire
-        is_away = isinstance(wire, WireConnection) and wire.reader is not None and not wire.reading.locked()
-        if is_away and not was_stirred and isinstance(wire, WireConnection):
-            wire.take_back()
-        if was_stirred or is_away or self._watched:
-            self._loop.call_later(TICK_SECONDS, self._tick)
-            return
-        self._is_ticking = False
-        if self._is_stirred:
-            self.stir()
 
     # The I/O thread
 
     def _run(self) -> None:
         """The I/O thread. An exception in a callback must not end it, and with it everything that waits."""
         loop = self._loop
+        this_thread.is_reading = True
         while True:
             try:
                 loop.start()
@@ -458,6 +485,9 @@ class Connection:
             except Exception:
                 self.logger.exception('an unexpected error on the connection thread of %s', self.settings)
         loop.close()
+        for wire in (self.wire, self._attempt):
+            if wire is not None:
+                wire.abandon()  # where the broker has not answered the farewell
 
     def drive(self, steps: Steps) -> Future[Any]:
         """Take steps on the I/O thread, each when the one before it is done. Returns a future of their result."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from postage.amqp.connection import Connection
     from postage.amqp.transport import WireConnection
 
+LONGEST_WAIT = 86400.0  # seconds that poll() is asked to wait at once; it takes no more than 24 days
 CAN_READ = hasattr(os, 'eventfd') and hasattr(select, 'poll')  # on Linux
 
 
@@ -37,7 +38,7 @@ class _Thread(threading.local):
 
     :ivar batch: connections with something to send at the end of the batch that it has in hand
     :ivar alarm: what it waits by
-    :ivar is_reading: whether it is acting on what it has just read, so that nothing may block
+    :ivar is_reading: whether it is an I/O thread, or is acting on what it has just read: nothing may block
     """
 
     batch: list[Connection] | None = None
@@ -46,6 +47,15 @@ class _Thread(threading.local):
 
 
 this_thread = _Thread()
+
+
+def check_may_block() -> None:
+    """See that the present thread may wait for what a connection brings.
+
+    :raises RuntimeError: in a callback of a connection, where it would wait for itself
+    """
+    if this_thread.is_reading:
+        raise RuntimeError('a blocking call from a callback of a connection, where it could never be answered')
 
 
 class Batch:
@@ -60,8 +70,10 @@ class Batch:
 
     def __exit__(self, *_: object) -> None:
         if self._is_outermost:
-            send_batch()
-            this_thread.batch = None
+            try:
+                send_batch()
+            finally:
+                this_thread.batch = None
 
 
 def send_batch() -> None:
@@ -91,14 +103,13 @@ class ReadingAlarm:
 
     def _start_over(self) -> None:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._bell)
+        self._close.atexit = False  # connections that close at exit may still ring it
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self._polled: dict[int, WireConnection] = {}
         self._is_acting = False  # on what it has read
         self._has_rung = False
-
-    def __del__(self) -> None:
-        os.close(self._bell)
 
     def add(self, connection: Connection) -> None:
         """Read that one too, whenever the scheduler of this thread waits."""
@@ -118,7 +129,11 @@ class ReadingAlarm:
         self.wait_for(self._connections, timeout)
 
     def wait_for(self, connections: Sequence[Connection], timeout: float | None) -> None:
-        """The same, reading those connections."""
+        """The same, reading those connections.
+
+        :raises RuntimeError: in a callback of a connection
+        """
+        check_may_block()
         send_batch()
         reading: dict[int, WireConnection] = {}
         try:
@@ -144,7 +159,7 @@ class ReadingAlarm:
 
     def _read_until_it_rings(self, reading: dict[int, WireConnection], timeout: float | None) -> None:
         self._has_rung = False
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
         while not self._has_rung:
             rest = None if deadline is None else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
             ready = self._poll.poll(rest)
@@ -170,15 +185,17 @@ class ReadingAlarm:
             raise
         finally:
             self._is_acting = thread.is_reading = False
-            send_batch()
-            thread.batch = outer
             if error is not None:
                 self._has_rung = True
                 wire.fail_soon(error)
+            try:
+                send_batch()
+            finally:
+                thread.batch = outer
 
     def after_fork(self) -> None:
         """In a forked child the bell is the parent's."""
-        os.close(self._bell)
+        self._close()
         self._start_over()
 
 
@@ -202,6 +219,9 @@ def wait_until_done(future: Future[Any], connection: Connection, timeout: float 
 
 
 def _after_fork_in_child() -> None:
+    this_thread.is_reading = False
+    if this_thread.batch:
+        this_thread.batch.clear()  # the parent sends it
     for alarm in list(_alarms):
         alarm.after_fork()
 
