@@ -19,6 +19,7 @@ FIRST_DEPTH = 8  # before anything is known: small bursts are still dealt out ev
 DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
 STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
 EVIDENCE = 16  # messages to judge by before prefetching more, or less; a stuck inbox speaks for itself
+MARGIN = 2  # times as quick as a depth asks for is who gets to it, so that nobody goes to and fro between two
 WEIGHT = 0.1  # of a message in the moving average
 SINGLE_ACTIVE_PREFETCH = 64
 
@@ -73,7 +74,8 @@ class Pace:
     def _depth(self) -> int:
         affordable = min(HELD_SECONDS / max(self._average, 1e-9), HELD_BYTES / max(self._size, 1))
         for depth in DEPTHS:
-            if depth <= affordable:
+            is_more = self._at_once + depth > self.prefetch
+            if depth * (MARGIN if is_more else 1) <= affordable:
                 return depth
         return 1
 
