@@ -39,6 +39,7 @@ logger = logging.getLogger('postage')
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
+SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
 GATHERED_MOST = 32  # acknowledgements that wait for the end of a batch
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
@@ -163,6 +164,7 @@ class ConsumingChannel(Channel):
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
         self._outbox: deque[tuple[int, int, bool | None]] = deque()  # generation, tag, None to ack or requeue
+        self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
         self._slow_down: Callable[[], None] = _nothing
         self._watched_since: float | None = None
@@ -264,6 +266,7 @@ class ConsumingChannel(Channel):
         return tag
 
     def _set_up(self) -> Steps:
+        self._settled = Settled()
         if self.prefetch:
             yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
         # No delivery of an older generation is still to come.
@@ -352,15 +355,21 @@ class ConsumingChannel(Channel):
 
     def drain(self, frames: list[bytes]) -> None:
         number, generation, outbox = self.number, self.generation, self._outbox
-        stale = 0
+        stale, acknowledged = 0, []
         while outbox:
             made_on, tag, requeue = outbox.popleft()
             if made_on != generation:
                 stale += 1
             elif requeue is None:
-                frames.append(ack_frame(number, tag))
+                acknowledged.append(tag)
             else:
+                self._settled.add(tag)
                 frames.append(return_frame(number, tag) if requeue else reject_frame(number, tag))
+        if acknowledged:
+            up_to, others = self._settled.acknowledge(acknowledged)
+            if up_to:
+                frames.append(ack_frame(number, up_to, multiple=True))
+            frames.extend(ack_frame(number, tag) for tag in others)
         if stale:
             logger.warning(
                 'dropped %d acknowledgements of messages delivered before the connection was lost; '
@@ -374,6 +383,47 @@ class ConsumingChannel(Channel):
         self._outbox.clear()
         self.is_wanted = False
         return False
+
+
+class Settled:
+    """Which deliveries of a channel are settled, so that one frame can acknowledge many of them.
+
+    A ``basic.ack`` with its bit ``multiple`` is about every delivery up to that one (AMQP 0-9-1, section 1.8.3.13), so
+    it may be sent only where all those before it are settled, or become so by it.
+    """
+
+    def __init__(self) -> None:
+        self._all_up_to = 0
+        self._beyond: set[int] = set()
+        self._is_known = True
+
+    def add(self, tag: int) -> None:
+        """It is rejected, or handed back."""
+        if self._is_known:
+            self._beyond.add(tag)
+
+    def acknowledge(self, tags: list[int]) -> tuple[int, list[int]]:
+        """These are acknowledged.
+
+        :return: the tag up to which all can be acknowledged at once, 0 for none, and those that are left
+        """
+        if not self._is_known:
+            return 0, tags
+        before, beyond = self._all_up_to, self._beyond
+        beyond.update(tag for tag in tags if tag > before)
+        after = before
+        while after + 1 in beyond:
+            after += 1
+            beyond.remove(after)
+        self._all_up_to = after
+        if len(beyond) > SETTLED_BEYOND:
+            # One is missing that is settled elsewhere: somebody got it by `consumer.channel`.
+            self._is_known = False
+            beyond.clear()
+        at_once = [tag for tag in tags if before < tag <= after]
+        if not at_once:
+            return 0, tags
+        return max(at_once), [tag for tag in tags if not before < tag <= after] if len(at_once) < len(tags) else []
 
 
 class Request(Protocol):

@@ -151,9 +151,9 @@ def _publish(channel: pika.channel.Channel, content: list[bytes]) -> None:
 
 
 def _settle(channel: pika.channel.Channel, payload: bytes) -> None:
-    method, tag = settlement_of(payload)
+    method, tag, bits = settlement_of(payload)
     if method == BASIC_ACK:
-        channel.basic_ack(tag)
+        channel.basic_ack(tag, multiple=bool(bits))
     elif method == BASIC_REJECT:
         channel.basic_reject(tag, requeue=False)
     elif method == BASIC_NACK:

@@ -418,9 +418,9 @@ def publish_frames(channel: int, arguments: bytes, properties: bytes, body: byte
     return b''.join(parts)
 
 
-def ack_frame(channel: int, delivery_tag: int) -> bytes:
-    """A ``basic.ack`` of one delivery."""
-    return _settlement.pack(METHOD, channel, 13, BASIC_ACK, delivery_tag, 0, FRAME_END_BYTE)
+def ack_frame(channel: int, delivery_tag: int, multiple: bool = False) -> bytes:
+    """A ``basic.ack`` of one delivery, or of all up to it."""
+    return _settlement.pack(METHOD, channel, 13, BASIC_ACK, delivery_tag, multiple, FRAME_END_BYTE)
 
 
 def reject_frame(channel: int, delivery_tag: int) -> bytes:
@@ -452,10 +452,10 @@ def publish_of(arguments: bytes) -> tuple[str, str, bool]:
     return exchange, routing_key, bool(arguments[position])
 
 
-def settlement_of(payload: bytes) -> tuple[int, int]:
-    """Method and delivery tag of an acknowledgement, a reject or a nack."""
-    method, tag, _ = _method_tag_and_bits.unpack(payload)
-    return method, tag
+def settlement_of(payload: bytes) -> tuple[int, int, int]:
+    """Method, delivery tag and bits of an acknowledgement, a reject or a nack."""
+    method, tag, bits = _method_tag_and_bits.unpack(payload)
+    return method, tag, bits
 
 
 # Frames in

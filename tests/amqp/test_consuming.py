@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from typing import Any
 
@@ -9,7 +10,8 @@ import pika.exceptions
 import pytest
 
 from postage import messaging
-from postage.amqp.consuming import Delivery
+from postage.amqp import consuming
+from postage.amqp.consuming import Delivery, Settled
 from support.brokers import connect
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer, Seen, eventually
 from support.proxy import Proxy
@@ -392,3 +394,66 @@ def test_consumers_come_and_go_without_a_trace(bench: Bench) -> None:
         consuming.consumer.close()
     assert keep is bench.consumer().conn_broker
     assert bench.consumers(QUEUE) == 0
+
+
+# Many acknowledgements in one frame
+
+
+def test_deliveries_acknowledged_in_order_need_one_frame() -> None:
+    settled = Settled()
+    assert settled.acknowledge([1, 2, 3]) == (3, [])
+    assert settled.acknowledge([4]) == (4, [])
+
+
+def test_what_overtakes_an_older_delivery_is_acknowledged_alone_and_never_again() -> None:
+    settled = Settled()
+    assert settled.acknowledge([2, 3]) == (0, [2, 3])
+    assert settled.acknowledge([1, 5]) == (1, [5])
+    assert settled.acknowledge([4]) == (4, [])
+    assert settled.acknowledge([6]) == (6, [])
+
+
+def test_what_was_rejected_or_handed_back_is_no_gap() -> None:
+    settled = Settled()
+    settled.add(1)
+    settled.add(3)
+    assert settled.acknowledge([4, 2]) == (4, [])
+
+
+def test_a_delivery_acknowledged_twice_is_left_for_the_broker_to_complain_of() -> None:
+    settled = Settled()
+    assert settled.acknowledge([1, 2]) == (2, [])
+    assert settled.acknowledge([1, 3]) == (3, [1])
+
+
+def test_where_one_is_settled_elsewhere_the_others_are_acknowledged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consuming, 'SETTLED_BEYOND', 10)
+    settled = Settled()
+    assert settled.acknowledge(list(range(2, 13))) == (0, list(range(2, 13)))
+    assert settled.acknowledge([1, 13]) == (0, [1, 13])
+
+
+def test_acknowledgements_in_any_order_settle_each_delivery_once_and_nothing_else() -> None:
+    """Against a model of the broker: its unsettled deliveries, of which `multiple` takes all up to a tag."""
+    seed = random.randrange(2**32)
+    print(f'seed {seed}')
+    chance = random.Random(seed)
+    settled, delivered = Settled(), 0
+    in_hand: list[int] = []
+    at_the_broker: set[int] = set()
+    for _ in range(3000):
+        for _ in range(chance.randrange(4)):
+            delivered += 1
+            in_hand.append(delivered)
+            at_the_broker.add(delivered)
+        done = [in_hand.pop(chance.randrange(len(in_hand))) for _ in range(chance.randrange(4)) if in_hand]
+        rejected = {tag for tag in done if chance.random() < 0.2}
+        for tag in rejected:
+            settled.add(tag)
+            at_the_broker.remove(tag)
+        acknowledged = [tag for tag in done if tag not in rejected]
+        if acknowledged:
+            up_to, others = settled.acknowledge(acknowledged)
+            at_the_broker -= {tag for tag in at_the_broker if tag <= up_to}
+            at_the_broker -= set(others)
+        assert at_the_broker == set(in_hand)

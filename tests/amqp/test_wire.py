@@ -205,6 +205,8 @@ def test_a_text_of_255_bytes_is_not_too_long() -> None:
 @given(channel=some.integers(1, 65535), tag=some.integers(1, 2**64 - 1))
 def test_settlements_are_what_pika_makes_of_them(channel: int, tag: int) -> None:
     assert wire.ack_frame(channel, tag) == by_pika(channel, pika.spec.Basic.Ack(delivery_tag=tag))
+    all_up_to = pika.spec.Basic.Ack(delivery_tag=tag, multiple=True)
+    assert wire.ack_frame(channel, tag, multiple=True) == by_pika(channel, all_up_to)
     reject = pika.spec.Basic.Reject(delivery_tag=tag, requeue=False)
     assert wire.reject_frame(channel, tag) == by_pika(channel, reject)
     returned = pika.spec.Basic.Nack(delivery_tag=tag, multiple=False, requeue=True)
