@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import random
@@ -49,6 +50,8 @@ WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
 BACKLOG_SECONDS = 0.005  # between looks whether it has
+GATHERED_MOST = 64  # messages and acknowledgements that come together before they are sent
+GATHER_SECONDS = 0.001  # that the first of them waits for others
 LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
 TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
 SHARED_SECONDS = 0.1  # for which nobody but the I/O thread reads a connection that several threads wait for
@@ -99,6 +102,7 @@ class Connection:
         self._dirty: deque[Channel] = deque()
         self._flush_requested = self._is_backed_up = False
         self._sent_at = 0.0
+        self._gathered = 0
         self._waiting: set[object] = set()  # one for each thread that waits for this connection
         self._shared_until = 0.0
         self._watched: set[Channel] = set()
@@ -295,23 +299,25 @@ class Connection:
         """Have sent what a channel has ready. From any thread; never blocks.
 
         In a batch that is done at its end, for what has come together by then. Else it is done here and now where
-        nothing has been sent for a while; where much is sent the I/O thread does it, for what comes together until it
-        has its turn.
+        nothing has been sent for a while, or enough has come together; and where the thread stops before that, the I/O
+        thread does it, a moment later.
         """
         if not channel.needs_flush:
             channel.needs_flush = True
             self._dirty.append(channel)
-        elif self._flush_requested:
-            return
         batch = this_thread.batch
         if batch is not None:
             if self not in batch:
                 batch.append(self)
                 self.stir()
-        elif time.monotonic() - self._sent_at > LULL_SECONDS:
+            return
+        self._gathered += 1
+        if self._gathered >= GATHERED_MOST or (
+            not self._flush_requested and time.monotonic() - self._sent_at > LULL_SECONDS
+        ):
             self.send()
         else:
-            self._send_soon()
+            self._send_soon(GATHER_SECONDS)
 
     def send(self) -> None:
         """Send what the channels have ready: at once where this thread may. From any thread; never blocks."""
@@ -321,14 +327,22 @@ class Connection:
         else:
             self._send_soon()
 
-    def _send_soon(self) -> None:
+    def send_gathered(self) -> None:
+        """Send what is gathered, before a wait for what comes of it."""
+        if self._gathered:
+            self.send()
+
+    def _send_soon(self, pause: float = 0.0) -> None:
         """Have the I/O thread send. However much is added meanwhile, it is woken once."""
         if not self._flush_requested:
             self._flush_requested = True
             try:
                 if self._thread is None:
                     self._ensure_running()
-                self._loop.add_callback_threadsafe(self.flush_now)
+                send: Callable[[], Any] = self.flush_now
+                if pause:
+                    send = functools.partial(self._loop.call_later, pause, self.flush_now)
+                self._loop.add_callback_threadsafe(send)
             except BaseException:  # Ctrl-C, after which others still want to be sent
                 self._flush_requested = False
                 raise
@@ -364,6 +378,7 @@ class Connection:
 
     def _drain(self, wire: PublicConnection, drained: list[Channel]) -> None:
         frames: list[bytes] = []
+        self._gathered = 0
         while self._dirty:
             channel = self._dirty.popleft()
             channel.needs_flush = False
@@ -386,6 +401,7 @@ class Connection:
         """
         check_may_block()
         send_batch()
+        self.send_gathered()
         token = object()
         self._waiting.add(token)
         self._reclaim()

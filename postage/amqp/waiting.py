@@ -138,6 +138,7 @@ class ReadingAlarm:
         reading: dict[int, WireConnection] = {}
         try:
             for connection in connections:
+                connection.send_gathered()
                 wire = connection.begin_reading(self)
                 if wire is not None:
                     reading[wire.fileno()] = wire
