@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from missive.conftest import AnyProcessor, Run, wait_until
 from postage import errors, messaging, missive
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from support.brokers import RabbitMQ
-from support.messaging import HOSTILE, Bench, EchoExchange, EchoProducer, LogBook, Seen
+from support.messaging import HOSTILE, TIMEOUT, Bench, EchoExchange, EchoProducer, LogBook, Seen
 from support.programs import Program
 
 
@@ -282,13 +283,14 @@ def test_a_broker_that_goes_away_and_comes_back_under_load_loses_nothing(
 def test_an_acknowledgement_after_the_connection_died_is_dropped_and_the_message_comes_again(
     bench: Bench, processor: AnyProcessor, run: Callable[..., Run], log: LogBook
 ) -> None:
-    seen, cut = Seen(), []
+    seen, cut, sent = Seen(), [], threading.Event()
 
     @processor.handle_for(lambda message: True)
     def handle(message: Any, ctx: Any) -> None:
         seen.put(message.delivery.redelivered)
         if not cut:
             cut.append(True)
+            sent.wait(TIMEOUT)  # for the bench closes the connection that it sends by
             bench.close_all_connections()
             log.expect('consuming', 'was lost')
             log.expect('again (consuming)')
@@ -296,6 +298,7 @@ def test_an_acknowledgement_after_the_connection_died_is_dropped_and_the_message
 
     running = ready(bench, RabbitMQAdapter(missive.RawMessage, processor, ['jobs']), run)
     send(bench, b'one')
+    sent.set()
     assert seen.next() is False
     assert seen.next() is True
     running.stop()
@@ -304,7 +307,6 @@ def test_an_acknowledgement_after_the_connection_died_is_dropped_and_the_message
 
 
 def test_the_prefetch_count_is_what_is_said(bench: Bench, processor: AnyProcessor, run: Callable[..., Run]) -> None:
-    import threading
 
     go, begun = threading.Event(), Seen()
 
