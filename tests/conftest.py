@@ -111,8 +111,8 @@ def starter(kind: type[Program], directory: Path) -> Iterator[Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see no setting of Postage but their own."""
-    for name in [name for name in os.environ if name.startswith('POSTAGE_')]:
+    """Tests see no setting of Postage but their own, and the lane that a run of them is about."""
+    for name in [name for name in os.environ if name.startswith('POSTAGE_') and name != 'POSTAGE_FAST_LANE']:
         monkeypatch.delenv(name)
 
 

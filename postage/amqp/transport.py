@@ -259,6 +259,8 @@ class WireConnection(PublicConnection):
 
     def _pass_on(self, data: bytes) -> None:
         """Give a frame to pika, which is at home on the I/O thread; after those that are on their way to it."""
+        if self.is_lost:
+            return  # to a late reader
         if self.reader is None and not self._handed_over:
             self._on_data_available(data)
         else:
