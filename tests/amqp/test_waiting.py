@@ -1,0 +1,624 @@
+"""A thread that waits reads meanwhile, gives that back in time, and sends at once what it has gathered."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from postage import errors, messaging
+from postage.amqp import waiting
+from postage.amqp.connection import TICK_SECONDS
+from postage.amqp.consuming import ReplyChannel
+from postage.amqp.waiting import Batch, ReadingAlarm, alarm_of_thread, this_thread, wait_until_done
+from support.messaging import (
+    TIMEOUT,
+    BareResponder,
+    Bench,
+    Echo,
+    EchoExchange,
+    EchoProducer,
+    Processor,
+    Seen,
+    eventually,
+    result,
+)
+from support.programs import Program
+from support.proxy import Proxy
+
+AT_ONCE = 1.0
+"""Seconds for what nobody has to wait for, on a busy machine."""
+
+
+@pytest.fixture(autouse=True)
+def full_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'full')
+
+
+class Asking(EchoProducer):
+    eks = [(EchoExchange, 'asked')]
+    rpc_timeout = 2.0
+    max_retry = 4
+
+
+@pytest.fixture
+def answered(bench: Bench) -> Asking:
+    """A producer whose RPCs another program would answer, so that nobody else waits for its connection."""
+    queue = bench.collect(key='asked')
+    bench.closing(BareResponder(bench.broker, queue, answer))
+    producer: Asking = bench.producer(Asking)
+    producer.rpc_echo()
+    return producer
+
+
+def answer(body: Any, properties: Any) -> list[Any]:
+    if not properties.reply_to:
+        return []
+    return [(properties.reply_to, result(body['content']['parameters']), properties.correlation_id)]
+
+
+def descriptors() -> int:
+    return len(os.listdir('/proc/self/fd'))
+
+
+def become_reader(producer: EchoProducer) -> None:
+    """Ask until this thread reads the connection."""
+    alarm, connection, deadline = alarm_of_thread(), producer.conn_broker, time.monotonic() + TIMEOUT
+    while connection.wire is None or connection.wire.reader is not alarm:  # type: ignore[union-attr]
+        producer.rpc_echo()
+        assert time.monotonic() < deadline, 'it never came to read'
+
+
+# Batches
+
+
+class Sent:
+    """What stands for a connection in a batch."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def send(self) -> None:
+        self.times += 1
+
+
+def test_what_a_batch_gathers_is_sent_at_its_end() -> None:
+    connection: Any = Sent()
+    with Batch():
+        assert this_thread.batch == []
+        this_thread.batch.append(connection)
+        assert connection.times == 0
+    assert connection.times == 1
+    assert this_thread.batch is None
+
+
+def test_a_batch_inside_another_one_is_part_of_it() -> None:
+    connection: Any = Sent()
+    with Batch():
+        with Batch():
+            assert this_thread.batch == []
+            this_thread.batch.append(connection)
+        assert connection.times == 0
+    assert connection.times == 1
+
+
+def test_what_was_gathered_before_an_exception_is_sent_all_the_same() -> None:
+    connection: Any = Sent()
+    with contextlib.suppress(ZeroDivisionError), Batch():
+        assert this_thread.batch == []
+        this_thread.batch.append(connection)
+        raise ZeroDivisionError
+    assert connection.times == 1
+
+
+def test_a_failure_of_the_sending_does_not_leave_the_batch_open() -> None:
+    class Failing(Sent):
+        def send(self) -> None:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt), Batch():
+        assert this_thread.batch == []
+        this_thread.batch.append(Failing())  # type: ignore[arg-type]
+    assert this_thread.batch is None
+
+
+def test_what_a_handler_publishes_leaves_while_it_runs_on(bench: Bench) -> None:
+    class Talking(Processor):
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content: dict[str, Any]) -> None:
+            producer.message_echo('out', _key='out')
+            self.seen.put('published')
+            released.wait(TIMEOUT)
+
+    released = threading.Event()
+    queue = bench.collect(key='out')
+    producer = bench.producer()
+    talking = Talking()
+    bench.run(talking)
+    try:
+        bench.producer().message_echo()
+        talking.seen.next()
+        assert bench.await_message(queue).parameters == 'out'
+    finally:
+        released.set()
+
+
+# The alarm
+
+
+def test_an_alarm_that_rang_before_the_wait_lets_it_pass_and_only_once() -> None:
+    alarm = ReadingAlarm()
+    alarm.ring()
+    alarm.ring()
+    alarm.wait(None)
+    begin = time.monotonic()
+    alarm.wait(0.02)
+    assert time.monotonic() - begin >= 0.02
+
+
+def test_another_thread_ends_the_wait_by_ringing() -> None:
+    alarm = ReadingAlarm()
+    threading.Timer(0.02, alarm.ring).start()
+    alarm.wait(TIMEOUT)
+
+
+@pytest.mark.parametrize('timeout', [40 * 86400.0, math.inf])
+def test_a_wait_may_be_longer_than_the_system_allows(timeout: float) -> None:
+    alarm = ReadingAlarm()
+    threading.Timer(0.02, alarm.ring).start()
+    alarm.wait(timeout)
+
+
+def test_an_alarm_that_nobody_has_any_more_closes_its_bell() -> None:
+    gc.collect()
+    before = descriptors()
+    alarm = ReadingAlarm()
+    assert descriptors() == before + 1
+    del alarm
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_a_thread_has_one_alarm() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        first, second = pool.submit(alarm_of_thread).result(), pool.submit(alarm_of_thread).result()
+    assert first is second
+    assert first is not alarm_of_thread()
+
+
+def test_a_forked_child_has_a_bell_of_its_own() -> None:
+    alarm = ReadingAlarm()
+    pid = os.fork()
+    if not pid:
+        alarm.ring()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not select.select([alarm._bell], [], [], 0)[0]
+
+
+# Who reads
+
+
+def test_a_thread_that_waits_for_answers_reads_them_itself(answered: EchoProducer) -> None:
+    become_reader(answered)
+
+
+def test_a_scheduler_that_waits_reads_its_deliveries_itself(bench: Bench) -> None:
+    echo = Echo()
+    bench.run(echo)
+    producer = bench.producer()
+
+    def is_read_by_the_scheduler() -> bool:
+        producer.message_echo()
+        echo.seen.next()
+        return echo.consumer.conn_broker.wire.reader is not None
+
+    eventually(is_read_by_the_scheduler)
+
+
+def test_a_reader_that_stays_away_gives_reading_back(answered: EchoProducer) -> None:
+    become_reader(answered)
+    begin = time.monotonic()
+    eventually(lambda: answered.conn_broker.wire.reader is None)  # type: ignore[union-attr]
+    assert time.monotonic() - begin < 10 * TICK_SECONDS + AT_ONCE
+
+
+def test_a_reader_that_never_came_to_read_gives_reading_back(answered: EchoProducer) -> None:
+    connection: Any = answered.conn_broker
+    eventually(lambda: connection.wire.reader is None)
+    connection.wire.ask_to_read(ReadingAlarm())
+    connection.stir()
+    eventually(lambda: connection.wire.reader is not None)
+    eventually(lambda: connection.wire.reader is None)
+
+
+def test_whoever_blocks_otherwise_is_not_kept_waiting_by_a_reader_that_is_away(answered: EchoProducer) -> None:
+    for _ in range(5):
+        become_reader(answered)
+        begin = time.monotonic()
+        answered.message_echo().wait(TIMEOUT)
+        assert time.monotonic() - begin < AT_ONCE
+
+
+def test_two_threads_that_wait_for_one_connection_both_get_their_answers_at_once(answered: EchoProducer) -> None:
+    def ask() -> float:
+        longest = 0.0
+        for number in range(100):
+            begin = time.monotonic()
+            assert answered.rpc_echo(number).body['content']['value'] == number
+            longest = max(longest, time.monotonic() - begin)
+        return longest
+
+    with ThreadPoolExecutor(2) as pool:
+        for asking in [pool.submit(ask) for _ in range(2)]:
+            assert asking.result(TIMEOUT) < AT_ONCE
+
+
+def test_one_thread_that_waits_for_long_brings_others_their_answers(bench: Bench, answered: EchoProducer) -> None:
+    bench.consumer([(EchoExchange, [('nobody', 'nobody')])])
+    silent = bench.producer(type('Silent', (EchoProducer,), {'eks': [(EchoExchange, 'nobody')]}))
+    with ThreadPoolExecutor(1) as pool:
+        waiting_long = pool.submit(silent.rpc_echo, 'never answered', _timeout=2)
+        while not waiting_long.done():
+            begin = time.monotonic()
+            answered.rpc_echo('asked')
+            assert time.monotonic() - begin < AT_ONCE
+
+
+def test_several_schedulers_may_share_a_connection(bench: Bench) -> None:
+    keys = [f'key-{number}' for number in range(4)]
+    echoes = [Echo([(EchoExchange, [(f'queue-{key}', key)])]) for key in keys]
+    for echo in echoes:
+        bench.run(echo)
+    producer = bench.producer()
+    for number in range(50):
+        for key in keys:
+            producer.message_echo(number, _key=key)
+            assert producer.rpc_echo(key, _key=key).body['content']['value'] == key
+    for echo in echoes:
+        assert echo.seen.take(50) == list(range(50))
+
+
+def test_where_the_system_has_no_eventfd_nobody_but_the_i_o_thread_reads(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, 'CAN_READ', False)
+
+    def ask() -> None:
+        assert alarm_of_thread() is None
+        for number in range(20):
+            assert producer.rpc_echo(number).body['content']['value'] == number
+            assert producer.conn_broker.wire.reader is None
+        future = producer.rpc_future_echo('future')
+        assert future.result(TIMEOUT).body['content']['value'] == 'future'
+
+    bench.run(Echo())
+    producer = bench.producer()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(ask).result(TIMEOUT)
+
+
+def test_a_connection_that_is_closed_while_its_reader_is_away_says_farewell(
+    bench: Bench, answered: EchoProducer
+) -> None:
+    become_reader(answered)
+    connection = answered.conn_broker
+    begin = time.monotonic()
+    answered.close()
+    assert connection.is_closed
+    assert time.monotonic() - begin < AT_ONCE
+    assert not bench.log.find('was lost')
+
+
+def test_a_connection_lost_while_its_reader_is_away_is_made_again(bench: Bench, proxied: Proxy) -> None:
+    bench.closing(BareResponder(bench.broker, bench.collect(key='asked'), answer))
+    producer = bench.producer(Asking)
+    for times in range(1, 4):
+        become_reader(producer)
+        proxied.cut()
+        assert producer.rpc_echo('again').body['content']['value'] == 'again'
+        eventually(lambda times=times: len(bench.log.find('was lost')) == times)
+
+
+# Callbacks on the thread that reads
+
+
+@pytest.mark.parametrize(
+    'block',
+    [
+        lambda producer: producer.rpc_echo(),
+        lambda producer: producer.rpc_future_echo().result(TIMEOUT),
+        lambda producer: producer.message_echo('callback').wait(TIMEOUT),
+        lambda producer: producer.flush(TIMEOUT),
+        lambda producer: producer.channel.queue_declare('queue'),
+    ],
+    ids=['rpc', 'future', 'receipt', 'flush', 'operation'],
+)
+@pytest.mark.parametrize('who', ['reader', 'I/O thread'])
+def test_a_call_that_blocks_in_a_callback_is_refused_at_once(
+    answered: EchoProducer, block: Callable[[EchoProducer], object], who: str
+) -> None:
+    outcome = Seen()
+
+    def called_back(_future: Future[Any]) -> None:
+        try:
+            outcome.put(block(answered))
+        except RuntimeError as error:
+            outcome.put(error)
+
+    if who == 'reader':
+        become_reader(answered)
+        future = answered.rpc_future_echo('asked')
+        future.add_done_callback(called_back)
+        assert future.result(TIMEOUT).body['content']['value'] == 'asked'
+    else:
+        answered.conn_broker.call_soon(lambda: called_back(Future()))
+    error = outcome.next()
+    assert isinstance(error, RuntimeError)
+    assert 'callback of a connection' in str(error)
+    assert answered.rpc_echo('and on').body['content']['value'] == 'and on'
+
+
+def test_a_receipt_s_callback_that_raises_is_logged_and_costs_no_connection(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise ValueError('inside a callback')
+
+    producer = bench.producer()
+    producer.message_echo().wait(TIMEOUT)
+    with Batch():
+        receipt = producer.message_echo()
+        receipt.add_done_callback(fails)
+    receipt.wait(TIMEOUT)
+    bench.log.expect('ERROR', 'a callback of', 'inside a callback')
+    producer.message_echo().wait(TIMEOUT)
+    assert not bench.log.find('was lost')
+
+
+def test_a_connection_that_is_closed_in_a_callback_is_not_waited_for(answered: EchoProducer) -> None:
+    connection = answered.conn_broker
+    done = Seen()
+
+    def close(_future: Future[Any]) -> None:
+        begin = time.monotonic()
+        connection.close()
+        done.put(time.monotonic() - begin)
+
+    future = answered.rpc_future_echo('asked')
+    future.add_done_callback(close)
+    future.result(TIMEOUT)
+    assert done.next() < AT_ONCE
+    eventually(lambda: connection.is_closed)
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_inside_the_reader_costs_a_connection_and_loses_nothing(
+    bench: Bench, answered: EchoProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = bench.collect()
+    become_reader(answered)
+    delivered = ReplyChannel.delivered
+    main = threading.current_thread()
+
+    def interrupted(channel: ReplyChannel, content: Any) -> None:
+        if threading.current_thread() is main:
+            monkeypatch.setattr(ReplyChannel, 'delivered', delivered)
+            raise KeyboardInterrupt
+        delivered(channel, content)
+
+    monkeypatch.setattr(ReplyChannel, 'delivered', interrupted)
+    receipts = []
+
+    def ask() -> None:
+        while True:
+            receipts.append(answered.message_echo(len(receipts), _key='echo-rk'))
+            answered.rpc_echo('asked')
+
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    bench.log.expect('was lost', 'interrupted while reading')
+    for receipt in receipts:
+        receipt.wait(TIMEOUT)
+    assert {bench.get(queue).parameters for _ in receipts} == set(range(len(receipts)))
+    assert answered.rpc_echo('and on').body['content']['value'] == 'and on'
+
+
+INTERRUPTED = """
+import threading
+from postage import messaging
+
+class Exchange(messaging.Exchange):
+    name = 'echo-exchange'
+
+class Producer(messaging.GenericProducer):
+    eks = [(Exchange, 'echo-rk')]
+    rpc_timeout, max_retry = 2, 4
+
+producer = Producer()
+sent = []
+
+def ask():
+    print('asking', flush=True)
+    while True:
+        sent.append(producer.message_echo(len(sent)))
+        producer.rpc_echo('asked')
+
+for _ in range(5):
+    try:
+        ask()
+    except KeyboardInterrupt:
+        pass
+producer.flush(10)
+assert all(receipt.confirmed for receipt in sent[:-1])
+print('sent', len(sent))
+"""
+
+
+def test_a_program_that_catches_ctrl_c_goes_on_and_has_lost_nothing(
+    bench: Bench, run_program: Callable[..., Program]
+) -> None:
+    echo = Echo()
+    bench.run(echo)
+    program = run_program(INTERRUPTED)
+    for times in range(1, 6):
+        program.expect('asking', times=times)
+        echo.seen.take(20)
+        program.send_signal(signal.SIGINT)
+    assert program.wait() == 0, program.output
+
+
+# Forking
+
+
+def test_a_child_forked_in_a_batch_leaves_what_was_gathered_to_the_parent(bench: Bench) -> None:
+    producer = bench.producer()
+    with Batch():
+        receipt = producer.message_echo()
+        pid = os.fork()
+        if not pid:
+            os._exit(len(this_thread.batch or ()))
+        assert os.waitpid(pid, 0)[1] == 0
+        assert this_thread.batch
+    receipt.wait(TIMEOUT)
+
+
+# Nothing is left behind
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='counts file descriptors in /proc')
+def test_connections_that_come_and_go_leave_no_descriptor(bench: Bench) -> None:
+    def come_and_go() -> None:
+        producer = EchoProducer()
+        producer.rpc_echo()
+        producer.close()
+
+    bench.run(Echo())
+    bench.bare.queue_declare('opened', durable=True)
+    come_and_go()
+    gc.collect()
+    before = descriptors()
+    for _ in range(50):
+        come_and_go()
+    gc.collect()
+    eventually(lambda: descriptors() <= before)
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='counts file descriptors in /proc')
+def test_connections_that_are_lost_and_made_again_leave_no_descriptor(bench: Bench, proxied: Proxy) -> None:
+    echo = Echo([(EchoExchange, [('asked', 'asked')])])
+    bench.run(echo)
+    producer = bench.producer(Asking)
+    producer.rpc_echo()
+    before = None
+    for number in range(50):
+        lost = len(bench.log.find('was lost'))
+        proxied.cut()
+        eventually(lambda lost=lost: len(bench.log.find('was lost')) >= lost + 2)
+        producer.rpc_echo()
+        eventually(lambda: echo.consumer.conn_broker.is_open)
+        if number == 2:
+            gc.collect()
+            before = descriptors()
+    gc.collect()
+    assert before is not None
+    eventually(lambda: descriptors() <= before)
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='counts file descriptors in /proc')
+def test_threads_that_ask_once_leave_no_descriptor(answered: EchoProducer) -> None:
+    before = descriptors()
+    for _ in range(50):
+        asking = threading.Thread(target=answered.rpc_echo)
+        asking.start()
+        asking.join(TIMEOUT)
+
+    def is_clean() -> bool:
+        gc.collect()
+        return descriptors() <= before
+
+    eventually(is_clean)
+
+
+@pytest.mark.skipif(not Path('/proc/self/fd').exists(), reason='counts file descriptors in /proc')
+def test_a_connection_whose_broker_never_answers_its_farewell_leaves_no_descriptor(
+    bench: Bench, proxied: Proxy
+) -> None:
+    before = descriptors()
+    producer = EchoProducer()
+    producer.message_echo().wait(TIMEOUT)
+    proxied.swallow()
+    messaging_close(producer)
+    proxied.cut()
+
+    def is_clean() -> bool:
+        gc.collect()
+        return descriptors() <= before
+
+    eventually(is_clean)
+
+
+def messaging_close(producer: EchoProducer) -> None:
+    producer.conn_broker.close(timeout=0.5)
+    producer.close()
+
+
+# Futures
+
+
+def test_a_future_that_is_not_done_in_time_is_left_alone(answered: EchoProducer) -> None:
+    future: Future[None] = Future()
+    begin = time.monotonic()
+    wait_until_done(future, answered.conn_broker, 0.05)
+    assert time.monotonic() - begin >= 0.05
+    assert not future.done()
+
+
+def test_an_rpc_whose_headers_amqp_cannot_hold_is_an_error_and_others_still_time_out(
+    bench: Bench, answered: EchoProducer
+) -> None:
+    for ask in (answered.rpc_echo, answered.rpc_future_echo):
+        with pytest.raises(errors.EncodingError, match='object'):
+            ask(_headers={'x': object()})
+    bench.consumer([(EchoExchange, [('nobody', 'nobody')])])
+    unanswered = answered.rpc_echo(_key='nobody', _timeout=0.1)
+    assert unanswered.body['content']['value'] == 'TimeoutError'
+
+
+# A slow broker
+
+
+def test_a_broker_that_reads_nothing_costs_no_processor_time(bench: Bench, proxied: Proxy) -> None:
+    """However often somebody would like to send meanwhile, the I/O thread looks again at its own pace."""
+    producer = bench.producer()
+    producer.message_echo().wait(TIMEOUT)
+    connection: Any = producer.conn_broker
+    looks: list[float] = []
+    flush_again = connection._flush_again
+    connection._flush_again = lambda: (looks.append(time.monotonic()), flush_again())
+    proxied.hold()
+    receipts = [producer.message_echo('x' * 10_000) for _ in range(1000)]
+    eventually(lambda: connection._is_backed_up)
+    begin = time.monotonic()
+    while time.monotonic() - begin < 0.3:
+        connection.stir()
+        connection.send()
+        threading.Event().wait(0.001)
+    recent = [look for look in looks if look > begin]
+    assert len(recent) <= 0.4 / 0.005
+    proxied.resume()
+    for receipt in receipts:
+        receipt.wait(TIMEOUT)
