@@ -583,7 +583,7 @@ class Connection:
         kind = connection_class(self._fast_lane)
         if issubclass(kind, WireConnection):
             return kind(*args, fast_lane=self._fast_lane, services=services, **kwds)
-        return kind(*args, custom_ioloop=services, **kwds)
+        return kind(*args, services=services, **kwds)
 
     def _on_open(self, wire: PublicConnection) -> None:
         if self._closing:
@@ -688,7 +688,7 @@ class Connection:
         for channel in list(self._channels):
             channel._on_refused(error)
 
-    def _on_lost(self, _connection: object, error: BaseException) -> None:
+    def _on_lost(self, wire: PublicConnection, error: BaseException) -> None:
         """pika's connection has gone. pika has told every channel before."""
         self.wire = None
         self._attempt = None
@@ -700,7 +700,9 @@ class Connection:
             self._loop.stop()
             return
         self._lost_at = time.monotonic()
-        self.logger.warning('the connection to %s (%s) was lost: %s', self.settings, self.role, describe(error))
+        self.logger.warning(
+            'the connection to %s (%s) was lost: %s', self.settings, self.role, describe(wire.reason or error)
+        )
         self._round = 0
         self._loop.call_later(PAUSES[0] * random.uniform(0.1, 1.0), self._connect)
 

@@ -209,8 +209,10 @@ class ConsumingChannel(Channel):
             while self.prefetch != self._wanted_prefetch:
                 shrinks = 0 < self._wanted_prefetch < self.prefetch or not self.prefetch
                 self.prefetch = self._wanted_prefetch
-                if self.is_open:
-                    yield from (self._shrink() if shrinks else self._grow())
+                wire = self.connection.wire
+                if self.is_open and wire is not None:
+                    # What comes late for an old consumer must not go back once a new one has begun: for the order.
+                    yield from (self._shrink() if shrinks or wire.returns_after_cancel else self._grow())
         finally:
             self._is_resizing = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,11 @@ class IOServices(SelectorIOServicesAdapter):
     A broker that is being started or stopped, and a proxy without one, take a connection and reset it at once. Where
     the reset comes before pika has asked for the peer's name, pika raises from its own callback and nobody is told:
     the attempt would last until its time-out, 15 seconds by default.
+
+    :ivar sock: what the connection was made over, the last one that was tried
     """
+
+    sock: socket.socket | None = None
 
     def create_streaming_connection(
         self,
@@ -25,6 +30,7 @@ class IOServices(SelectorIOServicesAdapter):
         server_hostname: str | None = None,
     ) -> Any:
         """Return a handle with ``cancel()``; `on_done` gets the transport and the protocol, or what went wrong."""
+        self.sock = sock
         try:
             return super().create_streaming_connection(protocol_factory, sock, on_done, ssl_context, server_hostname)
         except ValueError as error:

@@ -329,13 +329,24 @@ class PublishingChannel(Channel):
         exchange, key = content.exchange.decode(), content.routing_key.decode()
         for outgoing in list(self._unconfirmed.values()):
             if (
-                outgoing.properties == content.properties
+                self._may_be(outgoing, content.properties)
                 and outgoing.routing_key == key
                 and outgoing.exchange == exchange
             ):
                 outgoing.returned = f'{content.tag_or_text.decode()} ({content.reply_code})'
                 return
         self.connection.logger.warning('a message to exchange %r with key %r came back unroutable', exchange, key)
+
+    @staticmethod
+    def _may_be(outgoing: Outgoing, properties: bytes) -> bool:
+        """Whether these are a message's properties; where pika has read them they have lost something on the way."""
+        if outgoing.properties == properties:
+            return True
+        try:
+            message_id = wire.decode_properties(properties).message_id
+        except errors.DecodingError:
+            return False
+        return bool(message_id) and message_id == wire.decode_properties(outgoing.properties).message_id
 
     def _on_lost(self, error: errors.BrokerError) -> None:
         """Have everything that was not confirmed sent again.

@@ -89,13 +89,13 @@ class WireConnection(PublicConnection):
     """
 
     may_be_read_elsewhere = False
+    returns_after_cancel = False
 
     def __init__(self, *args: Any, fast_lane: FastLane, services: IOServices, **kwds: Any) -> None:
         self.reading = threading.Lock()
         self.reader: Reader | None = None
         self._is_direct = fast_lane.sends_directly
         self._is_shareable = fast_lane.waiting_thread_reads
-        self._services = services
         self._stream: Any = None  # pika's transport
         self._socket: socket.socket | None = None  # our own handle; none with TLS
         self._number = -1  # of pika's handle, in its loop
@@ -104,7 +104,7 @@ class WireConnection(PublicConnection):
         self._is_ending = False
         self._is_spent = False  # whoever reads has met its end
         self._is_asked = False
-        super().__init__(*args, custom_ioloop=services, **kwds)
+        super().__init__(*args, services=services, **kwds)
         self._cutter = Cutter(self.lanes, self._pass_on)
 
     # Channels
