@@ -12,10 +12,14 @@ from typing import Any
 
 import pika
 import pika.adapters.select_connection
+import pika.frame
 import pytest
+from pika.adapters.utils.nbio_interface import AbstractStreamTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from postage.amqp.channel import WITH_ANSWER, WITHOUT_ANSWER
+from postage.amqp.fallback import Encoded
+from postage.amqp.transport import SEAM
 from postage.broker.server import BrokerServer
 from support.messaging import TIMEOUT, EchoProducer, eventually
 
@@ -24,7 +28,6 @@ CONNECTION = {
     '_proto_connection_lost': ['error'],
     '_proto_data_received': ['data'],
     '_output_marshaled_frames': ['marshaled_frames'],
-    '_adapter_emit_data': ['data'],
     '_on_data_available': ['data_in'],
     '_terminate_stream': ['error'],
     'channel': ['channel_number', 'on_open_callback'],
@@ -42,6 +45,16 @@ LOOP = {
     'close': [],
 }
 
+TRANSPORT = {
+    'write': ['data'],
+    'get_write_buffer_size': [],
+    'abort': [],
+}
+
+PROPERTIES = {
+    'encode': [],
+}
+
 SERVICES = {
     'set_reader': ['fd', 'on_readable'],
     'remove_reader': ['fd'],
@@ -53,6 +66,11 @@ CHANNEL = {
     'add_on_close_callback': ['callback'],
     'add_on_cancel_callback': ['callback'],
     'add_callback': ['callback', 'replies', 'one_shot'],
+    'add_on_return_callback': ['callback'],
+    'basic_publish': ['exchange', 'routing_key', 'body', 'properties', 'mandatory'],
+    'basic_ack': ['delivery_tag', 'multiple'],
+    'basic_nack': ['delivery_tag', 'multiple', 'requeue'],
+    'basic_reject': ['delivery_tag', 'requeue'],
     'confirm_delivery': ['ack_nack_callback', 'callback'],
     'basic_consume': [
         *('queue', 'on_message_callback', 'auto_ack', 'exclusive', 'consumer_tag', 'arguments', 'callback'),
@@ -80,6 +98,8 @@ def parameters(function: Callable[..., Any]) -> list[str]:
             (pika.SelectConnection, CONNECTION),
             (pika.adapters.select_connection.IOLoop, LOOP),
             (SelectorIOServicesAdapter, SERVICES),
+            (AbstractStreamTransport, TRANSPORT),
+            (pika.BasicProperties, PROPERTIES),
             (pika.channel.Channel, CHANNEL),
         ]
         for name, expected in methods.items()
@@ -116,7 +136,6 @@ def test_an_open_connection_has_what_the_fast_lane_reads_and_counts(monkeypatch:
             assert wire.params.frame_max >= 4096
             assert wire.params.heartbeat >= 0
             assert isinstance(wire.ioloop, pika.adapters.select_connection.IOLoop)
-            assert wire._nbio is not None
             assert wire._transport._sock.fileno() >= 0
             assert wire._transport.get_write_buffer_size() == 0
             assert callable(wire._transport.write)
@@ -125,6 +144,43 @@ def test_an_open_connection_has_what_the_fast_lane_reads_and_counts(monkeypatch:
             assert min(before) > 0
             producer.message_echo().wait(TIMEOUT)
             eventually(lambda: all(getattr(wire, name) > old for name, old in zip(counted, before, strict=True)))
+
+
+def test_every_name_of_the_seam_is_pinned_here() -> None:
+    assert set(SEAM) <= set(CONNECTION)
+
+
+def test_the_loop_calls_back_in_order_and_leaves_what_comes_meanwhile_for_the_next_round() -> None:
+    """The lane counts on the order, and does not count on more: see WireConnection._pass_on."""
+    loop = pika.adapters.select_connection.IOLoop()
+    order: list[str] = []
+    loop.add_callback_threadsafe(lambda: (order.append('a'), loop.add_callback_threadsafe(lambda: order.append('c'))))
+    loop.add_callback_threadsafe(lambda: order.append('b'))
+    loop.process_timeouts()
+    assert order == ['a', 'b']
+    loop.process_timeouts()
+    assert order == ['a', 'b', 'c']
+    loop.close()
+
+
+def test_a_loop_that_was_closed_may_still_be_asked_to_call_back() -> None:
+    loop = pika.adapters.select_connection.IOLoop()
+    loop.close()
+    loop.add_callback_threadsafe(lambda: None)
+
+
+def test_properties_that_are_encoded_already_are_sent_as_they_are() -> None:
+    header = pika.frame.Header(1, 5, Encoded(b'\x80\x00\x04text'))
+    assert header.marshal() == pika.frame.Header(1, 5, pika.BasicProperties(content_type='text')).marshal()
+
+
+def test_without_the_lane_the_socket_is_known_by_which_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'off')
+    with BrokerServer() as server:
+        monkeypatch.setenv('POSTAGE_URL', server.url)
+        with EchoProducer() as producer:
+            wire: Any = producer.conn_broker.wire
+            assert wire._services.sock.fileno() == wire._transport._sock.fileno()
 
 
 def test_a_channel_tells_its_number_and_its_consumers() -> None:

@@ -903,3 +903,81 @@ def test_ctrl_c_ends_a_busy_scheduler_with_keyboard_interrupt(run_program: Calla
     program.send_signal(signal.SIGINT)
     assert program.wait() == 0
     assert program.lines == ['busy', 'closed', 'interrupted']
+
+
+# Sleeping by another alarm
+
+
+class Dozing:
+    """An alarm that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.timeouts: list[float | None] = []
+        self._bell = threading.Event()
+
+    def ring(self) -> None:
+        self._bell.set()
+
+    def wait(self, timeout: float | None) -> None:
+        self.timeouts.append(timeout)
+        assert self._bell.wait(10 if timeout is None else timeout) or timeout is not None
+        self._bell.clear()
+
+
+class Borrowing(MicroThread):
+    """Has its scheduler sleep by another alarm, and waits for a future."""
+
+    def __init__(self, dozing: Dozing, future: Future[Any]) -> None:
+        self.dozing = dozing
+        self.future = future
+
+    def main(self) -> Generator[Any, Any, Any]:
+        assert self.scheduler is not None
+        self.scheduler.sleep_by(self.dozing)
+        yield self.future
+
+
+def test_a_scheduler_may_sleep_by_another_alarm_until_it_ends() -> None:
+    dozing, future = Dozing(), Future[None]()
+    scheduler = MicroScheduler(autoquit=True)
+    scheduler.add_microthread(Borrowing(dozing, future))
+    from_another_thread(lambda: future.set_result(None))
+    for _ in scheduler.main():
+        pass
+    assert dozing.timeouts == [None]
+    second = Future[None]()
+    scheduler.add_microthread(Waiting(second))
+    from_another_thread(lambda: second.set_result(None))
+    for _ in scheduler.main():
+        pass
+    assert dozing.timeouts == [None]
+
+
+class Waiting(MicroThread):
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+
+    def main(self) -> Generator[Any, Any, Any]:
+        yield self.future
+
+
+def test_another_alarm_is_told_of_the_next_timer() -> None:
+    dozing, future = Dozing(), Future[None]()
+    scheduler = MicroScheduler(autoquit=True)
+    scheduler.call_later(0.05, lambda: future.set_result(None))
+    scheduler.add_microthread(Borrowing(dozing, future))
+    for _ in scheduler.main():
+        pass
+    assert dozing.timeouts
+    assert dozing.timeouts[0] is not None
+    assert 0 < dozing.timeouts[0] <= 0.05
+
+
+def test_stop_rings_another_alarm() -> None:
+    dozing = Dozing()
+    scheduler = MicroScheduler()
+    scheduler.add_microthread(Borrowing(dozing, Future()))
+    from_another_thread(scheduler.stop)
+    for _ in scheduler.main():
+        pass
+    assert dozing.timeouts == [None]

@@ -13,14 +13,17 @@ from contextlib import contextmanager
 import pika
 import pytest
 
+from postage import messaging
 from postage.errors import ConfigurationError
 from postage.settings import (
     BrokerSettings,
     Endpoint,
+    FastLane,
     apply_debug_mode,
     broker_settings,
     debug_mode,
     default_vhost,
+    fast_lane,
 )
 
 SECRET = 'hunter2'
@@ -518,3 +521,38 @@ def test_without_debug_mode_the_logger_is_left_alone():
         logger.setLevel(logging.ERROR)
         apply_debug_mode(False)
         assert (logger.level, logger.handlers) == (logging.ERROR, [])
+
+
+# The fast lane
+
+
+def test_the_fast_lane_is_full_by_default():
+    assert fast_lane({}) is FastLane.FULL
+    assert fast_lane({'POSTAGE_FAST_LANE': ''}) is FastLane.FULL
+
+
+@pytest.mark.parametrize('lane', FastLane)
+def test_a_variable_chooses_the_lane(lane):
+    assert fast_lane({'POSTAGE_FAST_LANE': lane.value}) is lane
+
+
+def test_the_lane_is_read_from_the_environment(monkeypatch):
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'send')
+    assert fast_lane() is FastLane.SEND
+
+
+@pytest.mark.parametrize(
+    ('lane', 'sends_directly', 'waiting_thread_reads'),
+    [('full', True, True), ('send', True, False), ('thread', False, False), ('off', False, False)],
+)
+def test_each_lane_does_less_than_the_one_before_it(lane, sends_directly, waiting_thread_reads):
+    chosen = FastLane(lane)
+    assert (chosen.sends_directly, chosen.waiting_thread_reads) == (sends_directly, waiting_thread_reads)
+
+
+@pytest.mark.parametrize('make', [messaging.GenericProducer, messaging.GenericConsumer, messaging.MessageProcessor])
+def test_a_lane_that_there_is_not_is_told_at_the_constructor_with_those_that_there_are(monkeypatch, make):
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'nonsense')
+    monkeypatch.setenv('POSTAGE_URL', 'amqp://127.0.0.1:1')
+    with pytest.raises(ConfigurationError, match=r"POSTAGE_FAST_LANE is 'nonsense'.*full, send, thread, off"):
+        make()
