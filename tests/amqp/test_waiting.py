@@ -237,9 +237,14 @@ def test_a_reader_that_stays_away_gives_reading_back(answered: EchoProducer) -> 
 def test_a_reader_that_never_came_to_read_gives_reading_back(answered: EchoProducer) -> None:
     connection: Any = answered.conn_broker
     eventually(lambda: connection.wire.reader is None)
-    connection.wire.ask_to_read(ReadingAlarm())
+    granted = threading.Event()
+
+    class Absent:
+        ring = granted.set
+
+    connection.wire.ask_to_read(Absent())
     connection.stir()
-    eventually(lambda: connection.wire.reader is not None)
+    assert granted.wait(TIMEOUT)
     eventually(lambda: connection.wire.reader is None)
 
 

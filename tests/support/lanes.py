@@ -15,5 +15,5 @@ LANE = os.environ.get('POSTAGE_FAST_LANE') or FastLane.FULL.value
 """The lane of tests that choose none."""
 
 needs_own_decoder = pytest.mark.skipif(
-    LANE == 'off', reason="by pika's public API, headers that pika cannot decode cost the connection"
+    LANE == 'off', reason="by pika's public API, headers are what pika makes of them: see postage/amqp/fallback.py"
 )
