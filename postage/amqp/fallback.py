@@ -3,8 +3,8 @@
 The rest of Postage does not notice. It hands over ready frames, which are taken apart again here and become calls of
 pika's channel methods, and it is told of deliveries, returns and confirms, which pika's callbacks bring. Besides speed,
 some things are lost: a message whose headers pika cannot decode costs the connection, again after each redelivery;
-floating point numbers in headers arrive as whole ones; the I/O thread alone sends and reads; and nothing but the window
-of unconfirmed messages bounds what waits for a slow broker.
+with pika 1.4, floating point numbers in headers arrive as whole ones; the I/O thread alone sends and reads; and nothing
+but the window of unconfirmed messages bounds what waits for a slow broker.
 """
 
 from __future__ import annotations

@@ -42,6 +42,10 @@ def producer(bench: Bench) -> EchoProducer:
     return producer
 
 
+PIKA_1_4 = pika.__version__.startswith('1.4.')
+"""Later ones decode more."""
+
+
 # Frames and calls
 
 
@@ -174,11 +178,12 @@ def test_headers_arrive_as_they_went(bench: Bench, producer: EchoProducer, value
     assert showing.seen.next() == {'x': value}
 
 
-def test_a_floating_point_number_in_a_header_arrives_as_a_whole_one(bench: Bench, producer: EchoProducer) -> None:
-    """So pika decodes it; it is sent as it is."""
+def test_a_floating_point_number_in_a_header_is_sent_as_it_is_and_decoded_as_pika_does(
+    bench: Bench, producer: EchoProducer
+) -> None:
     queue = bench.collect()
     producer.message_echo(_headers={'x': 1.5}).wait(TIMEOUT)
-    assert bench.get(queue).properties.headers == {'x': 1}
+    assert bench.get(queue).properties.headers == {'x': 1 if PIKA_1_4 else 1.5}
 
 
 def test_messages_rpcs_and_bodies_of_all_sizes_arrive_in_order(bench: Bench, producer: EchoProducer) -> None:
@@ -254,8 +259,9 @@ def test_what_pika_cannot_decode_costs_the_connection_and_the_component_lives_on
         echo = Echo(EQK)
         bench.run(echo)
         bench.publish_hostile(HOSTILE['a timestamp beyond the end of time'], exchange=EchoExchange.name)
-        bench.log.expect('was lost', '(consuming)')
-        eventually(lambda: bench.bare.queue_purge('echo-queue').method.message_count)
+        if PIKA_1_4:
+            bench.log.expect('was lost', '(consuming)')
+            eventually(lambda: bench.bare.queue_purge('echo-queue').method.message_count)
         bench.producer().message_echo('and on').wait(TIMEOUT)
         while echo.seen.next() != 'and on':
             pass
