@@ -3,17 +3,10 @@
 Handlers, however slow, never run on the I/O thread, so heartbeats always go out. When the connection is lost it is
 made again, to each host in turn and with growing pauses; then everything that was declared on it is declared
 again, and every channel is opened again, in that order.
-
-A process has one connection that publishes and one that consumes for each broker and credentials: under a memory
-alarm the broker stops reading whoever publishes, and acknowledgements must not stop with them
-(https://www.rabbitmq.com/docs/alarms). :func:`acquire` hands them out, and counts who holds them.
 """
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import functools
 import logging
 import os
 import random
@@ -21,8 +14,7 @@ import re
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Literal
@@ -36,8 +28,9 @@ from postage.amqp.fallback import PublicConnection
 from postage.amqp.io_services import IOServices
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.topology import Queue, Topology
+from postage.amqp.traffic import Traffic
 from postage.amqp.transport import WireConnection, connection_class
-from postage.amqp.waiting import ReadingAlarm, check_may_block, send_batch, this_thread
+from postage.amqp.waiting import check_may_block, this_thread
 from postage.settings import BrokerSettings, fast_lane
 
 Role = Literal['publishing', 'consuming']
@@ -48,16 +41,9 @@ ABORT_SECONDS = 0.1  # for an attempt to connect to end when it is given up
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attempts; the last one is the ceiling
 WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
-BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
-BACKLOG_SECONDS = 0.005  # between looks whether it has
-GATHERED_MOST = 64  # messages and acknowledgements that come together before they are sent
-GATHER_SECONDS = 0.001  # that the first of them waits for others
-LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
-TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
-SHARED_SECONDS = 0.1  # for which nobody but the I/O thread reads a connection that several threads wait for
 
 
-class Connection:
+class Connection(Traffic):
     """The way to one broker for everything in this process that publishes, or that consumes.
 
     Its public methods may be called from any thread but its own; what is said to run on the I/O thread is for the
@@ -65,6 +51,7 @@ class Connection:
 
     :ivar settings: where it leads, and with which credentials
     :ivar role: ``'publishing'`` or ``'consuming'``
+    :ivar users: how many hold it, see :mod:`postage.amqp.registry`
     :ivar wire: pika's connection while there is an open one; for the I/O thread only
     """
 
@@ -74,7 +61,7 @@ class Connection:
         self.settings = settings
         self.role = role
         self._fast_lane = fast_lane()
-        self._users = 0
+        self.users = 0
         self._publishers: dict[bool, PublishingChannel] = {}
         self._channels: list[Channel] = []
         self._topologies: weakref.WeakSet[Topology] = weakref.WeakSet()
@@ -86,6 +73,7 @@ class Connection:
 
     def _start_over(self) -> None:
         """The state of a connection that was never opened: at first, and in a forked child."""
+        super()._start_over()
         self.wire: PublicConnection | None = None
         self.is_ready = False
         self.error: errors.BrokerError | None = None
@@ -99,14 +87,6 @@ class Connection:
         self._round = 0
         self._endpoint = 0
         self._failures: list[str] = []
-        self._dirty: deque[Channel] = deque()
-        self._flush_requested = self._is_backed_up = False
-        self._sent_at = 0.0
-        self._gathered = 0
-        self._waiting: set[object] = set()  # one for each thread that waits for this connection
-        self._shared_until = 0.0
-        self._watched: set[Channel] = set()
-        self._is_stirred = self._is_ticking = False
         self._control: ControlChannel | None = None
 
     # Opening and closing, from any thread
@@ -268,6 +248,11 @@ class Connection:
             self._control = ControlChannel(self)
         return self._control
 
+    @property
+    def publishers(self) -> list[PublishingChannel]:
+        """The channels through which messages leave."""
+        return list(self._publishers.values())
+
     def publisher(self, confirms: bool) -> PublishingChannel:
         """The channel through which messages leave, with confirms or without. Blocks at its first use."""
         with _lock:
@@ -292,201 +277,6 @@ class Connection:
     def frame_max(self) -> int:
         """Bytes that a frame may have on the present connection."""
         return self.wire.frame_max if self.wire is not None else FRAME_MIN
-
-    # Sending
-
-    def request_flush(self, channel: Channel) -> None:
-        """Have sent what a channel has ready. From any thread; never blocks.
-
-        In a batch that is done at its end, for what has come together by then. Else it is done here and now where
-        nothing has been sent for a while, or enough has come together; and where the thread stops before that, the I/O
-        thread does it, a moment later.
-        """
-        if not channel.needs_flush:
-            channel.needs_flush = True
-            self._dirty.append(channel)
-        batch = this_thread.batch
-        if batch is not None:
-            if self not in batch:
-                batch.append(self)
-                self.stir()
-            return
-        self._gathered += 1
-        if self._gathered >= GATHERED_MOST or (
-            not self._flush_requested and time.monotonic() - self._sent_at > LULL_SECONDS
-        ):
-            self.send()
-        else:
-            self._send_soon(GATHER_SECONDS)
-
-    def send(self) -> None:
-        """Send what the channels have ready: at once where this thread may. From any thread; never blocks."""
-        wire = self.wire
-        if wire is not None and wire.sends_directly:
-            self.flush_now()
-        else:
-            self._send_soon()
-
-    def send_gathered(self) -> None:
-        """Send what is gathered, before a wait for what comes of it."""
-        if self._gathered:
-            self.send()
-
-    def _send_soon(self, pause: float = 0.0) -> None:
-        """Have the I/O thread send. However much is added meanwhile, it is woken once."""
-        if not self._flush_requested:
-            self._flush_requested = True
-            try:
-                if self._thread is None:
-                    self._ensure_running()
-                send: Callable[[], Any] = self.flush_now
-                if pause:
-                    send = functools.partial(self._loop.call_later, pause, self.flush_now)
-                self._loop.add_callback_threadsafe(send)
-            except BaseException:  # Ctrl-C, after which others still want to be sent
-                self._flush_requested = False
-                raise
-
-    def flush_now(self) -> None:
-        """Send what the channels have ready, in one write. On the I/O thread, or where the wire sends directly."""
-        self._flush_requested = False
-        wire = self.wire
-        if wire is None or not self._dirty:
-            return
-        drained: list[Channel] = []
-        try:
-            with wire.writing:
-                if wire.is_lost:
-                    return  # whoever opens the channels again has it sent
-                is_full = wire.backlog > BACKLOG_MAX
-                if not is_full:
-                    self._drain(wire, drained)
-        except BaseException:
-            # Ctrl-C, above all. What was counted may not have been sent, and a frame may have been sent in part.
-            wire.fail_soon(pika.exceptions.StreamLostError('interrupted while sending'))
-            raise
-        for channel in drained:
-            channel.drained()
-        if is_full and not self._is_backed_up:
-            # The transport tells nobody when it is empty; the broker is slow anyway, so looking again does no harm.
-            self._is_backed_up = self._flush_requested = True
-            self.call_soon(lambda: self._loop.call_later(BACKLOG_SECONDS, self._flush_again))
-
-    def _flush_again(self) -> None:
-        self._is_backed_up = False
-        self.flush_now()
-
-    def _drain(self, wire: PublicConnection, drained: list[Channel]) -> None:
-        frames: list[bytes] = []
-        self._gathered = 0
-        while self._dirty:
-            channel = self._dirty.popleft()
-            channel.needs_flush = False
-            if channel.is_open:
-                channel.drain(frames)
-                drained.append(channel)
-        if frames:
-            wire.write(frames[0] if len(frames) == 1 else b''.join(frames))
-            self._sent_at = time.monotonic()
-
-    # Waiting: see the module of that name
-
-    @contextlib.contextmanager
-    def awaited(self) -> Iterator[None]:
-        """Round everything in which a thread blocks until this connection has brought something.
-
-        What the thread has gathered is sent, and nobody who works on something else keeps the socket from being read.
-
-        :raises RuntimeError: in a callback of a connection
-        """
-        check_may_block()
-        send_batch()
-        self.send_gathered()
-        token = object()
-        self._waiting.add(token)
-        self._reclaim()
-        try:
-            yield
-        finally:
-            self._waiting.discard(token)
-
-    def _reclaim(self) -> None:
-        wire = self.wire
-        if isinstance(wire, WireConnection) and wire.is_lent:
-            self._loop.add_callback_threadsafe(wire.take_back)
-
-    def begin_reading(self, alarm: ReadingAlarm) -> WireConnection | None:
-        """A thread begins to wait. Returns what it is to read meanwhile, if it is the one to read this connection."""
-        self._waiting.add(alarm)
-        wire = self.wire
-        if not isinstance(wire, WireConnection) or not wire.may_be_read_elsewhere:
-            return None
-        if wire.reader is alarm:
-            wire.reading.acquire()
-            if wire.reader is alarm and not wire.is_lost:
-                return wire
-            wire.reading.release()
-        elif wire.reader is None:
-            if len(self._waiting) == 1 and time.monotonic() >= self._shared_until:
-                wire.ask_to_read(alarm)
-                self.stir()  # it may have gone by the time it gets it
-        else:
-            self._reclaim()
-        return None
-
-    def end_reading(self, alarm: ReadingAlarm, has_read: bool) -> None:
-        """It waits no more."""
-        self._waiting.discard(alarm)
-        if self._waiting:
-            if has_read:
-                self._shared_until = time.monotonic() + SHARED_SECONDS
-            self._reclaim()
-        elif has_read:
-            self.stir()
-
-    # The tick: what a thread may leave undone that is busy with something else
-
-    def stir(self) -> None:
-        """Say that there is activity, after which the I/O thread looks to it that nothing is held up. Any thread."""
-        self._is_stirred = True
-        if not self._is_ticking and self.wire is not None:
-            self._is_ticking = True
-            self.call_soon(lambda: self._loop.call_later(TICK_SECONDS, self._tick))
-
-    def watch(self, channel: Channel) -> None:
-        """Have a channel look after its inbox at each tick, until it has seen enough. Any thread."""
-        self._watched.add(channel)
-        self.stir()
-
-    def _tick(self) -> None:
-        was_stirred, self._is_stirred = self._is_stirred, False
-        is_busy = self._take_back(was_stirred) or was_stirred
-        try:
-            self._look_after_channels()
-        finally:
-            if is_busy or self._watched:
-                self._loop.call_later(TICK_SECONDS, self._tick)
-            else:
-                self._is_ticking = False
-                if self._is_stirred:
-                    self.stir()
-
-    def _take_back(self, was_stirred: bool) -> bool:
-        """Read again, where whoever should do so has not been back since the last tick. Returns whether he is away."""
-        wire = self.wire
-        if not isinstance(wire, WireConnection) or wire.reader is None or wire.reading.locked():
-            return False
-        if not was_stirred:
-            wire.take_back()
-        return True
-
-    def _look_after_channels(self) -> None:
-        if self._dirty:
-            self.flush_now()
-        for channel in list(self._watched):
-            self._watched.discard(channel)  # before the look, for another thread may add it again meanwhile
-            if channel.look():
-                self._watched.add(channel)
 
     # The I/O thread
 
@@ -791,62 +581,8 @@ def _permanent(error: BaseException, settings: BrokerSettings) -> errors.BrokerE
     return None
 
 
-# The connections of this process
-
 _lock = threading.RLock()
-_shared: dict[tuple[BrokerSettings, Role], Connection] = {}
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def acquire(settings: BrokerSettings, role: Role) -> Connection:
-    """The connection of this process to that broker, opened if it is the first use. Blocks; any thread.
-
-    :raises errors.AuthenticationFailed, errors.VirtualHostRefused: at once
-    :raises errors.BrokerUnavailable: after ``settings.connect_timeout`` seconds
-    """
-    with _lock:
-        connection = _shared.get((settings, role))
-        if connection is None or connection.error is not None or connection._closing:
-            connection = _shared[settings, role] = Connection(settings, role)
-        connection._users += 1
-    try:
-        connection.open(settings.connect_timeout)
-    except BaseException:
-        release(connection)
-        raise
-    return connection
-
-
-def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
-    """Give back what :func:`acquire` gave. The last one to do so closes the connection. Blocks; any thread."""
-    with _lock:
-        connection._users -= 1
-        if connection._users > 0:
-            return
-        key = (connection.settings, connection.role)
-        if _shared.get(key) is connection:
-            del _shared[key]
-    connection.close(timeout)
-
-
-def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:
-    """Wait until everything that this process published is confirmed. Blocks. Returns whether that is so in time."""
-    deadline = time.monotonic() + timeout
-    with _lock:
-        publishers = [channel for connection in _shared.values() for channel in connection._publishers.values()]
-    done = [channel.flush_everything(max(0.0, deadline - time.monotonic())) for channel in publishers]
-    return all(done)
-
-
-def close_all(timeout: float = CLOSE_TIMEOUT) -> None:
-    """Send what is pending on every connection and close it: the normal end of a program, bounded."""
-    with _lock:
-        # Those that publish come first: acknowledgements wait for what their handlers published.
-        connections = sorted(_shared.values(), key=lambda connection: connection.role, reverse=True)
-        _shared.clear()
-    deadline = time.monotonic() + timeout
-    for connection in connections:
-        connection.close(max(0.5, deadline - time.monotonic()))
 
 
 def _after_fork_in_child() -> None:
@@ -860,6 +596,5 @@ def _after_fork_in_child() -> None:
         connection._start_over()
 
 
-atexit.register(close_all)
 if hasattr(os, 'register_at_fork'):
     os.register_at_fork(after_in_child=_after_fork_in_child)

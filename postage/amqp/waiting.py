@@ -6,7 +6,7 @@ Two things save a component that is asked and answers all day most of what threa
   one write (:class:`Batch`).
 * A thread that waits reads the connections that it waits for itself, instead of being woken by the I/O thread that has
   read them (:class:`ReadingAlarm`). It keeps that task while it works on what it has read, for it will be back soon;
-  where it is not, the I/O thread takes the task back at a tick (``Connection.stir``), and at once where somebody else
+  where it is not, the I/O thread takes the task back at a tick (``Traffic.stir``), and at once where somebody else
   waits for the same connection.
 """
 
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pika.exceptions
 
 if TYPE_CHECKING:
-    from postage.amqp.connection import Connection
+    from postage.amqp.traffic import Traffic
     from postage.amqp.transport import WireConnection
 
 LONGEST_WAIT = 86400.0  # seconds that poll() is asked to wait at once; it takes no more than 24 days
@@ -41,7 +41,7 @@ class _Thread(threading.local):
     :ivar is_reading: whether it is an I/O thread, or is acting on what it has just read: nothing may block
     """
 
-    batch: list[Connection] | None = None
+    batch: list[Traffic] | None = None
     alarm: ReadingAlarm | None = None
     is_reading = False
 
@@ -97,7 +97,7 @@ class ReadingAlarm:
     """
 
     def __init__(self) -> None:
-        self._connections: list[Connection] = []
+        self._connections: list[Traffic] = []
         self._start_over()
         _alarms.add(self)
 
@@ -111,7 +111,7 @@ class ReadingAlarm:
         self._is_acting = False  # on what it has read
         self._has_rung = False
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: Traffic) -> None:
         """Read that one too, whenever the scheduler of this thread waits."""
         if connection not in self._connections:
             self._connections = [known for known in self._connections if not known.is_closed]
@@ -128,7 +128,7 @@ class ReadingAlarm:
         """Sleep until it rings, or for so many seconds."""
         self.wait_for(self._connections, timeout)
 
-    def wait_for(self, connections: Sequence[Connection], timeout: float | None) -> None:
+    def wait_for(self, connections: Sequence[Traffic], timeout: float | None) -> None:
         """The same, reading those connections.
 
         :raises RuntimeError: in a callback of a connection
@@ -203,7 +203,7 @@ class ReadingAlarm:
 _alarms: weakref.WeakSet[ReadingAlarm] = weakref.WeakSet()
 
 
-def wait_until_done(future: Future[Any], connection: Connection, timeout: float | None) -> None:
+def wait_until_done(future: Future[Any], connection: Traffic, timeout: float | None) -> None:
     """Wait until a future is done that the connection will bring the answer to, or for so many seconds. Blocks."""
     alarm = alarm_of_thread()
     if alarm is None:

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from postage import errors
 from postage.amqp.channel import Steps
-from postage.amqp.connection import acquire, release
 from postage.amqp.consuming import ConsumingChannel, Delivery
+from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Queue, Topology, declare_queue
 from postage.dead_letters.store import ALL, DeadLetters, Handout, Selection, StoredLetter, edited
 from postage.messaging import properties as amqp

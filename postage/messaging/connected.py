@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from postage import errors
-from postage.amqp.connection import Connection, Role, acquire, release
+from postage.amqp.connection import Connection, Role
+from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Topology
 from postage.messaging.encoders import JsonEncoder
 from postage.messaging.program import program_settings

@@ -12,9 +12,10 @@ import pika.spec
 from postage import errors
 from postage.amqp import wire
 from postage.amqp.channel import BlockingAccess, Steps
-from postage.amqp.connection import Connection, acquire, release
+from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel, Delivery, current
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, new_message_id
+from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Binding, Queue, bind, declare_exchange, declare_queue, unbind
 from postage.messaging.bindings import check_eqk, check_queue
 from postage.messaging.connected import Connected

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 
 from postage import errors
 from postage.amqp.channel import Steps
-from postage.amqp.connection import acquire, release
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
+from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Queue, declare_queue
 from postage.settings import BrokerSettings
 

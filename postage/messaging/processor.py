@@ -11,9 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from postage import errors
-from postage.amqp.connection import CLOSE_TIMEOUT, close_all, flush_all
+from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.consuming import Delivery, current
 from postage.amqp.publishing import Receipt
+from postage.amqp.registry import close_all, flush_all
 from postage.amqp.waiting import Batch, alarm_of_thread, send_batch
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.failures import Failures

@@ -99,8 +99,8 @@ class Session:
 
     def _under_way(self, timeout: float) -> list[str]:
         # Where the program under test does not use Postage in this process, it is not loaded for this.
-        connection = sys.modules.get('postage.amqp.connection')
-        unconfirmed = [] if connection is None or connection.flush_all(timeout) else ['messages are not confirmed']
+        registry = sys.modules.get('postage.amqp.registry')
+        unconfirmed = [] if registry is None or registry.flush_all(timeout) else ['messages are not confirmed']
         return self._broker.under_way() + unconfirmed
 
 

@@ -617,7 +617,7 @@ END_WITHOUT_BROKER = (
     ONE_SHOT
     + """
 import atexit, time
-from postage.amqp import connection
+from postage.amqp import registry
 
 producer.flush(10)
 print('ready')
@@ -625,8 +625,8 @@ while producer.conn_broker.is_open:
     time.sleep(0.01)
 producer.message_echo('in vain')
 # Ten seconds is what it has; two are enough to see that there is an end.
-atexit.unregister(connection.close_all)
-atexit.register(connection.close_all, 2.0)
+atexit.unregister(registry.close_all)
+atexit.register(registry.close_all, 2.0)
 """
 )
 

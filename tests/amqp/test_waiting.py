@@ -19,8 +19,8 @@ import pytest
 
 from postage import errors, messaging
 from postage.amqp import waiting
-from postage.amqp.connection import TICK_SECONDS
 from postage.amqp.consuming import ReplyChannel
+from postage.amqp.traffic import TICK_SECONDS
 from postage.amqp.waiting import Batch, ReadingAlarm, alarm_of_thread, this_thread, wait_until_done
 from support.messaging import (
     TIMEOUT,

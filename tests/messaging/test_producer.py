@@ -12,8 +12,8 @@ import pika.exceptions
 import pytest
 
 from postage import messaging
-from postage.amqp import connection as amqp_connection
-from postage.amqp import publishing
+from postage.amqp import publishing, registry
+from postage.amqp.connection import Connection
 from support.messaging import (
     TIMEOUT,
     EchoExchange,
@@ -913,7 +913,7 @@ def test_the_wait_at_the_end_of_a_program_is_bounded_and_what_failed_is_logged(b
     receipt = producer.message_echo()
     held.arrived.next()
     started = time.monotonic()
-    amqp_connection.close_all(1.0)
+    registry.close_all(1.0)
     assert time.monotonic() - started < 6
     bench.log.expect('ERROR', receipt.message_id, 'was not confirmed')
 
@@ -992,4 +992,4 @@ def test_the_channel_has_what_pika_has_and_says_so(bench):
 
 
 def test_conn_broker_is_the_connection(bench):
-    assert isinstance(bench.producer().conn_broker, amqp_connection.Connection)
+    assert isinstance(bench.producer().conn_broker, Connection)

@@ -1,0 +1,79 @@
+"""The connections of this process: one that publishes and one that consumes for each broker and credentials.
+
+Under a memory alarm the broker stops reading whoever publishes, and acknowledgements must not stop with them
+(https://www.rabbitmq.com/docs/alarms). :func:`acquire` hands the connections out, and counts who holds them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+
+from postage.amqp.connection import CLOSE_TIMEOUT, Connection, Role
+from postage.settings import BrokerSettings
+
+_lock = threading.RLock()
+_shared: dict[tuple[BrokerSettings, Role], Connection] = {}
+
+
+def acquire(settings: BrokerSettings, role: Role) -> Connection:
+    """The connection of this process to that broker, opened if it is the first use. Blocks; any thread.
+
+    :raises errors.AuthenticationFailed, errors.VirtualHostRefused: at once
+    :raises errors.BrokerUnavailable: after ``settings.connect_timeout`` seconds
+    """
+    with _lock:
+        connection = _shared.get((settings, role))
+        if connection is None or connection.error is not None or connection.is_closed:
+            connection = _shared[settings, role] = Connection(settings, role)
+        connection.users += 1
+    try:
+        connection.open(settings.connect_timeout)
+    except BaseException:
+        release(connection)
+        raise
+    return connection
+
+
+def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
+    """Give back what :func:`acquire` gave. The last one to do so closes the connection. Blocks; any thread."""
+    with _lock:
+        connection.users -= 1
+        if connection.users > 0:
+            return
+        key = (connection.settings, connection.role)
+        if _shared.get(key) is connection:
+            del _shared[key]
+    connection.close(timeout)
+
+
+def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:
+    """Wait until everything that this process published is confirmed. Blocks. Returns whether that is so in time."""
+    deadline = time.monotonic() + timeout
+    with _lock:
+        publishers = [channel for connection in _shared.values() for channel in connection.publishers]
+    done = [channel.flush_everything(max(0.0, deadline - time.monotonic())) for channel in publishers]
+    return all(done)
+
+
+def close_all(timeout: float = CLOSE_TIMEOUT) -> None:
+    """Send what is pending on every connection and close it: the normal end of a program, bounded."""
+    with _lock:
+        # Those that publish come first: acknowledgements wait for what their handlers published.
+        connections = sorted(_shared.values(), key=lambda connection: connection.role, reverse=True)
+        _shared.clear()
+    deadline = time.monotonic() + timeout
+    for connection in connections:
+        connection.close(max(0.5, deadline - time.monotonic()))
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+atexit.register(close_all)
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
