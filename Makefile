@@ -23,7 +23,7 @@ test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, A
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
 # About 20 minutes on two cores, of which the chaos takes most; the second process does all the rest beside it. Then the
-# tests of reliability run once in each of the other lanes, in their short form: LANE_MINUTES for each.
+# tests of reliability run once in each of the other lanes, in their short form: about three and a half minutes each.
 soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
 	@status=0; \
 	POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS) || status=$$?; \
