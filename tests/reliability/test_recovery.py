@@ -249,10 +249,16 @@ def test_a_queue_deleted_and_redeclared_otherwise_under_its_consumer_is_one_erro
 
 
 def replace_queue(connection: Any, queue: str, **flags: Any) -> None:
-    """Delete a queue and declare it again, without time in between for anybody else."""
-    channel = connection.channel()
-    channel._impl.queue_delete(queue)  # does not wait for the answer
-    channel.queue_declare(queue, **flags)
+    """Delete a queue and declare it again in one write, so that there is no time in between for anybody else."""
+    channel, impl = connection.channel()._impl, connection._impl
+    frames: list[bytes] = []
+    declared: list[Any] = []
+    emit, impl._adapter_emit_data = impl._adapter_emit_data, frames.append
+    channel.queue_delete(queue)
+    channel.queue_declare(queue, callback=declared.append, **flags)
+    impl._adapter_emit_data = emit
+    emit(b''.join(frames))
+    eventually(lambda: connection.process_data_events(0) or declared)
 
 
 class Moving:
