@@ -390,7 +390,21 @@ class PublishingChannel(Channel):
         self.give_up(error)
 
     def _settle(self, done: list[Outgoing]) -> None:
-        """These are taken over."""
+        """These are taken over. Their receipts say so before anybody who waits for all of them goes on."""
+        for outgoing in done:
+            outgoing.receipt._settle(None)
+        self._let_go(done)
+
+    def _fail(self, outgoing: Outgoing, error: errors.PublishError) -> None:
+        """This one failed for good."""
+        self.connection.logger.error('%s', error)
+        with self._lock:
+            outgoing.receipt._ledger.failures.append(error)
+        outgoing.receipt._settle(error)
+        self._let_go([outgoing])
+
+    def _let_go(self, done: list[Outgoing]) -> None:
+        """These are settled: there is room for others."""
         with self._lock:
             self._in_flight -= len(done)
             for outgoing in done:
@@ -398,22 +412,6 @@ class PublishingChannel(Channel):
                 outgoing.receipt._ledger.unsettled -= 1
             if self._waiting:
                 self._lock.notify_all()
-        for outgoing in done:
-            outgoing.receipt._settle(None)
-        self._tell_if_settled()
-
-    def _fail(self, outgoing: Outgoing, error: errors.PublishError) -> None:
-        """This one failed for good."""
-        self.connection.logger.error('%s', error)
-        with self._lock:
-            self._in_flight -= 1
-            self._bytes -= len(outgoing.body)
-            ledger = outgoing.receipt._ledger
-            ledger.unsettled -= 1
-            ledger.failures.append(error)
-            if self._waiting:
-                self._lock.notify_all()
-        outgoing.receipt._settle(error)
         self._tell_if_settled()
 
     def when_settled(self) -> Future[Any]:

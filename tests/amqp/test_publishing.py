@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -387,3 +388,21 @@ def test_acknowledgements_go_on_under_a_memory_alarm(bench: Bench) -> None:
         assert echo.seen.take(100) == list(range(100))
         running.stop()
         assert bench.count('echo-queue') == 0
+
+
+def test_receipts_say_so_before_whoever_flushes_goes_on(bench: Bench) -> None:
+    bench.consumer().close()
+    producer = bench.producer()
+    under_way: list[int] = []
+
+    def note(thread: int) -> None:
+        if threading.get_ident() != thread:  # else it was settled before it was asked
+            under_way.append(producer._ledger.unsettled)
+
+    while not under_way:
+        receipts = [producer.message_echo(number) for number in range(50)]
+        for receipt in receipts:
+            receipt.add_done_callback(functools.partial(note, threading.get_ident()))
+        producer.flush(TIMEOUT)
+        assert all(receipt.confirmed for receipt in receipts)
+    assert 0 not in under_way
