@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NOTE := $(CURDIR)/.tox/note.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench rabbitmq redis amqp-tools clean
+.PHONY: help demo test soak lanes lint bench rabbitmq redis amqp-tools clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -22,21 +22,19 @@ test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, A
 	    $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
-# About 20 minutes on two cores, of which the chaos takes most; the second process does all the rest beside it. Then the
-# tests of reliability run once in each of the other lanes, in their short form: about three and a half minutes each.
+# About 20 minutes on two cores, of which the chaos takes most; the second process does all the rest beside it.
 soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
-	@status=0; \
-	POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS) || status=$$?; \
-	for lane in $(OTHER_LANES); do \
-	    echo "tests of reliability with POSTAGE_FAST_LANE=$$lane"; \
-	    POSTAGE_FAST_LANE=$$lane SEED='$(SEED)' RUNS='$(RUNS)' \
-	        $(BIN)/tox run -e tests --skip-pkg-install -- tests/reliability $(ARGS) || status=$$?; \
-	done; exit $$status
-
-OTHER_LANES := send thread off
+	@POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
 
 SOAK_TESTS := tests/reliability/test_chaos.py tests/reliability/test_long_life.py tests/dead_letters tests/conformance \
     tests/unit/broker
+
+# About three minutes each. "make test" has all of it in the lane that is the default, and the essence in each.
+lanes: $(VENV)/.tox ## the tests of reliability with POSTAGE_FAST_LANE=send, thread and off
+	@status=0; for lane in send thread off; do \
+	    echo "tests of reliability with POSTAGE_FAST_LANE=$$lane"; \
+	    POSTAGE_FAST_LANE=$$lane SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- tests/reliability $(ARGS) || status=$$?; \
+	done; exit $$status
 
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint
