@@ -25,7 +25,7 @@ from postage.amqp.waiting import ReadingAlarm, check_may_block, send_batch, this
 
 BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
 BACKLOG_SECONDS = 0.005  # between looks whether it has
-GATHERED_MOST = 64  # messages and acknowledgements that come together before they are sent
+GATHERED_MOST = 256  # messages and acknowledgements that come together before they are sent
 GATHER_SECONDS = 0.001  # that the first of them waits for others
 LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
 TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
