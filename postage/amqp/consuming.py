@@ -40,7 +40,7 @@ logger = logging.getLogger('postage')
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
 SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
-GATHERED_MOST = 32  # acknowledgements that wait for the end of a batch
+ACKNOWLEDGEMENTS_HELD = 32  # at most, until the end of a batch
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
 """The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
@@ -177,7 +177,7 @@ class ConsumingChannel(Channel):
         """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks."""
         self._outbox.append((delivery.generation, delivery.delivery_tag, requeue))
         self.connection.request_flush(self)
-        if len(self._outbox) >= GATHERED_MOST:
+        if len(self._outbox) >= ACKNOWLEDGEMENTS_HELD:
             self.connection.send()
 
     # On the I/O thread
@@ -346,14 +346,14 @@ class ConsumingChannel(Channel):
         self._is_stuck, self._slow_down = is_stuck, slow_down
 
     def look(self) -> bool:
-        if not self.inbox or not self.is_open or self._is_stuck is None:
+        if not (self.inbox and self.is_open):
             self._watched_since = None
-            if not self.inbox:
+            if not (self.inbox and self.is_open):
                 return False
             self._watched_since = time.monotonic()  # something has come in that very moment
-        elif self._watched_since is not None and self._is_stuck(self._watched_since):
+        elif self._is_stuck is not None and self._watched_since is not None and self._is_stuck(self._watched_since):
             self._slow_down()
-        return self.is_open and self._is_stuck is not None
+        return True
 
     def drain(self, frames: list[bytes]) -> None:
         number, generation, outbox = self.number, self.generation, self._outbox
@@ -403,6 +403,7 @@ class Settled:
         """It is rejected, or handed back."""
         if self._is_known:
             self._beyond.add(tag)
+            self._advance()
 
     def acknowledge(self, tags: list[int]) -> tuple[int, list[int]]:
         """These are acknowledged.
@@ -411,21 +412,24 @@ class Settled:
         """
         if not self._is_known:
             return 0, tags
-        before, beyond = self._all_up_to, self._beyond
-        beyond.update(tag for tag in tags if tag > before)
-        after = before
-        while after + 1 in beyond:
-            after += 1
-            beyond.remove(after)
-        self._all_up_to = after
+        before = self._all_up_to
+        self._beyond.update(tag for tag in tags if tag > before)
+        self._advance()
+        at_once = [tag for tag in tags if before < tag <= self._all_up_to]
+        if not at_once:
+            return 0, tags
+        return max(at_once), [tag for tag in tags if not before < tag <= self._all_up_to]
+
+    def _advance(self) -> None:
+        """Forget what is settled without a gap before it: it is known by its last."""
+        beyond = self._beyond
+        while self._all_up_to + 1 in beyond:
+            self._all_up_to += 1
+            beyond.remove(self._all_up_to)
         if len(beyond) > SETTLED_BEYOND:
             # One is missing that is settled elsewhere: somebody got it by `consumer.channel`.
             self._is_known = False
             beyond.clear()
-        at_once = [tag for tag in tags if before < tag <= after]
-        if not at_once:
-            return 0, tags
-        return max(at_once), [tag for tag in tags if not before < tag <= after] if len(at_once) < len(tags) else []
 
 
 class Request(Protocol):

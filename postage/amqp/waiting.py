@@ -98,6 +98,7 @@ class ReadingAlarm:
 
     def __init__(self) -> None:
         self._connections: list[Traffic] = []
+        self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self._start_over()
         _alarms.add(self)
 
@@ -123,6 +124,12 @@ class ReadingAlarm:
             self._has_rung = True  # it is awake, and looks before it sleeps again
         else:
             os.eventfd_write(self._bell, 1)
+
+    def ring_for(self, future: Future[Any]) -> None:
+        """Have it ring when a future is done; once, however often it is waited for."""
+        if future not in self._futures:
+            self._futures.add(future)
+            future.add_done_callback(lambda _: self.ring())
 
     def wait(self, timeout: float | None) -> None:
         """Sleep until it rings, or for so many seconds."""
@@ -210,13 +217,13 @@ def wait_until_done(future: Future[Any], connection: Traffic, timeout: float | N
         with connection.awaited():
             concurrent.futures.wait([future], timeout)
         return
-    deadline = math.inf if timeout is None else time.monotonic() + timeout
-    future.add_done_callback(lambda _: alarm.ring())
+    deadline = None if timeout is None else time.monotonic() + timeout
+    alarm.ring_for(future)
     while not future.done():
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
             return
-        alarm.wait_for((connection,), remaining if remaining < math.inf else None)
+        alarm.wait_for((connection,), remaining)
 
 
 def _after_fork_in_child() -> None:

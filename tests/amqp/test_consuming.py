@@ -396,6 +396,28 @@ def test_consumers_come_and_go_without_a_trace(bench: Bench) -> None:
     assert bench.consumers(QUEUE) == 0
 
 
+# What waits in an inbox that nobody touches
+
+
+def test_an_inbox_is_looked_after_again_when_its_channel_is_open_again(bench: Bench) -> None:
+    consumer = bench.consumer()
+    channel = consumer._channel
+    watched: list[object] = []
+    channel.connection.watch = watched.append
+    channel.watch_with(lambda since: False, lambda: None)
+    channel.inbox.append(object())
+    channel.is_open = True
+    channel.end_of_read()
+    assert channel.look()
+    channel.is_open = False
+    assert not channel.look()
+    channel.is_open = True
+    channel.end_of_read()
+    assert watched == [channel, channel]
+    channel.inbox.clear()
+    channel.is_open = False
+
+
 # Many acknowledgements in one frame
 
 
@@ -418,6 +440,14 @@ def test_what_was_rejected_or_handed_back_is_no_gap() -> None:
     settled.add(1)
     settled.add(3)
     assert settled.acknowledge([4, 2]) == (4, [])
+
+
+def test_nothing_is_kept_of_deliveries_that_are_all_rejected() -> None:
+    settled = Settled()
+    for tag in range(1, 1001):
+        settled.add(tag)
+    assert not settled._beyond
+    assert settled.acknowledge([1001]) == (1001, [])
 
 
 def test_a_delivery_acknowledged_twice_is_left_for_the_broker_to_complain_of() -> None:

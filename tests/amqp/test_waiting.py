@@ -627,3 +627,17 @@ def test_a_broker_that_reads_nothing_costs_no_processor_time(bench: Bench, proxi
     proxied.resume()
     for receipt in receipts:
         receipt.wait(TIMEOUT)
+
+
+def test_a_future_that_is_waited_for_again_and_again_is_given_one_callback(answered: messaging.GenericProducer) -> None:
+    class Counting(Future[None]):
+        callbacks = 0
+
+        def add_done_callback(self, fn: Callable[[Future[None]], object]) -> None:
+            self.callbacks += 1
+            super().add_done_callback(fn)
+
+    future = Counting()
+    for _ in range(3):
+        wait_until_done(future, answered.conn_broker, 0.001)
+    assert future.callbacks == 1
