@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from postage.amqp.consuming import Delivery
@@ -23,8 +22,7 @@ class Unsettled:
     def __init__(self, notify: Callable[[], None] = _nothing) -> None:
         self._notify = notify
         self._changed = threading.Condition()
-        self._count: deque[None] = deque()  # its length counts, and is changed without a lock
-        self._has_waiters = False
+        self._count = 0
 
     def add(
         self, delivery: Delivery, receipts: Sequence[Receipt], settle: Callable[[Delivery, Receipt | None], None]
@@ -32,7 +30,7 @@ class Unsettled:
         """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
         confirmed, if there is one."""
         self.one_more()
-        if len(receipts) == 1:
+        if len(receipts) == 1:  # the usual case: a reply
             receipt = receipts[0]
             receipt.add_done_callback(lambda: self._settled(delivery, receipt if receipt.error else None, settle))
             return
@@ -59,20 +57,18 @@ class Unsettled:
 
     def one_more(self) -> None:
         """There is one that something else is waited for."""
-        self._count.append(None)
+        with self._changed:
+            self._count += 1
 
     def one_less(self) -> None:
         """That has come to its end."""
-        self._count.pop()
-        if self._has_waiters:
-            with self._changed:
+        with self._changed:
+            self._count -= 1
+            if not self._count:
                 self._changed.notify_all()
         self._notify()
 
     def wait(self, timeout: float) -> bool:
         """Wait until there is none. Returns whether that is so within that many seconds."""
-        if not self._count or not timeout:
-            return not self._count
         with self._changed:
-            self._has_waiters = True
             return self._changed.wait_for(lambda: not self._count, timeout)
