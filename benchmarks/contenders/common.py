@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 EXCHANGE = 'postage-benchmark'
 NOWHERE = 'warm-up'
@@ -118,6 +118,30 @@ def result(value: str) -> dict[str, Any]:
         'content': {'type': 'success', 'value': value, 'message': ''},
         '_reserved': {},
     }
+
+
+class Caller(Protocol):
+    """A contender's side of RPC, which blocks for its answers."""
+
+    def call(self) -> None:
+        """Send a request, and wait for the reply."""
+
+    def call_many(self, messages: int, in_flight: int) -> None:
+        """Send so many requests, some of them under way at a time, and wait for all replies."""
+
+
+def measure_calls(caller: Caller, options: Options, measure: Measure) -> None:
+    """Warm up; then call, one after the other or many at a time."""
+    for _ in range(WARM_UP_CALLS):
+        caller.call()
+    with measure:
+        if options.in_flight > 1:
+            caller.call_many(options.messages, options.in_flight)
+        else:
+            for _ in range(options.messages):
+                began = time.perf_counter()
+                caller.call()
+                measure.latencies.append(time.perf_counter() - began)
 
 
 def check_result(reply: Mapping[str, Any]) -> None:

@@ -104,16 +104,7 @@ class Caller:
 def call(options: common.Options, measure: common.Measure) -> None:
     """Call a responder."""
     caller = Caller(options)
-    for _ in range(common.WARM_UP_CALLS):
-        caller.call()
-    with measure:
-        if options.in_flight > 1:
-            caller.call_many(options.messages, options.in_flight)
-        else:
-            for _ in range(options.messages):
-                began = time.perf_counter()
-                caller.call()
-                measure.latencies.append(time.perf_counter() - began)
+    common.measure_calls(caller, options, measure)
     caller.connection.close()
 
 

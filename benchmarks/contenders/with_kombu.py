@@ -149,17 +149,7 @@ class Caller:
 def call(options: common.Options, measure: common.Measure) -> None:
     """Call a responder."""
     with connect(options) as connection:
-        caller = Caller(options, connection)
-        for _ in range(common.WARM_UP_CALLS):
-            caller.call()
-        with measure:
-            if options.in_flight > 1:
-                caller.call_many(options.messages, options.in_flight)
-            else:
-                for _ in range(options.messages):
-                    began = time.perf_counter()
-                    caller.call()
-                    measure.latencies.append(time.perf_counter() - began)
+        common.measure_calls(Caller(options, connection), options, measure)
 
 
 def respond(options: common.Options, measure: common.Measure) -> None:

@@ -113,42 +113,32 @@ def with_more_handlers(kind: type[messaging.MessageProcessor], number: int) -> t
     return type('Processor', (kind,), {f'msg_other_{n}': handler(f'other-{n}') for n in range(number)})
 
 
+class Caller:
+    """Sends requests and looks at their results."""
+
+    def __init__(self, producer: messaging.GenericProducer, text: str) -> None:
+        self.producer = producer
+        self.text = text
+
+    def call(self) -> None:
+        common.check_result(self.producer.rpc_echo(self.text).body)
+
+    def call_many(self, messages: int, in_flight: int) -> None:
+        """Many requests under way, of which the oldest is waited for before the next is sent."""
+        under_way: deque[messaging.RpcFuture] = deque()
+        for _ in range(messages):
+            if len(under_way) == in_flight:
+                common.check_result(under_way.popleft().result().body)
+            under_way.append(self.producer.rpc_future_echo(self.text))
+        while under_way:
+            common.check_result(under_way.popleft().result().body)
+
+
 def call(options: common.Options, measure: common.Measure) -> None:
     """Call a responder, with ``in_flight`` requests under way at a time."""
     producer = make_producer(options)
-    text = common.text(options.size, 'rpc')
-    for _ in range(common.WARM_UP_CALLS):
-        producer.rpc_echo(text)
-    if options.in_flight == 1:
-        call_in_turn(producer, text, options, measure)
-    else:
-        call_at_once(producer, text, options, measure)
+    common.measure_calls(Caller(producer, common.text(options.size, 'rpc')), options, measure)
     producer.close()
-
-
-def call_in_turn(
-    producer: messaging.GenericProducer, text: str, options: common.Options, measure: common.Measure
-) -> None:
-    """One request after the other."""
-    with measure:
-        for _ in range(options.messages):
-            began = time.perf_counter()
-            common.check_result(producer.rpc_echo(text).body)
-            measure.latencies.append(time.perf_counter() - began)
-
-
-def call_at_once(
-    producer: messaging.GenericProducer, text: str, options: common.Options, measure: common.Measure
-) -> None:
-    """Many requests under way, of which the oldest is waited for before the next is sent."""
-    under_way: deque[messaging.RpcFuture] = deque()
-    with measure:
-        for _ in range(options.messages):
-            if len(under_way) == options.in_flight:
-                common.check_result(under_way.popleft().result().body)
-            under_way.append(producer.rpc_future_echo(text))
-        while under_way:
-            common.check_result(under_way.popleft().result().body)
 
 
 def respond(options: common.Options, measure: common.Measure) -> None:

@@ -386,24 +386,21 @@ class Channel:
             raise Refusal(NOT_FOUND, f"no queue '{name}' in vhost '{self._host.name}'")
         return spec.Queue.DeclareOk(name, 0, 1)
 
-    def _on_queue_bind(self, method: spec.Queue.Bind) -> amqp_object.Method:
+    def _binding_of(self, method: spec.Queue.Bind | spec.Queue.Unbind) -> tuple[str, str]:
+        """Name and key of the queue that is to be bound or unbound, where its user may do that."""
         name = self._queue_name(method.queue)
-        key = method.routing_key
-        if not method.queue and not key:
-            key = name
         self._require('write', 'queue', name)
         self._require('read', 'exchange', method.exchange)
+        return name, method.routing_key if method.queue or method.routing_key else name
+
+    def _on_queue_bind(self, method: spec.Queue.Bind) -> amqp_object.Method:
+        name, key = self._binding_of(method)
         self._host.named_exchange(method.exchange)
         self._host.bind(method.exchange, self._host.queue(name, self.connection), key, method.arguments or {})
         return spec.Queue.BindOk()
 
     def _on_queue_unbind(self, method: spec.Queue.Unbind) -> amqp_object.Method:
-        name = self._queue_name(method.queue)
-        key = method.routing_key
-        if not method.queue and not key:
-            key = name
-        self._require('write', 'queue', name)
-        self._require('read', 'exchange', method.exchange)
+        name, key = self._binding_of(method)
         # RabbitMQ lets anybody take a binding back, also from a queue that another connection owns.
         queue = self._host.queues.get(name)
         self._host.unbind(method.exchange, queue, key, method.arguments or {})

@@ -10,7 +10,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import UnroutableError
 
 from support.brokers import Broker
-from support.channels import bodies, inequivalent, refusal_of
+from support.channels import bodies, check_refusal, inequivalent, refusal_of
 
 
 def routed(channel: BlockingChannel, exchange: str, key: str, headers: dict[str, Any] | None = None) -> bool:
@@ -118,9 +118,7 @@ def test_an_exchange_redeclared_alike_is_accepted(channel: BlockingChannel, agai
 def test_what_cannot_be_done_with_an_exchange_is_refused(
     broker: Broker, channel: BlockingChannel, action: str, arguments: dict[str, Any], code: int, text: str
 ) -> None:
-    found, reason = refusal_of(getattr(channel, action), **arguments)
-    assert found == code
-    assert reason.partition(' - ')[2] == text.format(vhost=broker.vhost)
+    check_refusal(broker, channel, action, arguments, code, text)
 
 
 @pytest.mark.parametrize(

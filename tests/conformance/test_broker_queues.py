@@ -8,7 +8,7 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from support.brokers import Broker, connect
-from support.channels import inequivalent, message_count, refusal_of
+from support.channels import check_refusal, inequivalent, message_count, refusal_of
 
 LOCKED = (
     "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '{}'. It could be originally "
@@ -182,9 +182,7 @@ def test_a_quorum_queue_has_to_be_durable_and_shared(
 def test_what_cannot_be_done_with_a_queue_is_refused(
     broker: Broker, channel: BlockingChannel, action: str, arguments: dict[str, Any], code: int, text: str
 ) -> None:
-    found, reason = refusal_of(getattr(channel, action), **arguments)
-    assert found == code
-    assert reason.partition(' - ')[2] == text.format(vhost=broker.vhost)
+    check_refusal(broker, channel, action, arguments, code, text)
 
 
 # Exclusive queues

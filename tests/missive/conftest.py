@@ -30,6 +30,32 @@ TIMEOUT = 20.0
 AnyProcessor = missive.Processor[Any]
 
 
+def slow_program(module: str, adapter: str, *arguments: str) -> str:
+    """The text of a program whose messages say how many seconds they take, and which tells what it does.
+
+    :param module: where its adapter is
+    :param adapter: the class of that
+    :param arguments: for the adapter, beside message class and processor
+    """
+    return f"""
+import time
+from postage import missive
+from postage.missive.adapters.{module} import {adapter}
+
+processor = missive.Processor()
+processor.after_processing(lambda ctx: print('shutdown', flush=True))
+
+@processor.handle_for(lambda message: True)
+def handle(message, ctx):
+    print('begin', flush=True)
+    time.sleep(float(message.raw_data))
+    ctx.ack()
+    print('end', flush=True)
+
+{adapter}({', '.join(('missive.RawMessage', 'processor', *arguments))}).run()
+"""
+
+
 class RedisServer:
     """A Redis of the test's own on 127.0.0.1, without persistence.
 

@@ -10,11 +10,11 @@ from typing import Any
 import pika
 import pytest
 
-from missive.conftest import AnyProcessor, Run, wait_until
+from missive.conftest import AnyProcessor, Run, slow_program, wait_until
 from postage import errors, messaging, missive
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from support.brokers import RabbitMQ
-from support.messaging import HOSTILE, TIMEOUT, Bench, EchoExchange, EchoProducer, LogBook, Seen
+from support.messaging import EQK, HOSTILE, TIMEOUT, Bench, EchoProducer, LogBook, Seen
 from support.programs import Program
 
 
@@ -80,9 +80,8 @@ def test_a_queue_of_the_wrong_shape_is_refused(processor: AnyProcessor) -> None:
         RabbitMQAdapter(missive.RawMessage, processor, [{'flags': {}}])
 
 
-def test_a_processor_consumes_from_a_postage_exchange(
-    bench: Bench, processor: missive.Processor[missive.PostageMessage], run: Callable[..., Run]
-) -> None:
+def noting_echoes(processor: missive.Processor[missive.PostageMessage]) -> Seen:
+    """Have a processor note the parameters of each ``echo``, and acknowledge it."""
     seen = Seen()
 
     @processor.handle_for(lambda message: message.name == 'echo')
@@ -90,8 +89,14 @@ def test_a_processor_consumes_from_a_postage_exchange(
         seen.put(message.content['parameters'])
         ctx.ack()
 
-    eqk = [(EchoExchange, [('echo-queue', 'echo-rk')])]
-    ready(bench, RabbitMQAdapter(missive.PostageMessage, processor, eqk=eqk), run, 'echo-queue')
+    return seen
+
+
+def test_a_processor_consumes_from_a_postage_exchange(
+    bench: Bench, processor: missive.Processor[missive.PostageMessage], run: Callable[..., Run]
+) -> None:
+    seen = noting_echoes(processor)
+    ready(bench, RabbitMQAdapter(missive.PostageMessage, processor, eqk=EQK), run, 'echo-queue')
     bench.producer().message_echo('hello')
     assert seen.next() == 'hello'
 
@@ -217,10 +222,9 @@ def test_what_a_handler_publishes_is_confirmed_before_its_message_is_acknowledge
 def test_hostile_headers_make_a_dead_letter_and_the_next_message_is_handled(
     bench: Bench, processor: AnyProcessor, run: Callable[..., Run], seen: Seen, name: str
 ) -> None:
-    eqk = [(EchoExchange, [('echo-queue', 'echo-rk')])]
     dlq: dict[bytes, Any] = {}
     processor.set_dlq(dlq)
-    ready(bench, RabbitMQAdapter(missive.RawMessage, processor, eqk=eqk), run, 'echo-queue')
+    ready(bench, RabbitMQAdapter(missive.RawMessage, processor, eqk=EQK), run, 'echo-queue')
     bench.publish_hostile(HOSTILE[name])
     bench.publish(b'good')
     assert seen.next().raw_data == b'good'
@@ -230,8 +234,7 @@ def test_hostile_headers_make_a_dead_letter_and_the_next_message_is_handled(
 def test_hostile_headers_do_not_end_a_processor_without_a_dead_letter_queue(
     bench: Bench, processor: AnyProcessor, run: Callable[..., Run], seen: Seen, log: LogBook
 ) -> None:
-    eqk = [(EchoExchange, [('echo-queue', 'echo-rk')])]
-    ready(bench, RabbitMQAdapter(missive.RawMessage, processor, eqk=eqk), run, 'echo-queue')
+    ready(bench, RabbitMQAdapter(missive.RawMessage, processor, eqk=EQK), run, 'echo-queue')
     bench.publish_hostile(next(iter(HOSTILE.values())))
     bench.publish(b'good')
     assert seen.next().raw_data == b'good'
@@ -257,15 +260,8 @@ def test_lost_connections_under_load_lose_nothing(
 def test_a_broker_that_goes_away_and_comes_back_under_load_loses_nothing(
     private_rabbitmq: RabbitMQ, processor: missive.Processor[missive.PostageMessage], run: Callable[..., Run]
 ) -> None:
-    seen = Seen()
-
-    @processor.handle_for(lambda message: message.name == 'echo')
-    def echo(message: missive.PostageMessage, ctx: Any) -> None:
-        seen.put(message.content['parameters'])
-        ctx.ack()
-
-    eqk = [(EchoExchange, [('echo-queue', 'echo-rk')])]
-    running = run(RabbitMQAdapter(missive.PostageMessage, processor, (), private_rabbitmq.url, eqk=eqk))
+    seen = noting_echoes(processor)
+    running = run(RabbitMQAdapter(missive.PostageMessage, processor, (), private_rabbitmq.url, eqk=EQK))
     wait_until(lambda: 'echo-queue' in private_rabbitmq.queues(), 'it does not start')
     with EchoProducer(hup=private_rabbitmq.url) as producer:
         for number in range(600):
@@ -326,23 +322,7 @@ def test_the_prefetch_count_is_what_is_said(bench: Bench, processor: AnyProcesso
     begun.take(9)
 
 
-PROGRAM = """
-import time
-from postage import missive
-from postage.missive.adapters.rabbitmq import RabbitMQAdapter
-
-processor = missive.Processor()
-processor.after_processing(lambda ctx: print('shutdown', flush=True))
-
-@processor.handle_for(lambda message: True)
-def handle(message, ctx):
-    print('begin', flush=True)
-    time.sleep(float(message.raw_data))
-    ctx.ack()
-    print('end', flush=True)
-
-RabbitMQAdapter(missive.RawMessage, processor, ['jobs']).run()
-"""
+PROGRAM = slow_program('rabbitmq', 'RabbitMQAdapter', "['jobs']")
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
@@ -380,7 +360,6 @@ def test_a_processor_of_matchers_answers_rpcs(
         ctx.reply(messaging.JsonEncoder().encode(result.body), 'application/json')
         ctx.ack()
 
-    eqk = [(EchoExchange, [('echo-queue', 'echo-rk')])]
-    ready(bench, RabbitMQAdapter(missive.PostageMessage, processor, eqk=eqk), run, 'echo-queue')
+    ready(bench, RabbitMQAdapter(missive.PostageMessage, processor, eqk=EQK), run, 'echo-queue')
     reply = bench.producer(EchoProducer).rpc_echo(5)
     assert reply.body['content']['value'] == 5

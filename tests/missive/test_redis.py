@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from missive.conftest import AnyProcessor, RedisServer, Run, wait_until
+from missive.conftest import AnyProcessor, RedisServer, Run, slow_program, wait_until
 from postage import missive
 from postage.missive.adapters.redis import RedisPubSubAdapter
 from support.messaging import LogBook, Seen
@@ -148,23 +148,7 @@ def test_what_a_handler_raises_leaves_run(
         running.wait()
 
 
-PROGRAM = """
-import time
-from postage import missive
-from postage.missive.adapters.redis import RedisPubSubAdapter
-
-processor = missive.Processor()
-processor.after_processing(lambda ctx: print('shutdown', flush=True))
-
-@processor.handle_for(lambda message: True)
-def handle(message, ctx):
-    print('begin', flush=True)
-    time.sleep(float(message.raw_data))
-    ctx.ack()
-    print('end', flush=True)
-
-RedisPubSubAdapter(missive.RawMessage, processor).run()
-"""
+PROGRAM = slow_program('redis', 'RedisPubSubAdapter')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -48,6 +48,18 @@ def refusal_of(action: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[i
     return caught.value.reply_code, caught.value.reply_text
 
 
+def check_refusal(
+    broker: Broker, channel: BlockingChannel, action: str, arguments: dict[str, Any], code: int, text: str
+) -> None:
+    """Check with which code and which words, behind the code's name, a broker refuses a channel's method.
+
+    :param text: may name the virtual host, as ``{vhost}``
+    """
+    found, reason = refusal_of(getattr(channel, action), **arguments)
+    assert found == code
+    assert reason.partition(' - ')[2] == text.format(vhost=broker.vhost)
+
+
 def refusal_on(channel: BlockingChannel, action: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[int, str]:
     """Return the error that follows a method without an answer."""
     action(*args, **kwargs)

@@ -298,35 +298,31 @@ def test_a_future_may_be_finished_by_another_microthread() -> None:
     assert results == ['done']
 
 
-def test_a_future_raises_its_exception_at_the_yield() -> None:
+def raised_at_the_yield(future: Future[None], finish: Callable[[], object]) -> list[BaseException]:
+    """Finish a future in another thread, and return what was raised where a microthread waited for it."""
     raised: list[BaseException] = []
-    future: Future[None] = Future()
 
     def main() -> Generator[Any, Any, Any]:
         try:
             yield future
-        except ValueError as error:
+        except (ValueError, CancelledError) as error:
             raised.append(error)
 
-    error = ValueError('why')
-    from_another_thread(lambda: future.set_exception(error))
+    from_another_thread(finish)
     run(Main(main))
-    assert raised == [error]
+    return raised
+
+
+def test_a_future_raises_its_exception_at_the_yield() -> None:
+    future: Future[None] = Future()
+    error = ValueError('why')
+    assert raised_at_the_yield(future, lambda: future.set_exception(error)) == [error]
 
 
 def test_a_cancelled_future_raises_at_the_yield() -> None:
-    raised: list[BaseException] = []
     future: Future[None] = Future()
-
-    def main() -> Generator[Any, Any, Any]:
-        try:
-            yield future
-        except CancelledError as error:
-            raised.append(error)
-
-    from_another_thread(future.cancel)
-    run(Main(main))
-    assert len(raised) == 1
+    (error,) = raised_at_the_yield(future, future.cancel)
+    assert isinstance(error, CancelledError)
 
 
 def test_several_microthreads_may_wait_for_one_future() -> None:
