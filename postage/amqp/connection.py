@@ -88,6 +88,7 @@ class Connection(Traffic):
         self._endpoint = 0
         self._failures: list[str] = []
         self._control: ControlChannel | None = None
+        self._next_look: Any = None  # the timer of _watch
 
     # Opening and closing, from any thread
 
@@ -387,6 +388,7 @@ class Connection(Traffic):
 
     def _watch(self, wire: PublicConnection, received: int, since: float) -> None:
         """Give up a connection on which nothing has come for two heartbeats; pika would wait for five seconds more."""
+        self._next_look = None
         if not wire.heartbeat or not wire.is_open:
             return
         now = time.monotonic()
@@ -396,7 +398,14 @@ class Connection(Traffic):
         if patience <= 0:
             wire.fail(pika.exceptions.AMQPHeartbeatTimeout(f'nothing was received for {now - since:.3g} s'))
         else:
-            self._loop.call_later(min(patience, wire.heartbeat / 4), lambda: self._watch(wire, received, since))
+            pause = min(patience, wire.heartbeat / 4)
+            self._next_look = self._loop.call_later(pause, lambda: self._watch(wire, received, since))
+
+    def _watch_no_more(self) -> None:
+        """The wire has gone: its timer would keep it, and all that it has received, for as long as it pauses."""
+        if self._next_look is not None:
+            self._loop.remove_timeout(self._next_look)
+            self._next_look = None
 
     def _restore_steps(self) -> Steps:
         """Declare everything again and open every channel again, in this order."""
@@ -483,6 +492,7 @@ class Connection(Traffic):
         self.wire = None
         self._attempt = None
         self.is_ready = False
+        self._watch_no_more()
         self._dirty.clear()
         for channel in self._channels:
             channel.needs_flush = False

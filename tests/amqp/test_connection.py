@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -491,6 +493,21 @@ def test_a_connection_that_was_cut_is_made_again_and_the_log_says_so(bench: Benc
     bench.log.expect('WARNING', 'was lost', f'127.0.0.1:{proxied.port}', 'publishing')
     bench.log.expect('WARNING', 'connected', 'again', 'publishing')
     producer.message_echo('again').wait(TIMEOUT)
+
+
+def test_a_lost_connection_keeps_nothing_of_what_it_was(bench: Bench) -> None:
+    """Not even for the seconds after which it would have been looked at again."""
+    producer, consumer = bench.producer(), bench.consumer()
+    wires = [weakref.ref(connection.wire) for connection in (producer.conn_broker, consumer.conn_broker)]
+    bench.close_all_connections()
+    for role in ('publishing', 'consuming'):
+        bench.log.expect('WARNING', 'connected', 'again', role)
+
+    def is_gone() -> bool:
+        gc.collect()
+        return not any(wire() for wire in wires)
+
+    eventually(is_gone)
 
 
 def test_a_connection_that_is_cut_while_it_is_made_is_made_again(bench: Bench, proxied: Proxy) -> None:

@@ -123,7 +123,7 @@ class Form:
 
 
 SHORT = Form(reconnects=20, messages=5_000, growth=1_536, timeout=50)
-LONG = Form(reconnects=200, messages=100_000, growth=4_096, timeout=900)
+LONG = Form(reconnects=200, messages=100_000, growth=2_048, timeout=900)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads its memory in /proc')
