@@ -67,9 +67,11 @@ def refusal_on(channel: BlockingChannel, action: Callable[..., Any], *args: Any,
 
 
 def refusal_after(channel: BlockingChannel, data: bytes) -> tuple[int, str]:
-    """Send bytes on a channel's connection, and return the error that follows."""
-    channel.connection._impl._output_marshaled_frames([data])
-    return refusal_of(channel.queue_declare, 'missing', passive=True)
+    """Send bytes on a channel's connection, and return the error with which the broker closes that."""
+    connection = channel.connection
+    connection._impl._output_marshaled_frames([data])
+    # Nothing is asked for meanwhile: RabbitMQ might answer that first, for each channel is a process of its own.
+    return refusal_of(connection.process_data_events, PATIENCE)
 
 
 def inequivalent(broker: Broker, what: str, text: str) -> tuple[int, str]:
