@@ -79,7 +79,10 @@ class Channel:
     :ivar generation: how often it has been opened
     :ivar number: its number on the present connection
     :ivar is_open: whether frames may be sent on it; becomes false before pika answers the broker's close
+    :ivar is_awaited: whether what comes for it is wanted at once, and not a moment later; cheap, any thread
     """
+
+    is_awaited: bool = True
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

@@ -50,7 +50,7 @@ class Receipt:
     :ivar message_id: the ``message_id`` property under which it travels, every time it is sent
     """
 
-    __slots__ = ('_callbacks', '_confirms', '_error', '_event', '_ledger', '_unsettled', 'message_id')
+    __slots__ = ('_callbacks', '_confirms', '_error', '_event', '_is_urgent', '_ledger', '_unsettled', 'message_id')
 
     def __init__(self, message_id: str, copies: int, confirms: bool, ledger: Ledger) -> None:
         self.message_id = message_id
@@ -59,6 +59,7 @@ class Receipt:
         self._ledger = ledger
         self._error: errors.PublishError | None = None
         self._event: threading.Event | None = None
+        self._is_urgent = False
         self._callbacks: list[Callable[[], None]] | None = None
 
     @property
@@ -104,11 +105,18 @@ class Receipt:
 
         Nothing may block there.
         """
+        self.when_settled(callback, is_urgent=True)
+
+    def when_settled(self, callback: Callable[[], None], is_urgent: bool) -> None:
+        """The same. Where it is not urgent, its confirm may be read a moment later, together with others."""
         with _settling:
             if self._unsettled:
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(callback)
+                if is_urgent and not self._is_urgent:
+                    self._is_urgent = True
+                    self._ledger.connection.urgent += 1
                 return
         callback()
 
@@ -121,6 +129,8 @@ class Receipt:
             if self._unsettled:
                 return
             event, callbacks = self._event, self._callbacks
+            if self._is_urgent:
+                self._ledger.connection.urgent -= 1
         if event is not None:
             event.set()
         for callback in callbacks or ():
@@ -183,7 +193,8 @@ class PublishingChannel(Channel):
     def __init__(self, connection: Connection, confirms: bool) -> None:
         super().__init__(connection)
         self.confirms = confirms
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
         self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
         self._tag = 0
@@ -191,7 +202,8 @@ class PublishingChannel(Channel):
         self._sent: deque[Outgoing] = deque()  # without confirms: on the wire, and to be told so
         self._in_flight = 0
         self._bytes = 0
-        self._waiting = 0  # threads that wait for the lock's condition
+        self._waiting = 0  # threads that wait for a change
+        self._confirmed: list[Outgoing] = []  # by what is being read
         self._suspects = 0  # see _on_lost
         self._settled: list[Future[Any]] = []
 
@@ -209,9 +221,8 @@ class PublishingChannel(Channel):
                 raise self.connection.error
             if not self.is_wanted:
                 raise errors.Closed(f'the connection to {self.connection.settings} is closed')
-            if not self._has_room(size):
-                with self.connection.awaited():
-                    self._wait_for_room(size, timeout)
+            if self._in_flight >= WINDOW_MESSAGES or self._bytes + size > WINDOW_BYTES:
+                self._make_room(size, timeout)
             self._in_flight += 1
             self._bytes += size
             outgoing.receipt._ledger.unsettled += 1
@@ -226,7 +237,7 @@ class PublishingChannel(Channel):
         """
         with self.connection.awaited(), self._lock:
             self._waiting += 1
-            done = self._lock.wait_for(lambda: not ledger.unsettled, timeout)
+            done = self._changed.wait_for(lambda: not ledger.unsettled, timeout)
             self._waiting -= 1
             failures = list(ledger.failures)
             ledger.failures.clear()
@@ -242,11 +253,16 @@ class PublishingChannel(Channel):
         """Wait until nothing of any producer is unsettled. Blocks. Returns whether that is so in time."""
         with self.connection.awaited(), self._lock:
             self._waiting += 1
-            done = self._lock.wait_for(lambda: not self._in_flight, timeout)
+            done = self._changed.wait_for(lambda: not self._in_flight, timeout)
             self._waiting -= 1
         if not done:
             self.connection.logger.error('%d messages were not confirmed within %g s', self._in_flight, timeout)
         return done
+
+    @property
+    def is_awaited(self) -> bool:  # type: ignore[override]  # here it depends
+        """Whether the window has no more than half of its room left; who waits for one message says so himself."""
+        return self._in_flight > WINDOW_MESSAGES // 2 or self._bytes > WINDOW_BYTES // 2
 
     def _has_room(self, size: int) -> bool:
         if self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight):
@@ -254,10 +270,16 @@ class PublishingChannel(Channel):
         # What settles messages must not wait for it.
         return this_thread.is_reading
 
+    def _make_room(self, size: int, timeout: float) -> None:
+        if self._has_room(size):
+            return
+        with self.connection.awaited():
+            self._wait_for_room(size, timeout)
+
     def _wait_for_room(self, size: int, timeout: float) -> None:
         self._waiting += 1
         try:
-            room = self._lock.wait_for(lambda: self._has_room(size) or not self.is_wanted, timeout)
+            room = self._changed.wait_for(lambda: self._has_room(size) or not self.is_wanted, timeout)
         finally:
             self._waiting -= 1
         if not self.is_wanted:
@@ -295,6 +317,8 @@ class PublishingChannel(Channel):
             )
 
     def drained(self) -> None:
+        if self.confirms:
+            return
         sent: list[Outgoing] = []
         with contextlib.suppress(IndexError):  # another thread may be at it as well
             while self._sent:
@@ -303,27 +327,30 @@ class PublishingChannel(Channel):
             self._settle(sent)
 
     def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
-        done = self._take(delivery_tag, multiple)
-        if not positive:
-            for outgoing in done:
-                self._fail(outgoing, errors.Nacked(f'the broker refused {outgoing}'))
-            return
-        returned = [outgoing for outgoing in done if outgoing.returned]
-        for outgoing in returned:
-            self._fail(outgoing, errors.Unroutable(f'no queue took {outgoing}: {outgoing.returned}'))
-        self._settle([outgoing for outgoing in done if not outgoing.returned] if returned else done)
-        if self._suspects:
-            self._suspects = max(0, self._suspects - len(done))
-            self.connection.request_flush(self)
-
-    def _take(self, delivery_tag: int, multiple: bool) -> list[Outgoing]:
-        """What a confirm is about. Other threads add to the unconfirmed meanwhile: nothing here iterates over them."""
+        # Other threads add to the unconfirmed meanwhile: nothing here iterates over them.
         tags: Iterable[int] = (delivery_tag,)
         if multiple:
             end = min(delivery_tag, self._tag) + 1
             tags, self._oldest = range(self._oldest, end), end
-        taken = [self._unconfirmed.pop(tag, None) for tag in tags]
-        return [outgoing for outgoing in taken if outgoing is not None]
+        for tag in tags:
+            outgoing = self._unconfirmed.pop(tag, None)
+            if outgoing is None:
+                continue
+            if positive and not outgoing.returned:
+                self._confirmed.append(outgoing)
+            elif positive:
+                self._fail(outgoing, errors.Unroutable(f'no queue took {outgoing}: {outgoing.returned}'))
+            else:
+                self._fail(outgoing, errors.Nacked(f'the broker refused {outgoing}'))
+            if self._suspects and positive:
+                self._suspects -= 1
+                self.connection.request_flush(self)
+
+    def end_of_read(self) -> None:
+        """Settle all that was confirmed in one go."""
+        if self._confirmed:
+            confirmed, self._confirmed = self._confirmed, []
+            self._settle(confirmed)
 
     def returned(self, content: Content) -> None:
         exchange, key = content.exchange.decode(), content.routing_key.decode()
@@ -354,6 +381,7 @@ class PublishingChannel(Channel):
         Where the broker closed the channel, or the connection, because of one of the messages, its words do not say
         which. So they are then sent one by one: if it happens again, the one on its way was the reason, and fails.
         """
+        self.end_of_read()
         guilty = isinstance(error, errors.OperationRefused)
         unconfirmed = list(self._unconfirmed.values())
         self._unconfirmed.clear()
@@ -411,8 +439,9 @@ class PublishingChannel(Channel):
                 self._bytes -= len(outgoing.body)
                 outgoing.receipt._ledger.unsettled -= 1
             if self._waiting:
-                self._lock.notify_all()
-        self._tell_if_settled()
+                self._changed.notify_all()
+        if self._settled:
+            self._tell_if_settled()
 
     def when_settled(self) -> Future[Any]:
         settled: Future[Any] = Future()
@@ -433,7 +462,8 @@ class PublishingChannel(Channel):
     def give_up(self, error: errors.PostageError) -> None:
         with self._lock:
             self.is_wanted = False
-            self._lock.notify_all()
+            self._changed.notify_all()
+        self.end_of_read()
         lost = [*self._unconfirmed.values(), *self._pending]
         self._unconfirmed.clear()
         self._pending.clear()
@@ -442,12 +472,14 @@ class PublishingChannel(Channel):
 
     def after_fork(self) -> bool:
         super().after_fork()
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         for outgoing in (*self._unconfirmed.values(), *self._pending):
             outgoing.receipt._disown()
         self._pending.clear()
         self._unconfirmed.clear()
         self._sent.clear()
+        self._confirmed.clear()
         self._in_flight = self._bytes = self._waiting = self._suspects = 0
         self._settled.clear()
         return True

@@ -21,7 +21,7 @@ import pika.exceptions
 from postage.amqp.channel import Channel
 from postage.amqp.fallback import PublicConnection
 from postage.amqp.transport import WireConnection
-from postage.amqp.waiting import ReadingAlarm, check_may_block, send_batch, this_thread
+from postage.amqp.waiting import PATIENCE_MILLISECONDS, ReadingAlarm, check_may_block, send_batch, this_thread
 
 BACKLOG_MAX = 512 * 1024  # bytes handed to the transport before it has to take some away
 BACKLOG_SECONDS = 0.005  # between looks whether it has
@@ -36,9 +36,12 @@ class Traffic:
     """The part of a connection that this module is about.
 
     :ivar wire: pika's connection while there is an open one
+    :ivar urgent: how many messages there are whose confirm somebody waits for
     """
 
     wire: PublicConnection | None
+    urgent: int
+    _channels: list[Channel]
     _loop: pika.adapters.select_connection.IOLoop
     _thread: threading.Thread | None
 
@@ -51,6 +54,7 @@ class Traffic:
         self._waiting: set[object] = set()  # one for each thread that waits for this connection
         self._shared_until = 0.0
         self._watched: set[Channel] = set()
+        self.urgent = 0
         self._is_stirred = self._is_ticking = False
 
     def _ensure_running(self) -> None:
@@ -190,6 +194,8 @@ class Traffic:
 
     def begin_reading(self, alarm: ReadingAlarm) -> WireConnection | None:
         """A thread begins to wait. Returns what it is to read meanwhile, if it is the one to read this connection."""
+        if self._gathered:
+            self.send()  # before the wait for what comes of it
         self._waiting.add(alarm)
         wire = self.wire
         if not isinstance(wire, WireConnection) or not wire.may_be_read_elsewhere:
@@ -207,6 +213,15 @@ class Traffic:
             self._reclaim()
         return None
 
+    def can_wait(self, wire: WireConnection) -> bool:
+        """Whether nothing can come now but confirms that nobody waits for: in a moment they are read at one go.
+
+        A component that answers RPCs, or hands messages on, is woken by its next message, and not for each confirm.
+        """
+        if self.urgent or time.monotonic() - wire.read_at > PATIENCE_MILLISECONDS / 1000:
+            return False
+        return not any([channel.is_awaited for channel in self._channels])
+
     def end_reading(self, alarm: ReadingAlarm, has_read: bool) -> None:
         """It waits no more."""
         self._waiting.discard(alarm)
@@ -215,7 +230,9 @@ class Traffic:
                 self._shared_until = time.monotonic() + SHARED_SECONDS
             self._reclaim()
         elif has_read:
-            self.stir()
+            self._is_stirred = True
+            if not self._is_ticking:
+                self.stir()
 
     # The tick: what a thread may leave undone that is busy with something else
 

@@ -24,6 +24,7 @@ import logging
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -86,6 +87,8 @@ class WireConnection(PublicConnection):
     :ivar reading: held by :attr:`reader` while it waits and reads
     :ivar reader: who reads in the I/O thread's place; changed by the I/O thread alone
     :ivar may_be_read_elsewhere: whether somebody may
+    :ivar number: of our own handle on the socket, by which the reader waits
+    :ivar read_at: when something was last read, on the monotonic clock
     """
 
     may_be_read_elsewhere = False
@@ -98,12 +101,15 @@ class WireConnection(PublicConnection):
         self._is_shareable = fast_lane.waiting_thread_reads
         self._stream: Any = None  # pika's transport
         self._socket: socket.socket | None = None  # our own handle; none with TLS
-        self._number = -1  # of pika's handle, in its loop
+        self.number = -1
+        self._number_in_loop = -1  # of pika's handle
         self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
+        self._is_clear = True  # nothing waits there, nor in pika's transport
         self._handed_over: deque[bytes] = deque()  # frames that the reader has met, on their way to pika
         self._is_ending = False
         self._is_spent = False  # whoever reads has met its end
         self._is_asked = False
+        self.read_at = 0.0
         super().__init__(*args, services=services, **kwds)
         self._cutter = Cutter(self.lanes, self._pass_on)
 
@@ -127,9 +133,10 @@ class WireConnection(PublicConnection):
         self._stream = transport
         sock = getattr(transport, '_sock', None)
         if self._is_direct and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket):
-            self._socket, self._number = sock.dup(), sock.fileno()
+            self._socket, self._number_in_loop = sock.dup(), sock.fileno()
+            self.number = self._socket.fileno()
             self.sends_directly, self.may_be_read_elsewhere = True, self._is_shareable
-            self._services.set_reader(self._number, self._on_readable)
+            self._services.set_reader(self._number_in_loop, self._on_readable)
         super()._proto_connection_made(transport)
 
     def _proto_connection_lost(self, error: BaseException | None) -> None:
@@ -146,7 +153,7 @@ class WireConnection(PublicConnection):
             self.reading.release()
         sock, self._socket = self._socket, None
         if sock is not None:
-            self._services.remove_reader(self._number)
+            self._services.remove_reader(self._number_in_loop)
             sock.close()
         self._stream = None
         super()._proto_connection_lost(error)
@@ -176,10 +183,11 @@ class WireConnection(PublicConnection):
     @property
     def backlog(self) -> int:
         """Bytes that wait here because the broker does not read them."""
-        if self._stream is None:
+        stream = self._stream
+        if stream is None or (self._is_clear and self._socket is not None):
             return 0
         leftover = sum(map(len, list(self._leftover))) if self._leftover else 0
-        return int(self._stream.get_write_buffer_size()) + leftover
+        return int(stream.get_write_buffer_size()) + leftover
 
     def write(self, data: bytes) -> None:
         """Send ready frames, in order with whatever pika sends. By the holder of :attr:`writing`."""
@@ -188,7 +196,8 @@ class WireConnection(PublicConnection):
         if self._socket is None:
             self._stream.write(data)
             return
-        if not self._leftover and not self._stream.get_write_buffer_size():
+        if self._is_clear or not self.backlog:
+            self._is_clear = True
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
@@ -200,6 +209,7 @@ class WireConnection(PublicConnection):
             if sent == len(data):
                 return
             data = data[sent:]
+            self._is_clear = False
         self._leftover.append(data)
         if len(self._leftover) == 1:
             self.ioloop.add_callback_threadsafe(self._write_leftover)
@@ -224,6 +234,7 @@ class WireConnection(PublicConnection):
         sock = self._socket
         if sock is None:
             return None  # it was lost in that very moment
+        self.read_at = time.monotonic()
         try:
             data = sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
@@ -280,11 +291,6 @@ class WireConnection(PublicConnection):
 
     # Who reads
 
-    def fileno(self) -> int:
-        """What the reader waits for."""
-        assert self._socket is not None
-        return self._socket.fileno()
-
     @property
     def is_lent(self) -> bool:
         """Whether somebody else reads, or will as soon as the I/O thread gets round to it."""
@@ -299,7 +305,7 @@ class WireConnection(PublicConnection):
     def _grant(self, reader: Reader) -> None:
         self._is_asked = False
         if self.reader is None and self.may_be_read_elsewhere and self.is_open and not self._is_ending:
-            self._services.remove_reader(self._number)
+            self._services.remove_reader(self._number_in_loop)
             self.reader = reader
             reader.ring()
 
@@ -309,7 +315,7 @@ class WireConnection(PublicConnection):
             self.reader = None
             self.reading.release()
             if self._socket is not None and not (self._is_ending or self._is_spent or self.is_lost):
-                self._services.set_reader(self._number, self._on_readable)
+                self._services.set_reader(self._number_in_loop, self._on_readable)
 
 
 def _nothing(*_: object) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from postage.amqp.transport import WireConnection
 
 LONGEST_WAIT = 86400.0  # seconds that poll() is asked to wait at once; it takes no more than 24 days
+PATIENCE_MILLISECONDS = 2  # for which confirms may wait to be read that nobody waits for
 CAN_READ = hasattr(os, 'eventfd') and hasattr(select, 'poll')  # on Linux
 
 
@@ -70,10 +71,12 @@ class Batch:
 
     def __exit__(self, *_: object) -> None:
         if self._is_outermost:
+            thread = this_thread
             try:
-                send_batch()
+                if thread.batch:
+                    send_batch()
             finally:
-                this_thread.batch = None
+                thread.batch = None
 
 
 def send_batch() -> None:
@@ -109,6 +112,7 @@ class ReadingAlarm:
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
         self._polled: dict[int, WireConnection] = {}
+        self._unheeded: list[int] = []  # of these
         self._is_acting = False  # on what it has read
         self._has_rung = False
 
@@ -141,17 +145,20 @@ class ReadingAlarm:
         :raises RuntimeError: in a callback of a connection
         """
         check_may_block()
-        send_batch()
+        if this_thread.batch:
+            send_batch()
         reading: dict[int, WireConnection] = {}
+        unheeded: list[int] = []
         try:
             for connection in connections:
-                connection.send_gathered()
                 wire = connection.begin_reading(self)
                 if wire is not None:
-                    reading[wire.fileno()] = wire
+                    reading[wire.number] = wire
+                    if connection.can_wait(wire):
+                        unheeded.append(wire.number)
             if reading != self._polled:
                 self._poll_instead(reading)
-            self._read_until_it_rings(reading, timeout)
+            self._read_until_it_rings(reading, unheeded, timeout)
         finally:
             for wire in reading.values():
                 wire.reading.release()
@@ -164,15 +171,33 @@ class ReadingAlarm:
         for number in reading:
             self._poll.register(number, select.POLLIN)
         self._polled = reading
+        self._unheeded = []
 
-    def _read_until_it_rings(self, reading: dict[int, WireConnection], timeout: float | None) -> None:
+    def _heed_all_but(self, unheeded: list[int]) -> None:
+        """Of those connections nothing is heeded but their end."""
+        for number in self._unheeded:
+            self._poll.modify(number, select.POLLIN)
+        for number in unheeded:
+            self._poll.modify(number, 0)
+        self._unheeded = unheeded
+
+    def _read_until_it_rings(
+        self, reading: dict[int, WireConnection], unheeded: list[int], timeout: float | None
+    ) -> None:
         self._has_rung = False
+        if unheeded != self._unheeded:
+            self._heed_all_but(unheeded)
         deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
         while not self._has_rung:
             rest = None if deadline is None else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
+            if unheeded:
+                rest = PATIENCE_MILLISECONDS if rest is None else min(rest, PATIENCE_MILLISECONDS)
             ready = self._poll.poll(rest)
             if not ready:
-                return
+                if not unheeded:
+                    return
+                unheeded = []
+                self._heed_all_but(unheeded)
             for number, _ in ready:
                 if number == self._bell:
                     os.eventfd_read(self._bell)
@@ -197,7 +222,8 @@ class ReadingAlarm:
                 self._has_rung = True
                 wire.fail_soon(error)
             try:
-                send_batch()
+                if thread.batch:
+                    send_batch()
             finally:
                 thread.batch = outer
 

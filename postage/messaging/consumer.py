@@ -267,15 +267,18 @@ class GenericConsumer(Connected):
         :raises errors.BrokerError: what made it impossible to go on consuming
         """
         channel = self._channel
-        try:
-            delivery = channel.inbox.popleft()
-            if self._pace is not None:
-                self._pace.took_out(len(delivery.body))
-            return delivery
-        except IndexError:
-            if channel.error is not None:
-                raise channel.error from None
-            return None
+        delivery = None
+        if channel.inbox:
+            try:
+                delivery = channel.inbox.popleft()
+            except IndexError:
+                pass  # it has been handed back in that very moment
+            else:
+                if self._pace is not None:
+                    self._pace.took_out(len(delivery.body))
+        if delivery is None and channel.error is not None:
+            raise channel.error
+        return delivery
 
     def took(self, messages: int, seconds: float) -> None:
         """Say how long it took to handle so many messages, for the prefetch count to follow. Cheap, never blocks."""

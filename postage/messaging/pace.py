@@ -19,6 +19,7 @@ FIRST_DEPTH = 8  # before anything is known: small bursts are still dealt out ev
 DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
 STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
 EVIDENCE = 16  # messages to judge by before prefetching more, or less; a stuck inbox speaks for itself
+EVIDENCE_SECONDS = 0.01  # that fewer messages may have taken for their average to be looked at
 MARGIN = 2  # times as quick as a depth asks for is who gets to it, so that nobody goes to and fro between two
 WEIGHT = 0.1  # of a message in the moving average
 SINGLE_ACTIVE_PREFETCH = 64
@@ -46,6 +47,7 @@ class Pace:
         self._average = 0.0  # seconds a message
         self._size = 0.0  # bytes a message
         self._seen = 0  # messages since the last change
+        self._handled, self._seconds = 0, 0.0  # messages, and what they took, since the average was last looked at
         if is_fixed:
             self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH)
         else:
@@ -59,7 +61,13 @@ class Pace:
 
     def observe(self, messages: int, seconds: float) -> bool:
         """Take note that so many messages took so long. Returns whether ``prefetch`` has changed. Any thread."""
-        if not messages or self._is_fixed:
+        self._handled += messages
+        self._seconds += seconds
+        if self._handled < EVIDENCE and (self._seconds < EVIDENCE_SECONDS or not self._handled):
+            return False
+        messages, seconds = self._handled, self._seconds
+        self._handled, self._seconds = 0, 0.0
+        if self._is_fixed:
             return False
         each = seconds / messages
         weight = 1.0 if not self._seen else min(1.0, WEIGHT * messages)

@@ -427,6 +427,7 @@ class HeldConfirms:
         self.forget()
         for channel, *confirm in self._held:
             channel.connection.call_soon(lambda channel=channel, confirm=confirm: channel.confirmed(*confirm))
+            channel.connection.call_soon(channel.end_of_read)
 
 
 def command(name: str = 'echo', parameters: Any = None, category: str = 'message', **changes: Any) -> dict[str, Any]:
