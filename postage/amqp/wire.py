@@ -270,10 +270,15 @@ def decode_answerable(data: bytes) -> Answerable:
             position += 1
         if flags & _PRIORITY:
             position += 1
+        end = position
         if flags & _CORRELATION_ID:
-            correlation_id, position = _read_short_string(data, position)
+            end = position + 1 + data[position]
+            correlation_id = data[position + 1 : end].decode('utf-8')
         if flags & _REPLY_TO:
-            reply_to, position = _read_short_string(data, position)
+            position, end = end, end + 1 + data[end]
+            reply_to = data[position + 1 : end].decode('utf-8')
+        if end > len(data):
+            raise ValueError('a string reaches beyond the end')
     except (IndexError, ValueError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
     return Answerable(correlation_id, reply_to)
@@ -516,38 +521,34 @@ class Content:
     is_return: bool
 
 
-def _cut_delivery(data: bytes, position: int) -> Content:
-    content = Content()
-    content.is_return = False
-    end = position + 1 + data[position]
-    content.tag_or_text = data[position + 1 : end]
-    content.delivery_tag, redelivered = _tag_and_bits.unpack_from(data, end)
-    content.redelivered = redelivered & 1 == 1
-    _cut_route(content, data, end + 9)
-    return content
+def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: int, end: int) -> int:
+    """Cut a delivery's method, and its header and body, one frame or none, where they have come with it, as usual.
 
-
-def _cut_whole_message(lane: Lane, data: bytes, position: int, end: int) -> int:
-    """Cut a message whose header and body frames, one or none, have come with its method: the usual case.
-
-    :param position: where the header frame begins
-    :return: where the message ends; 0 where it has to be cut frame by frame
+    :param position: where the method's arguments begin
+    :param header: where the next frame begins
+    :return: where the message ends; 0 where the rest has to be cut frame by frame
     """
-    content = lane.content
-    if content is None or end - position < _content_header.size:
+    content = lane.content = Content()
+    content.is_return = False
+    after_tag = position + 1 + data[position]
+    content.tag_or_text = data[position + 1 : after_tag]
+    content.delivery_tag, redelivered = _tag_and_bits.unpack_from(data, after_tag)
+    content.redelivered = redelivered & 1 == 1
+    key = after_tag + 10 + data[after_tag + 9]
+    content.exchange = data[after_tag + 10 : key]
+    content.routing_key = data[key + 1 : key + 1 + data[key]]
+    if end - header < _content_header.size:
         return 0
-    kind, _, size, _, _, length = _content_header.unpack_from(data, position)
-    after_header = position + size + FRAME_OVERHEAD
+    kind, number, size, _, _, length = _content_header.unpack_from(data, header)
+    after_header = header + size + FRAME_OVERHEAD
     after = after_header + length + FRAME_OVERHEAD if length else after_header
-    if kind != HEADER or after > end:
+    if kind != HEADER or number != channel or after > end:
         return 0
-    if length:
-        kind, _, size = _frame.unpack_from(data, after_header)
-        if kind != BODY or size != length:
-            return 0
+    if length and data[after_header : after_header + 7] != _frame.pack(BODY, channel, length):
+        return 0
     if data[after_header - 1] != FRAME_END_BYTE or data[after - 1] != FRAME_END_BYTE:
         return 0  # said where frames are cut one by one
-    content.properties = data[position + 19 : after_header - 1]
+    content.properties = data[header + 19 : after_header - 1]
     content.body = data[after_header + 7 : after - 1] if length else b''
     lane.content = None
     lane.delivered(content)
@@ -560,14 +561,10 @@ def _cut_return(data: bytes, position: int) -> Content:
     (content.reply_code,) = _reply_code.unpack_from(data, position)
     end = position + 3 + data[position + 2]
     content.tag_or_text = data[position + 3 : end]
-    _cut_route(content, data, end)
+    key = end + 1 + data[end]
+    content.exchange = data[end + 1 : key]
+    content.routing_key = data[key + 1 : key + 1 + data[key]]
     return content
-
-
-def _cut_route(content: Content, data: bytes, position: int) -> None:
-    end = position + 1 + data[position]
-    content.exchange = data[position + 1 : end]
-    content.routing_key = data[end + 1 : end + 1 + data[end]]
 
 
 class Cutter:
@@ -602,8 +599,9 @@ class Cutter:
         lanes, taken, frames = self._lanes, 0, 0
         position, end = 0, len(data)
         wanted = FRAME_OVERHEAD
+        frame_head = _frame.unpack_from
         while end - position >= FRAME_OVERHEAD:
-            kind, channel, size = _frame.unpack_from(data, position)
+            kind, channel, size = frame_head(data, position)
             if kind == PROTOCOL_HEADER:
                 self._pass_on(data[position:])
                 return taken, frames
@@ -617,9 +615,8 @@ class Cutter:
             if lane is None:
                 self._pass_on(data[position:after])
             elif kind == METHOD and data[position + 7 : position + 11] == _DELIVER:
-                lane.content = _cut_delivery(data, position + 11)
+                whole = _cut_delivery(lane, channel, data, position + 11, after, end)
                 touched[lane] = None
-                whole = _cut_whole_message(lane, data, after, end)
                 frames += 3 if whole else 1
                 after = whole or after
                 taken += after - position

@@ -400,6 +400,22 @@ def test_a_message_between_two_pieces_of_another_channel_s_is_kept_apart(cutters
     assert [note[-1] for note in other.notes] == [second]
 
 
+def test_what_follows_a_delivery_may_be_the_content_of_another_channel_s(cutters: Callable[[], Cutter]) -> None:
+    cutter = cutters()
+    other = cutter.lanes[3] = Lane([])
+    first, second = b'a' * 10, b'b' * 10
+    stream = (
+        by_pika(3, AGAIN)
+        + by_pika(1, DELIVER)
+        + pika.frame.Header(3, 10, PROPERTIES).marshal()
+        + pika.frame.Body(3, second).marshal()
+        + pika.frame.Header(1, 10, PROPERTIES).marshal()
+        + pika.frame.Body(1, first).marshal()
+    )
+    assert [note[-1] for note in cut(cutter, stream)] == [first]
+    assert [note[-1] for note in other.notes] == [second]
+
+
 def test_the_lane_is_told_once_when_a_read_has_been_cut(cutters: Callable[[], Cutter]) -> None:
     cutter = cutters()
     cut(cutter, PIECES[1][0] * 10)
