@@ -28,6 +28,7 @@ BACKLOG_SECONDS = 0.005  # between looks whether it has
 GATHERED_MOST = 256  # messages and acknowledgements that come together before they are sent
 GATHER_SECONDS = 0.001  # that the first of them waits for others
 LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
+FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
 SHARED_SECONDS = 0.1  # for which nobody but the I/O thread reads a connection that several threads wait for
 
@@ -36,10 +37,12 @@ class Traffic:
     """The part of a connection that this module is about.
 
     :ivar wire: pika's connection while there is an open one
+    :ivar frame_max: bytes that a frame may have on it
     :ivar urgent: how many messages there are whose confirm somebody waits for
     """
 
     wire: PublicConnection | None
+    frame_max: int
     urgent: int
     _channels: list[Channel]
     _loop: pika.adapters.select_connection.IOLoop
@@ -54,6 +57,7 @@ class Traffic:
         self._waiting: set[object] = set()  # one for each thread that waits for this connection
         self._shared_until = 0.0
         self._watched: set[Channel] = set()
+        self.frame_max = FRAME_MIN
         self.urgent = 0
         self._is_stirred = self._is_ticking = False
 
@@ -131,13 +135,22 @@ class Traffic:
         if wire is None or not self._dirty:
             return
         drained: list[Channel] = []
+        frames: list[bytes] = []
         try:
             with wire.writing:
                 if wire.is_lost:
                     return  # whoever opens the channels again has it sent
                 is_full = wire.backlog > BACKLOG_MAX
-                if not is_full:
-                    self._drain(wire, drained)
+                self._gathered = 0
+                while self._dirty and not is_full:
+                    channel = self._dirty.popleft()
+                    channel.needs_flush = False
+                    if channel.is_open:
+                        channel.drain(frames)
+                        drained.append(channel)
+                if frames:
+                    wire.write(frames[0] if len(frames) == 1 else b''.join(frames))
+                    self._sent_at = time.monotonic()
         except BaseException:
             # Ctrl-C, above all. What was counted may not have been sent, and a frame may have been sent in part.
             wire.fail_soon(pika.exceptions.StreamLostError('interrupted while sending'))
@@ -152,19 +165,6 @@ class Traffic:
     def _flush_again(self) -> None:
         self._is_backed_up = False
         self.flush_now()
-
-    def _drain(self, wire: PublicConnection, drained: list[Channel]) -> None:
-        frames: list[bytes] = []
-        self._gathered = 0
-        while self._dirty:
-            channel = self._dirty.popleft()
-            channel.needs_flush = False
-            if channel.is_open:
-                channel.drain(frames)
-                drained.append(channel)
-        if frames:
-            wire.write(frames[0] if len(frames) == 1 else b''.join(frames))
-            self._sent_at = time.monotonic()
 
     # Waiting: see the module of that name
 

@@ -405,22 +405,21 @@ def publish_frames(channel: int, arguments: bytes, properties: bytes, body: byte
     """
     size = len(body)
     room = frame_max - FRAME_OVERHEAD
-    parts = [
-        _frame.pack(METHOD, channel, len(arguments)),
-        arguments,
-        FRAME_END,
-        _content_header.pack(HEADER, channel, 12 + len(properties), 60, 0, size),
-        properties,
-        FRAME_END,
-    ]
-    if size <= room:
-        if size:
-            parts += (_frame.pack(BODY, channel, size), body, FRAME_END)
-    else:
-        for start in range(0, size, room):
-            piece = body[start : start + room]
-            parts += (_frame.pack(BODY, channel, len(piece)), piece, FRAME_END)
+    method = _method_frame(channel, arguments)
+    header = _content_header.pack(HEADER, channel, 12 + len(properties), 60, 0, size)
+    if 0 < size <= room:
+        head = _frame.pack(BODY, channel, size)
+        return b''.join((method, header, properties, FRAME_END, head, body, FRAME_END))
+    parts = [method, header, properties, FRAME_END]
+    for start in range(0, size, room):
+        piece = body[start : start + room]
+        parts += (_frame.pack(BODY, channel, len(piece)), piece, FRAME_END)
     return b''.join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _method_frame(channel: int, arguments: bytes) -> bytes:
+    return _frame.pack(METHOD, channel, len(arguments)) + arguments + FRAME_END
 
 
 def ack_frame(channel: int, delivery_tag: int, multiple: bool = False) -> bytes:
