@@ -220,7 +220,7 @@ class Traffic:
         """
         if self.urgent or time.monotonic() - wire.read_at > PATIENCE_MILLISECONDS / 1000:
             return False
-        return not any([channel.is_awaited for channel in self._channels])
+        return not any(channel.is_awaited for channel in self._channels)
 
     def end_reading(self, alarm: ReadingAlarm, has_read: bool) -> None:
         """It waits no more."""

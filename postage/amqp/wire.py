@@ -515,9 +515,14 @@ class Content:
     routing_key: bytes
     properties: bytes
     body: bytes
-    missing: int
+    missing: int  # bytes of the body
     parts: list[bytes]
     is_return: bool
+
+    def add(self, piece: bytes) -> None:
+        """A piece of the body has come."""
+        self.parts.append(piece)
+        self.missing -= len(piece)
 
 
 def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: int, end: int) -> int:
@@ -579,6 +584,8 @@ class Cutter:
         self._chunks: list[bytes] = []  # of a frame that has not come to its end
         self._chunks_size = 0
         self._chunks_wanted = 0
+        self._cut_short: Lane | None = None  # the lane whose body frame has not, and is taken as it comes
+        self._body_missing = 0  # bytes of that frame, its end marker not counted
 
     def cut(self, data: bytes) -> tuple[int, int]:
         """Act on what was read; keep what is not a whole frame until more comes.
@@ -586,17 +593,23 @@ class Cutter:
         :return: how many bytes and frames the lanes have had
         :raises pika.exceptions.InvalidFrameError: a frame does not end where it should
         """
+        touched: dict[Lane, None] = {}
+        lanes, taken, frames = self._lanes, 0, 0
+        position = 0
         if self._chunks:
-            # Joined once, when the frame is whole: a big body costs no more than a copy.
             self._chunks.append(data)
             self._chunks_size += len(data)
             if self._chunks_size < self._chunks_wanted:
                 return 0, 0
             data = b''.join(self._chunks)
             self._chunks.clear()
-        touched: dict[Lane, None] = {}
-        lanes, taken, frames = self._lanes, 0, 0
-        position, end = 0, len(data)
+        elif self._cut_short is not None:
+            touched[self._cut_short] = None
+            position = self._continue_body(self._cut_short, data)
+            if not position:
+                return len(data), 0
+            taken, frames = position, 1
+        end = len(data)
         wanted = FRAME_OVERHEAD
         frame_head = _frame.unpack_from
         while end - position >= FRAME_OVERHEAD:
@@ -606,6 +619,9 @@ class Cutter:
                 return taken, frames
             wanted = size + FRAME_OVERHEAD
             if wanted > end - position:
+                if kind == BODY and self._begin_body(lanes.get(channel), data, position, size):
+                    taken += end - position
+                    position = end
                 break
             after = position + wanted
             if data[after - 1] != FRAME_END_BYTE:
@@ -635,6 +651,38 @@ class Cutter:
             lane.end_of_read()
         return taken, frames
 
+    def _begin_body(self, lane: Lane | None, data: bytes, position: int, size: int) -> bool:
+        """Take the beginning of a body frame, so that a big body is joined once, and not once for each frame, too.
+
+        :return: whether it is one of a lane's messages
+        """
+        if lane is None or lane.content is None:
+            return False
+        piece = data[position + 7 : position + 7 + size]
+        lane.content.add(piece)
+        self._cut_short, self._body_missing = lane, size - len(piece)
+        return True
+
+    def _continue_body(self, lane: Lane, data: bytes) -> int:
+        """Take what has come of that frame.
+
+        :return: where the next one begins; 0 where this one has not come to its end
+        :raises pika.exceptions.InvalidFrameError: it does not end where it should
+        """
+        content, missing = lane.content, self._body_missing
+        if len(data) <= missing:
+            self._body_missing -= len(data)
+            if content is not None:
+                content.add(data)
+            return 0
+        if data[missing] != FRAME_END_BYTE:
+            raise pika.exceptions.InvalidFrameError('a body frame without its end marker')
+        self._cut_short = None
+        if content is not None:  # else the channel was opened anew meanwhile
+            content.add(data[:missing])
+            complete(lane, content)
+        return missing + 1
+
 
 def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
     """Act on one frame of a lane, but for a delivery's method; ``False`` where it is none of the lane's."""
@@ -657,19 +705,21 @@ def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
         (content.missing,) = _body_size.unpack_from(data, start + 4)
         content.properties = data[start + 12 : end]
         content.parts = []
-        if content.missing:
-            return True
     elif kind == BODY:
-        content.parts.append(data[start:end])
-        content.missing -= end - start
-        if content.missing > 0:
-            return True
+        content.add(data[start:end])
     else:
         return False
+    complete(lane, content)
+    return True
+
+
+def complete(lane: Lane, content: Content) -> None:
+    """Give a message to its lane, if all of its body has come."""
+    if content.missing > 0:
+        return
     lane.content = None
     content.body = content.parts[0] if len(content.parts) == 1 else b''.join(content.parts)
     if content.is_return:
         lane.returned(content)
     else:
         lane.delivered(content)
-    return True

@@ -447,6 +447,26 @@ def test_a_frame_with_a_wrong_end_terminates_the_stream(
     assert [type(error) for error in cutter.terminated] == [pika.exceptions.InvalidFrameError]
 
 
+def test_a_body_that_comes_in_pieces_is_checked_for_its_end_as_well(
+    cutters: Callable[[], Cutter], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger='postage.amqp')
+    cutter = cutters()
+    message = PIECES[1][0]
+    cutter._proto_data_received(message[:-3])
+    cutter._proto_data_received(message[-3:-1] + b'\0')
+    assert cutter.notes == []
+    assert [type(error) for error in cutter.terminated] == [pika.exceptions.InvalidFrameError]
+
+
+def test_the_rest_of_a_body_whose_channel_was_opened_anew_is_dropped(cutters: Callable[[], Cutter]) -> None:
+    cutter = cutters()
+    message = PIECES[1][0]
+    cut(cutter, message[:-3])
+    cutter.lane.content = None
+    assert cut(cutter, message[-3:-2], message[-2:] + HEARTBEAT + message) == [('pika', HEARTBEAT), *PIECES[1][1]]
+
+
 def test_an_exception_while_reading_terminates_the_stream_and_does_not_leave_it(
     cutters: Callable[[], Cutter], caplog: pytest.LogCaptureFixture
 ) -> None:
