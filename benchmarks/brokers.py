@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Broker:
     """A running broker.
 
     :ivar pid: its process, whose CPU counts as the broker's
+    :ivar tls_port: where it speaks TLS, 0 for nowhere
+    :ivar authority: file with the certificate to trust there
     """
 
     name: str
@@ -34,6 +37,8 @@ class Broker:
     pid: int
     host: str = '127.0.0.1'
     vhost: str = '/'
+    tls_port: int = 0
+    authority: str = ''
 
     def cpu_seconds(self) -> float:
         """CPU seconds of the broker so far, in user and system mode; 0 where /proc does not tell."""
@@ -55,9 +60,23 @@ def rabbitmq() -> Iterator[Broker]:
     try:
         node.start()
         version = node.evaluate('rabbit_misc:version()')
-        yield Broker(f'RabbitMQ {version}', node.port, int(node.evaluate('os:getpid()')))
+        with tempfile.TemporaryDirectory(prefix='postage-benchmark-') as folder:
+            authority, certificate = Path(folder) / 'authority.pem', Path(folder) / 'server.pem'
+            issue_certificate(authority, certificate)
+            tls_port = node.listen_with_tls(certificate)
+            pid = int(node.evaluate('os:getpid()'))
+            yield Broker(f'RabbitMQ {version}', node.port, pid, tls_port=tls_port, authority=str(authority))
     finally:
         node.close()
+
+
+def issue_certificate(authority: Path, certificate: Path) -> None:
+    """Write the certificate of an authority made up for this, and one of 127.0.0.1 with its key."""
+    import trustme
+
+    made_up = trustme.CA()
+    made_up.cert_pem.write_to_path(authority)
+    made_up.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.write_to_path(certificate)
 
 
 @contextlib.contextmanager

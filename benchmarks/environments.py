@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from scenarios import WAYS
+
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 FOLDER = HERE / '.environments'
@@ -18,19 +20,20 @@ C_SOURCE = CONTENDERS / 'rabbitmq_c.c'
 
 # Installed as their newest releases; remove the folder to have them anew.
 REQUIREMENTS = {
-    'harness': ['matplotlib', 'pika'],
+    'harness': ['matplotlib', 'pika', 'trustme'],
     'postage': ['--editable', str(CHECKOUT)],
     'pika': ['pika'],
     'kombu': ['kombu'],
     'aio-pika': ['aio-pika'],
 }
-ENVIRONMENT_OF = {'blocking': 'pika', 'select': 'pika'}
+ENVIRONMENT_OF = {'blocking': 'pika', 'select': 'pika', **dict.fromkeys(WAYS, 'postage')}
 PROGRAMS = {
     'postage': 'with_postage.py',
     'blocking': 'with_blocking_connection.py',
     'select': 'with_select_connection.py',
     'kombu': 'with_kombu.py',
     'aio-pika': 'with_aio_pika.py',
+    **dict.fromkeys(WAYS, 'with_postage.py'),
 }
 
 

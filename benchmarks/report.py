@@ -135,7 +135,10 @@ def last_line(text: str) -> str:
 def contender_rows(scenario: Scenario, results: Results) -> tuple[list[str], list[list[str]]]:
     """A row for each contender, the fastest first."""
     is_rpc = scenario.role == 'call'
-    head = ['', 'median /s', 'lowest – highest', '× Blocking', '× rabbitmq-c', 'client µs', 'broker µs']
+    bases = {BLOCKING: '× Blocking', RABBITMQ_C: '× rabbitmq-c'}
+    if BLOCKING not in scenario.contenders:
+        bases = {POSTAGE: '× Postage'}
+    head = ['', 'median /s', 'lowest – highest', *bases.values(), 'client µs', 'broker µs']
     if is_rpc:
         head += ['responder µs', 'p50 ms']
     found = [(name, summary) for name in scenario.contenders if (summary := results.figures(scenario.name, name))]
@@ -146,8 +149,7 @@ def contender_rows(scenario: Scenario, results: Results) -> tuple[list[str], lis
             CONTENDERS[name],
             f'{summary.rate:,.0f}',
             f'{min(summary.rates):,.0f} – {max(summary.rates):,.0f}',
-            ratio(summary, results.figures(scenario.name, BLOCKING)),
-            ratio(summary, results.figures(scenario.name, RABBITMQ_C)),
+            *(ratio(summary, results.figures(scenario.name, base)) for base in bases),
             f'{summary.cpu:.1f}',
             f'{summary.broker_cpu:.1f}',
         ]

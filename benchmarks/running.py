@@ -9,13 +9,13 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from brokers import Administrator, Broker
 from environments import command_of_role
-from scenarios import Task, body_of, reply_of
+from scenarios import TLS, Task, body_of, reply_of
 
 TIMEOUT = 180.0
 SETTLE = 0.1
@@ -32,11 +32,17 @@ class Contender:
     The other side of the conversation is ``contenders/common.py``.
     """
 
-    def __init__(self, command: Sequence[str], options: dict[str, Any], timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        options: dict[str, Any],
+        further_environment: Mapping[str, str],
+        timeout: float = TIMEOUT,
+    ) -> None:
         self._errors = tempfile.TemporaryFile('w+')  # noqa: SIM115  (closed by close())
         self._process = subprocess.Popen(
             [*command, *(f'{name}={value}' for name, value in options.items())],
-            env=environment(),
+            env={**environment(), **further_environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -107,10 +113,12 @@ def run(task: Task, command: list[str], broker: Broker, administrator: Administr
     try:
         with message_files(task) as files:
             options = {'host': broker.host, 'port': broker.port, 'vhost': broker.vhost, **task.options, **files}
+            if task.contender == TLS:
+                options |= tls_options(broker)
             for queue in task.queues if task.loaded else ():
                 administrator.load(queue, body_of(options), task.loaded)
             time.sleep(SETTLE)
-            figures = converse(command_of_role(command, task.role), options, broker)
+            figures = converse(command_of_role(command, task.role), options, task.environment, broker)
         count = administrator.count(task.queues)
         if count != task.left:
             raise RunFailed(f'{count:,} messages in the queue afterwards, and {task.left:,} should be')
@@ -119,6 +127,13 @@ def run(task: Task, command: list[str], broker: Broker, administrator: Administr
         return {'failure': str(failure)}
     finally:
         administrator.remove([*task.queues, *task.further_queues])
+
+
+def tls_options(broker: Broker) -> dict[str, Any]:
+    """Where to connect with TLS, and whom to trust."""
+    if not broker.tls_port:
+        raise RunFailed(f'{broker.name} has no port for TLS here')
+    return {'port': broker.tls_port, 'authority': broker.authority}
 
 
 @contextlib.contextmanager
@@ -134,12 +149,16 @@ def message_files(task: Task) -> Iterator[dict[str, str]]:
         yield {name: str(path) for name, path in files.items()}
 
 
-def converse(command: list[str], options: dict[str, Any], broker: Broker) -> dict[str, Any]:
+def converse(
+    command: list[str], options: dict[str, Any], further_environment: Mapping[str, str], broker: Broker
+) -> dict[str, Any]:
     """Have the contender, and its responder for RPC, do the work; the broker's CPU is read before and after."""
     with contextlib.ExitStack() as stack:
 
         def start(**changes: Any) -> Contender:
-            return stack.enter_context(contextlib.closing(Contender(command, {**options, **changes})))
+            return stack.enter_context(
+                contextlib.closing(Contender(command, {**options, **changes}, further_environment))
+            )
 
         responder = start(role='respond') if options['role'] == 'call' else None
         if responder is not None:

@@ -11,7 +11,7 @@ from contenders import common
 POSTAGE = 'postage'
 BLOCKING = 'blocking'
 RABBITMQ_C = 'rabbitmq-c'
-CONTENDERS = {
+PEERS = {
     POSTAGE: 'Postage',
     RABBITMQ_C: 'rabbitmq-c',
     'select': 'pika SelectConnection',
@@ -19,6 +19,11 @@ CONTENDERS = {
     'kombu': 'kombu',
     'aio-pika': 'aio-pika',
 }
+TLS = 'postage-tls'
+LANES = {'postage-send': 'send', 'postage-thread': 'thread', 'postage-off': 'off'}
+"""Postage with less of its fast lane, by what ``POSTAGE_FAST_LANE`` is then."""
+WAYS = {TLS: 'Postage, TLS', **{name: f'Postage, fast lane {lane!r}' for name, lane in LANES.items()}}
+CONTENDERS = PEERS | WAYS
 
 QUEUE = 'benchmark'
 FEWEST = 20
@@ -86,6 +91,11 @@ class Task:
         return []
 
     @property
+    def environment(self) -> dict[str, str]:
+        """What the contender's environment has besides."""
+        return {'POSTAGE_FAST_LANE': LANES[self.contender]} if self.contender in LANES else {}
+
+    @property
     def loaded(self) -> int:
         """Messages that lie in each queue when the contender begins."""
         return self.messages // len(self.queues) if self.role.startswith('consume') else 0
@@ -135,7 +145,8 @@ def messages_of(scenario: Scenario, contender: str, options: Mapping[str, Any], 
     return max(FEWEST, 4 * count, int(messages)) // count * count
 
 
-ALL = tuple(CONTENDERS)
+ALL = tuple(PEERS)
+ALL_WAYS = (POSTAGE, *WAYS)
 
 SCENARIOS = (
     Scenario('publish-20k', 'publish 20,000, transient, no confirms', 'publish', contenders=ALL),
@@ -189,6 +200,16 @@ SCENARIOS = (
         varies='in_flight',
         values=(1, 10, 100, 1_000),
     ),
+    Scenario('ways-publish', 'publish, by other ways than the fast lane', 'publish', contenders=ALL_WAYS),
+    Scenario(
+        'ways-confirmed',
+        'publish, persistent, confirmed in the background, by other ways than the fast lane',
+        'publish',
+        parameters={'confirms': 1, 'persistent': 1},
+        contenders=ALL_WAYS,
+    ),
+    Scenario('ways-consume', 'consume, by other ways than the fast lane', 'consume', contenders=ALL_WAYS),
+    Scenario('ways-rpc', 'RPC, one after the other, by other ways', 'call', 2_000, contenders=ALL_WAYS),
     Scenario('idle', 'CPU of 50 idle processors', 'idle', 1, parameters={'count': 50, 'seconds': 10}),
     Scenario('import', 'import postage.messaging, over import pika', 'import', 1),
     Scenario('memory', 'memory of a processor', 'memory', 1, parameters={'count': 50}),

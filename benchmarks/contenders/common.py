@@ -47,6 +47,7 @@ class Options:
     :ivar in_flight: RPC requests under way at a time
     :ivar size: bytes of text in a message; 0 for an envelope of 270 bytes
     :ivar count: handlers, processors or threads, in scenarios about how cost grows
+    :ivar authority: file with the certificate to trust where the port is one for TLS; empty for plain text
     """
 
     role: str
@@ -62,6 +63,7 @@ class Options:
     size: int = 0
     count: int = 1
     seconds: float = 1.0
+    authority: str = ''
 
     @property
     def delivery_mode(self) -> int:

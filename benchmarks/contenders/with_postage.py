@@ -223,7 +223,11 @@ def resident_bytes() -> int:
 
 
 def url(options: common.Options) -> str:
-    return f'amqp://guest:guest@{options.host}:{options.port}/{quote(options.vhost, safe="")}'
+    scheme, query = 'amqp', ''
+    if options.authority:
+        trusting = {'cafile': options.authority, 'server_hostname': options.host}
+        scheme, query = 'amqps', f'?ssl_options={quote(repr(trusting))}'
+    return f'{scheme}://guest:guest@{options.host}:{options.port}/{quote(options.vhost, safe="")}{query}'
 
 
 class BenchmarkExchange(messaging.Exchange):

@@ -14,7 +14,6 @@ from postage.broker.server import BrokerServer
 from support.brokers import Broker, RabbitMQ
 from support.lanes import LANES
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoProducer, eventually
-from support.ports import free_ports
 
 SIZES = [0, 1, 200_000, 3] * 3
 
@@ -36,11 +35,7 @@ def certificate(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory)
 def port(broker: Broker, certificate: Path) -> Iterator[int]:
     """Where the broker of this test speaks TLS."""
     if isinstance(broker, RabbitMQ):
-        (port,) = free_ports(1)
-        options = f'[{{certfile, "{certificate}"}}, {{keyfile, "{certificate}"}}]'
-        listen = f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, {options}, 2)'
-        broker.node.evaluate(f'rabbit_networking:ensure_ssl(), {listen}, ""')
-        yield port
+        yield broker.node.listen_with_tls(certificate)
         return
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)

@@ -50,6 +50,17 @@ def test_the_scenarios_about_postage_alone_yield_figures(run_benchmarks: Callabl
     assert {run['scenario'] for run in results['runs']} == scenarios
 
 
+def test_the_other_ways_than_the_fast_lane_yield_figures(run_benchmarks: Callable[..., Any]) -> None:
+    program, results = run_benchmarks(
+        '--bench', 'ways-publish,ways-rpc', '--contenders', 'postage,postage-off,postage-tls'
+    )
+    assert {failure.partition(': ')[2] for failure in failures_of(results)} == {
+        'the embedded broker has no port for TLS here'
+    }
+    assert len(results['runs']) == 6
+    assert program.count('× Postage') == 2  # noqa: RUF001  (as in the table)
+
+
 def test_a_contender_that_loses_messages_has_no_figure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -203,6 +203,17 @@ class RabbitMQNode:
         """Delete a virtual host with all that is in it; its connections are closed."""
         self.evaluate(f'rabbit_vhost:delete({binary(name)}, <<"tests">>), ""')
 
+    def listen_with_tls(self, certificate: Path) -> int:
+        """Speak TLS on a further port, until the node ends, and return that.
+
+        :param certificate: file with the key and the certificate of 127.0.0.1
+        """
+        (port,) = free_ports(1)
+        options = f'[{{certfile, "{certificate}"}}, {{keyfile, "{certificate}"}}]'
+        listen = f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, {options}, 2)'
+        self.evaluate(f'rabbit_networking:ensure_ssl(), {listen}, ""')
+        return port
+
     def close_all_connections(self, vhost: str | None = None) -> None:
         """Close every connection, or those of one virtual host, as ``rabbitmqctl close_all_connections`` does (320).
 
