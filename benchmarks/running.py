@@ -75,8 +75,22 @@ class Contender:
 
     def await_end(self) -> None:
         """Wait until it has closed its connection and ended."""
-        if self._process.wait() != 0:
+        self._process.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Say so if it has ended in an error."""
+        if self._process.poll():
             raise RunFailed(f'it ended with status {self._process.returncode}: {self._last_words()}')
+
+    def end_if_it_fails(self, other: Contender) -> None:
+        """End it as soon as another one ends in an error, without whom it would wait in vain."""
+
+        def wait() -> None:
+            if other._process.wait() != 0:
+                self._process.kill()
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def close(self) -> None:
         """End it where it still runs."""
@@ -165,10 +179,17 @@ def converse(
             responder.await_ready()
             responder.go()
         contender = start()
+        if responder is not None:
+            contender.end_if_it_fails(responder)
         contender.await_ready()
         broker_before = broker.cpu_seconds()
         contender.go()
-        figures: dict[str, Any] = contender.figures()
+        try:
+            figures: dict[str, Any] = contender.figures()
+        except RunFailed:
+            if responder is not None:
+                responder.check()
+            raise
         figures['broker_cpu'] = broker.cpu_seconds() - broker_before
         if responder is not None:
             figures['responder_cpu'] = responder.figures()['cpu']

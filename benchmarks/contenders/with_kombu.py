@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import Any
 
 import common
@@ -143,7 +144,8 @@ class Caller:
         while self.sent < last or self.under_way:
             while self.sent < last and len(self.under_way) < in_flight:
                 self.send()
-            self.connection.drain_events()
+            if self.under_way:  # else the last replies have come while the last request was sent
+                self.connection.drain_events()
 
 
 def call(options: common.Options, measure: common.Measure) -> None:
@@ -161,8 +163,7 @@ def respond(options: common.Options, measure: common.Measure) -> None:
         channel = connection.channel()
         producer = Producer(channel, serializer='json', auto_declare=False)
 
-        def on_message(body: Any, message: Any) -> None:
-            nonlocal answered
+        def answer(body: Any, message: Any) -> None:
             producer.publish(
                 common.dispatch(handlers, body),
                 exchange='',
@@ -171,14 +172,23 @@ def respond(options: common.Options, measure: common.Measure) -> None:
                 delivery_mode=1,
             )
             message.ack()
-            answered += 1
 
+        # To publish looks for what has arrived: an answer given in the callback would call it again, ever deeper.
+        arrived: deque[tuple[Any, Any]] = deque()
         consumer = Consumer(
-            channel, [queue_of(options.queue)], callbacks=[on_message], accept=['json'], auto_declare=False
+            channel,
+            [queue_of(options.queue)],
+            callbacks=[lambda *message: arrived.append(message)],
+            accept=['json'],
+            auto_declare=False,
         )
         with consumer, measure:
             while answered < options.calls_to_answer:
-                connection.drain_events()
+                if not arrived:
+                    connection.drain_events()
+                while arrived:
+                    answer(*arrived.popleft())
+                    answered += 1
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 """How a thread waits for what a connection brings, and what it sends before it does.
 
-Two things save a component that is asked and answers all day most of what threads cost:
+Three things save a component that is asked and answers all day most of what threads cost, and half of its wake-ups:
 
 * What handlers publish and acknowledge while a scheduler has a batch of messages in hand is sent when that is done, in
   one write (:class:`Batch`).
@@ -8,6 +8,8 @@ Two things save a component that is asked and answers all day most of what threa
   read them (:class:`ReadingAlarm`). It keeps that task while it works on what it has read, for it will be back soon;
   where it is not, the I/O thread takes the task back at a tick (``Traffic.stir``), and at once where somebody else
   waits for the same connection.
+* Confirms that nobody waits for, those of replies above all, do not wake it: they are read together a moment later
+  (``Traffic.can_wait``), and the acknowledgements that follow from them go out as one.
 """
 
 from __future__ import annotations

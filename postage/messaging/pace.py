@@ -61,14 +61,14 @@ class Pace:
 
     def observe(self, messages: int, seconds: float) -> bool:
         """Take note that so many messages took so long. Returns whether ``prefetch`` has changed. Any thread."""
+        if not messages or self._is_fixed:
+            return False
         self._handled += messages
         self._seconds += seconds
-        if self._handled < EVIDENCE and (self._seconds < EVIDENCE_SECONDS or not self._handled):
+        if self._handled < EVIDENCE and self._seconds < EVIDENCE_SECONDS:
             return False
         messages, seconds = self._handled, self._seconds
         self._handled, self._seconds = 0, 0.0
-        if self._is_fixed:
-            return False
         each = seconds / messages
         weight = 1.0 if not self._seen else min(1.0, WEIGHT * messages)
         self._average += weight * (each - self._average)
