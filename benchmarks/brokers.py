@@ -60,23 +60,27 @@ def rabbitmq() -> Iterator[Broker]:
     try:
         node.start()
         version = node.evaluate('rabbit_misc:version()')
+        pid = int(node.evaluate('os:getpid()'))
         with tempfile.TemporaryDirectory(prefix='postage-benchmark-') as folder:
-            authority, certificate = Path(folder) / 'authority.pem', Path(folder) / 'server.pem'
-            issue_certificate(authority, certificate)
-            tls_port = node.listen_with_tls(certificate)
-            pid = int(node.evaluate('os:getpid()'))
-            yield Broker(f'RabbitMQ {version}', node.port, pid, tls_port=tls_port, authority=str(authority))
+            tls_port, authority = listen_with_tls(node, Path(folder))
+            yield Broker(f'RabbitMQ {version}', node.port, pid, tls_port=tls_port, authority=authority)
     finally:
         node.close()
 
 
-def issue_certificate(authority: Path, certificate: Path) -> None:
-    """Write the certificate of an authority made up for this, and one of 127.0.0.1 with its key."""
-    import trustme
+def listen_with_tls(node: RabbitMQNode, folder: Path) -> tuple[int, str]:
+    """Have a node speak TLS, too, with certificates made up for it; not where what makes them is not installed.
 
-    made_up = trustme.CA()
+    :return: the port, and the file with the certificate to trust
+    """
+    try:
+        import trustme
+    except ImportError:
+        return 0, ''
+    made_up, authority, certificate = trustme.CA(), folder / 'authority.pem', folder / 'server.pem'
     made_up.cert_pem.write_to_path(authority)
     made_up.issue_cert('127.0.0.1').private_key_and_cert_chain_pem.write_to_path(certificate)
+    return node.listen_with_tls(certificate), str(authority)
 
 
 @contextlib.contextmanager

@@ -195,17 +195,17 @@ class ReadingAlarm:
             if unheeded:
                 rest = PATIENCE_MILLISECONDS if rest is None else min(rest, PATIENCE_MILLISECONDS)
             ready = self._poll.poll(rest)
-            if not ready:
-                if not unheeded:
-                    return
-                unheeded = []
-                self._heed_all_but(unheeded)
+            if not (ready or unheeded):
+                return
             for number, _ in ready:
                 if number == self._bell:
                     os.eventfd_read(self._bell)
                     self._has_rung = True
                 else:
                     self._read(reading[number])
+            if unheeded and not self._has_rung:
+                unheeded = []  # no longer than for one look
+                self._heed_all_but(unheeded)
 
     def _read(self, wire: WireConnection) -> None:
         error: Exception | None = None

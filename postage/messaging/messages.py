@@ -54,7 +54,8 @@ class Message:
         :raises TypeError: where the argument is none of these
         """
         if fingerprint is not None:
-            fields = fingerprint if isinstance(fingerprint, Mapping) else _as_dict(fingerprint)
+            is_mapping = type(fingerprint) is dict or isinstance(fingerprint, Mapping)  # the latter costs as the rest
+            fields = fingerprint if is_mapping else _as_dict(fingerprint)
             self.body['fingerprint'].update(fields)
         self.body['fingerprint'].update(kwds)
 

@@ -1,5 +1,5 @@
-"""The bench, and the proxy that disturbs what is set up on it."""
+"""The bench, the proxy that disturbs what is set up on it, and confirms that are kept back."""
 
-from support.fixtures import bench, proxied, proxy
+from support.fixtures import bench, held, proxied, proxy
 
-__all__ = ['bench', 'proxied', 'proxy']
+__all__ = ['bench', 'held', 'proxied', 'proxy']

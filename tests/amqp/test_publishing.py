@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,13 +27,6 @@ class Internal(messaging.Exchange):
 
     name = 'internal-exchange'
     internal = True
-
-
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldConfirms]:
-    held = HeldConfirms(monkeypatch)
-    yield held
-    held.forget()
 
 
 def parameters_in(bench: Bench, queue: str) -> list[Any]:

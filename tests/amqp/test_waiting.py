@@ -8,9 +8,11 @@ import math
 import os
 import select
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from support.messaging import (
     Echo,
     EchoExchange,
     EchoProducer,
+    HeldConfirms,
     Processor,
     Seen,
     eventually,
@@ -205,6 +208,155 @@ def test_a_forked_child_has_a_bell_of_its_own() -> None:
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert not select.select([alarm._bell], [], [], 0)[0]
+
+
+# What can wait
+
+
+class Line:
+    """A connection of which only the socket matters, and what is read from it.
+
+    :ivar is_patient: whether it can wait
+    :ivar rings: whether what is read rings the thread's alarm
+    """
+
+    def __init__(self, rings: bool = False) -> None:
+        self.is_patient = False
+        self.rings = rings
+        self.reads = 0
+        self.reading = threading.Lock()
+        self._socket, self.peer = socket.socketpair()
+        self.number = self._socket.fileno()
+
+    def begin_reading(self, _alarm: ReadingAlarm) -> Line:
+        self.reading.acquire()
+        return self
+
+    def can_wait(self, _wire: Line) -> bool:
+        return self.is_patient
+
+    def end_reading(self, _alarm: ReadingAlarm, has_read: bool) -> None:
+        assert has_read
+
+    def read(self) -> None:
+        self._socket.recv(1)
+        self.reads += 1
+        if self.rings:
+            alarm_of(self).ring()
+
+    def close(self) -> None:
+        self._socket.close()
+        self.peer.close()
+
+
+def alarm_of(_line: Line) -> ReadingAlarm:
+    alarm = alarm_of_thread()
+    assert alarm is not None
+    return alarm
+
+
+@pytest.fixture
+def lines() -> Iterator[tuple[Line, Line]]:
+    """One that can wait, and one on which messages come."""
+    patient, other = Line(), Line(rings=True)
+    patient.is_patient = True
+    with contextlib.closing(patient), contextlib.closing(other):
+        yield patient, other
+
+
+def test_what_can_wait_is_not_read_while_there_are_messages(lines: tuple[Line, Line]) -> None:
+    patient, other = lines
+    alarm = alarm_of(patient)
+    for number in range(1, 4):
+        patient.peer.send(b'.')
+        other.peer.send(b'.')
+        alarm.wait_for(lines, TIMEOUT)  # type: ignore[arg-type]
+        assert (patient.reads, other.reads) == (0, number)
+    patient.is_patient = False
+    patient.rings = True
+    alarm.wait_for(lines, TIMEOUT)  # type: ignore[arg-type]
+    assert (patient.reads, other.reads) == (1, 3)
+
+
+def test_what_can_wait_is_read_in_a_moment_where_nothing_else_comes(lines: tuple[Line, Line]) -> None:
+    patient, _ = lines
+    patient.rings = True
+    patient.peer.send(b'.')
+    alarm_of(patient).wait_for(lines, TIMEOUT)  # type: ignore[arg-type]
+    assert patient.reads == 1
+
+
+def test_what_can_wait_does_not_do_so_for_a_message_that_comes_piece_by_piece(lines: tuple[Line, Line]) -> None:
+    patient, other = lines
+    patient.rings, other.rings = True, False
+    patient.peer.send(b'.')
+    other.peer.send(b'.' * 1000)
+    alarm_of(patient).wait_for(lines, TIMEOUT)  # type: ignore[arg-type]
+    assert patient.reads == 1
+    assert other.reads < 10
+
+
+def test_a_patient_wait_ends_in_time(lines: tuple[Line, Line]) -> None:
+    begin = time.monotonic()
+    alarm_of(lines[0]).wait_for(lines, 0.02)  # type: ignore[arg-type]
+    assert 0.02 <= time.monotonic() - begin < AT_ONCE
+
+
+JUST_NOW: Any = types.SimpleNamespace(read_at=math.inf)
+"""A wire that was read a moment ago."""
+
+
+def test_a_connection_with_nothing_but_confirms_to_come_can_wait(bench: Bench) -> None:
+    producer = bench.producer()
+    producer.message_echo().wait(TIMEOUT)
+    assert producer.conn_broker.can_wait(JUST_NOW)
+    assert not producer.conn_broker.can_wait(types.SimpleNamespace(read_at=0.0))
+
+
+def test_a_connection_on_which_answers_are_awaited_cannot_wait(answered: EchoProducer) -> None:
+    assert answered.rpc_echo()
+    assert not answered.conn_broker.can_wait(JUST_NOW)
+
+
+def test_a_connection_that_consumes_cannot_wait(bench: Bench) -> None:
+    echo = Echo()
+    bench.run(echo)
+    eventually(lambda: not echo.consumer.conn_broker.can_wait(JUST_NOW))
+
+
+def test_a_confirm_that_somebody_waits_for_cannot_wait(bench: Bench, held: HeldConfirms) -> None:
+    producer = bench.producer()
+    connection = producer.conn_broker
+    receipt = producer.message_echo()
+    assert connection.can_wait(JUST_NOW)
+    told = Seen()
+    receipt.add_done_callback(lambda: told.put('settled'))
+    receipt.add_done_callback(lambda: told.put('settled'))
+    assert not connection.can_wait(JUST_NOW)
+    held.arrived.next()
+    held.release()
+    told.take(2)
+    assert connection.can_wait(JUST_NOW)
+
+
+@pytest.mark.parametrize(('prefetch', 'is_urgent'), [(1, True), (2, True), (3, False), (None, False)])
+def test_the_confirm_of_a_reply_can_wait_where_more_requests_may_come_meanwhile(
+    bench: Bench, held: HeldConfirms, prefetch: int | None, is_urgent: bool
+) -> None:
+    class Consumer(messaging.GenericConsumer):
+        prefetch_count = prefetch
+
+    class Responder(Echo):
+        consumer_class = Consumer
+
+    bench.run(Responder())
+    producer = bench.producer()
+    assert producer.rpc_echo()
+    held.arrived.next()
+    connection = producer.conn_broker  # on which the reply went out, too
+    assert bool(connection.urgent) == is_urgent
+    held.release()
+    eventually(lambda: not connection.urgent)
 
 
 # Who reads

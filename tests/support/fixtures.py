@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from support.brokers import Broker
-from support.messaging import Bench
+from support.messaging import Bench, HeldConfirms
 from support.proxy import Proxy
 
 
@@ -40,3 +40,11 @@ def proxied(bench: Bench, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Prox
     """The same, and the environment leads through it; the bench's own bare connections do not."""
     monkeypatch.setenv('POSTAGE_URL', proxy.url(bench.broker.url))
     return proxy
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldConfirms]:
+    """Confirms of messages are kept back."""
+    held = HeldConfirms(monkeypatch)
+    yield held
+    held.forget()
