@@ -39,6 +39,7 @@ class LocalChannel:
     is_wanted = True
     has_stopped = False
     generation = 1
+    prefetch = 1  # whoever hands over may wait for each acknowledgement
 
     def __init__(self, topology: Topology) -> None:
         self.topology = topology

@@ -54,7 +54,7 @@ class Message:
         :raises TypeError: where the argument is none of these
         """
         if fingerprint is not None:
-            is_mapping = type(fingerprint) is dict or isinstance(fingerprint, Mapping)  # the latter costs as the rest
+            is_mapping = type(fingerprint) is dict or isinstance(fingerprint, Mapping)  # which takes longer
             fields = fingerprint if is_mapping else _as_dict(fingerprint)
             self.body['fingerprint'].update(fields)
         self.body['fingerprint'].update(kwds)
