@@ -125,6 +125,23 @@ def nothing_left_behind() -> Iterator[None]:
     assert not left, f'left behind: {", ".join(left)}'
 
 
+# Order
+
+TAKE_LONG = (
+    'reliability',
+    'demos',
+    'missive/test_rabbitmq.py',
+    'unit/test_rabbitmq_node.py',
+    'messaging/test_retry.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have what takes long begin first: with two processes, the one that is late decides how long all of it takes."""
+    long = tuple(Path(__file__).parent / name for name in TAKE_LONG)
+    items.sort(key=lambda item: not any(item.path.is_relative_to(path) for path in long))
+
+
 # The last lines of the output
 
 

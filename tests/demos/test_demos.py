@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from postage.dead_letters import SQLiteDeadLetters
-from support.brokers import Broker
+from support.brokers import Broker, RabbitMQ
 from support.messaging import eventually
 from support.programs import Module, Program
 
@@ -139,8 +139,8 @@ def test_programs_that_end_right_after_sending_lose_nothing(demo: Demo, broker: 
     assert broker.queues() == {'echo-queue': 0}
 
 
-def test_all_demos_run_on_a_broker_given_by_its_url(run_program: Callable[..., Program], broker: Broker) -> None:
-    demos = run_program(DEMOS / 'run_all.py', environment={'POSTAGE_URL': broker.url})
+def test_all_demos_run_on_a_rabbitmq_given_by_its_url(run_program: Callable[..., Program], rabbitmq: RabbitMQ) -> None:
+    demos = run_program(DEMOS / 'run_all.py', environment={'POSTAGE_URL': rabbitmq.url})
     assert demos.wait() == 0, demos.output
 
 
