@@ -40,6 +40,7 @@ CLOSE_TIMEOUT = 10.0  # seconds that a close, or the end of the program, waits f
 ABORT_SECONDS = 0.1  # for an attempt to connect to end when it is given up
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attempts; the last one is the ceiling
 WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
+FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 
 
 class Connection(Traffic):
@@ -273,6 +274,11 @@ class Connection(Traffic):
         """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
         return self.wire.heartbeat if self.wire is not None else 0.0
 
+    @property
+    def frame_max(self) -> int:
+        """Bytes that a frame may have on the present connection."""
+        return self.wire.frame_max if self.wire is not None else FRAME_MIN
+
     # The I/O thread
 
     def _run(self) -> None:
@@ -375,7 +381,6 @@ class Connection(Traffic):
             wire.close()
             return
         self.wire = wire
-        self.frame_max = wire.frame_max
         wire.add_on_connection_blocked_callback(self._on_blocked)
         wire.add_on_connection_unblocked_callback(self._on_unblocked)
         self._watch(wire, wire.bytes_received, time.monotonic())
@@ -399,7 +404,7 @@ class Connection(Traffic):
     def _watch_no_more(self) -> None:
         """The wire has gone: its timer would keep it, and all that it has received, for as long as it pauses."""
         if self._next_look is not None:
-            self._loop.remove_timeout(self._next_look)
+            self.cancel_call(self._next_look)
             self._next_look = None
 
     def _restore_steps(self) -> Steps:

@@ -221,8 +221,9 @@ class PublishingChannel(Channel):
                 raise self.connection.error
             if not self.is_wanted:
                 raise errors.Closed(f'the connection to {self.connection.settings} is closed')
-            if self._in_flight >= WINDOW_MESSAGES or self._bytes + size > WINDOW_BYTES:
-                self._make_room(size, timeout)
+            if not self._has_room(size):
+                with self.connection.awaited():
+                    self._wait_for_room(size, timeout)
             self._in_flight += 1
             self._bytes += size
             outgoing.receipt._ledger.unsettled += 1
@@ -269,12 +270,6 @@ class PublishingChannel(Channel):
             return True
         # What settles messages must not wait for it.
         return this_thread.is_reading
-
-    def _make_room(self, size: int, timeout: float) -> None:
-        if self._has_room(size):
-            return
-        with self.connection.awaited():
-            self._wait_for_room(size, timeout)
 
     def _wait_for_room(self, size: int, timeout: float) -> None:
         self._waiting += 1
@@ -440,8 +435,7 @@ class PublishingChannel(Channel):
                 outgoing.receipt._ledger.unsettled -= 1
             if self._waiting:
                 self._changed.notify_all()
-        if self._settled:
-            self._tell_if_settled()
+        self._tell_if_settled()
 
     def when_settled(self) -> Future[Any]:
         settled: Future[Any] = Future()

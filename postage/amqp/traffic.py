@@ -28,7 +28,6 @@ BACKLOG_SECONDS = 0.005  # between looks whether it has
 GATHERED_MOST = 256  # messages and acknowledgements that come together before they are sent
 GATHER_SECONDS = 0.001  # that the first of them waits for others
 LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
-FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 TICK_SECONDS = 0.01  # between looks at what a busy thread may have left undone
 SHARED_SECONDS = 0.1  # for which nobody but the I/O thread reads a connection that several threads wait for
 
@@ -37,12 +36,10 @@ class Traffic:
     """The part of a connection that this module is about.
 
     :ivar wire: pika's connection while there is an open one
-    :ivar frame_max: bytes that a frame may have on it
     :ivar urgent: how many messages there are whose confirm somebody waits for
     """
 
     wire: PublicConnection | None
-    frame_max: int
     urgent: int
     _channels: list[Channel]
     _loop: pika.adapters.select_connection.IOLoop
@@ -57,7 +54,6 @@ class Traffic:
         self._waiting: set[object] = set()  # one for each thread that waits for this connection
         self._shared_until = 0.0
         self._watched: set[Channel] = set()
-        self.frame_max = FRAME_MIN
         self.urgent = 0
         self._is_stirred = self._is_ticking = False
 
@@ -194,8 +190,7 @@ class Traffic:
 
     def begin_reading(self, alarm: ReadingAlarm) -> WireConnection | None:
         """A thread begins to wait. Returns what it is to read meanwhile, if it is the one to read this connection."""
-        if self._gathered:
-            self.send()  # before the wait for what comes of it
+        self.send_gathered()
         self._waiting.add(alarm)
         wire = self.wire
         if not isinstance(wire, WireConnection) or not wire.may_be_read_elsewhere:
@@ -230,9 +225,7 @@ class Traffic:
                 self._shared_until = time.monotonic() + SHARED_SECONDS
             self._reclaim()
         elif has_read:
-            self._is_stirred = True
-            if not self._is_ticking:
-                self.stir()
+            self.stir()
 
     # The tick: what a thread may leave undone that is busy with something else
 

@@ -104,7 +104,6 @@ class WireConnection(PublicConnection):
         self.number = -1
         self._number_in_loop = -1  # of pika's handle
         self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
-        self._is_clear = True  # nothing waits there, nor in pika's transport
         self._handed_over: deque[bytes] = deque()  # frames that the reader has met, on their way to pika
         self._is_ending = False
         self._is_spent = False  # whoever reads has met its end
@@ -183,11 +182,10 @@ class WireConnection(PublicConnection):
     @property
     def backlog(self) -> int:
         """Bytes that wait here because the broker does not read them."""
-        stream = self._stream
-        if stream is None or (self._is_clear and self._socket is not None):
+        if self._stream is None:
             return 0
         leftover = sum(map(len, list(self._leftover))) if self._leftover else 0
-        return int(stream.get_write_buffer_size()) + leftover
+        return int(self._stream.get_write_buffer_size()) + leftover
 
     def write(self, data: bytes) -> None:
         """Send ready frames, in order with whatever pika sends. By the holder of :attr:`writing`."""
@@ -196,8 +194,7 @@ class WireConnection(PublicConnection):
         if self._socket is None:
             self._stream.write(data)
             return
-        if self._is_clear or not self.backlog:
-            self._is_clear = True
+        if not self.backlog:
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
@@ -209,7 +206,6 @@ class WireConnection(PublicConnection):
             if sent == len(data):
                 return
             data = data[sent:]
-            self._is_clear = False
         self._leftover.append(data)
         if len(self._leftover) == 1:
             self.ioloop.add_callback_threadsafe(self._write_leftover)

@@ -73,12 +73,10 @@ class Batch:
 
     def __exit__(self, *_: object) -> None:
         if self._is_outermost:
-            thread = this_thread
             try:
-                if thread.batch:
-                    send_batch()
+                send_batch()
             finally:
-                thread.batch = None
+                this_thread.batch = None
 
 
 def send_batch() -> None:
@@ -147,8 +145,7 @@ class ReadingAlarm:
         :raises RuntimeError: in a callback of a connection
         """
         check_may_block()
-        if this_thread.batch:
-            send_batch()
+        send_batch()
         reading: dict[int, WireConnection] = {}
         unheeded: list[int] = []
         try:
@@ -224,8 +221,7 @@ class ReadingAlarm:
                 self._has_rung = True
                 wire.fail_soon(error)
             try:
-                if thread.batch:
-                    send_batch()
+                send_batch()
             finally:
                 thread.batch = outer
 

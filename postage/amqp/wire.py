@@ -270,15 +270,10 @@ def decode_answerable(data: bytes) -> Answerable:
             position += 1
         if flags & _PRIORITY:
             position += 1
-        end = position
         if flags & _CORRELATION_ID:
-            end = position + 1 + data[position]
-            correlation_id = data[position + 1 : end].decode('utf-8')
+            correlation_id, position = _read_short_string(data, position)
         if flags & _REPLY_TO:
-            position, end = end, end + 1 + data[end]
-            reply_to = data[position + 1 : end].decode('utf-8')
-        if end > len(data):
-            raise ValueError('a string reaches beyond the end')
+            reply_to, position = _read_short_string(data, position)
     except (IndexError, ValueError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
     return Answerable(correlation_id, reply_to)
@@ -538,9 +533,7 @@ def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: 
     content.tag_or_text = data[position + 1 : after_tag]
     content.delivery_tag, redelivered = _tag_and_bits.unpack_from(data, after_tag)
     content.redelivered = redelivered & 1 == 1
-    key = after_tag + 10 + data[after_tag + 9]
-    content.exchange = data[after_tag + 10 : key]
-    content.routing_key = data[key + 1 : key + 1 + data[key]]
+    _cut_route(content, data, after_tag + 9)
     if end - header < _content_header.size:
         return 0
     kind, number, size, _, _, length = _content_header.unpack_from(data, header)
@@ -565,10 +558,14 @@ def _cut_return(data: bytes, position: int) -> Content:
     (content.reply_code,) = _reply_code.unpack_from(data, position)
     end = position + 3 + data[position + 2]
     content.tag_or_text = data[position + 3 : end]
-    key = end + 1 + data[end]
-    content.exchange = data[end + 1 : key]
-    content.routing_key = data[key + 1 : key + 1 + data[key]]
+    _cut_route(content, data, end)
     return content
+
+
+def _cut_route(content: Content, data: bytes, position: int) -> None:
+    end = position + 1 + data[position]
+    content.exchange = data[position + 1 : end]
+    content.routing_key = data[end + 1 : end + 1 + data[end]]
 
 
 class Cutter:

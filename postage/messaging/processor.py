@@ -332,26 +332,16 @@ class MessageProcessor(MicroThread):
         outcome = HANDLED
         token = current.set(delivery)
         try:
-            if self._has_hooks:
-                with self.hooks_around(body, delivery):
-                    outcome = self._call(entries, body, reply, delivery)
-            else:
-                outcome = self._call(entries, body, reply, delivery)
+            with self.hooks_around(body, delivery):
+                if not entries and reply is not None:
+                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+                for entry in entries:
+                    outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
         except Exception as error:
             outcome = outcome.and_also(hook_raised(error, self, reply, delivery))
         finally:
             current.reset(token)
         self._conclude(delivery, outcome)
-
-    @staticmethod
-    def _call(entries: list[Entry], body: dict[str, Any], reply: Reply | None, delivery: Delivery) -> Outcome:
-        """Call handlers that are plain, one after the other."""
-        if not entries and reply is not None:
-            reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
-        outcome = HANDLED
-        for entry in entries:
-            outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
-        return outcome
 
     def _begin_counted(self, delivery: Delivery) -> None:
         """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
