@@ -414,9 +414,14 @@ class PublishingChannel(Channel):
 
     def _settle(self, done: list[Outgoing]) -> None:
         """These are taken over. Their receipts say so before anybody who waits for all of them goes on."""
-        for outgoing in done:
-            outgoing.receipt._settle(None)
-        self._let_go(done)
+        left = iter(done)
+        try:
+            for outgoing in left:
+                outgoing.receipt._settle(None)
+        finally:
+            for outgoing in left:  # after a Ctrl-C
+                outgoing.receipt._settle(None)
+            self._let_go(done)
 
     def _fail(self, outgoing: Outgoing, error: errors.PublishError) -> None:
         """This one failed for good."""

@@ -398,3 +398,20 @@ def test_receipts_say_so_before_whoever_flushes_goes_on(bench: Bench) -> None:
         producer.flush(TIMEOUT)
         assert all(receipt.confirmed for receipt in receipts)
     assert 0 not in under_way
+
+
+def test_a_ctrl_c_while_messages_are_settled_leaves_none_of_them_unsettled(bench: Bench, held: HeldConfirms) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    producer = bench.producer()
+    receipts = [producer.message_echo(number) for number in range(3)]
+    receipts[0].add_done_callback(interrupt)
+    channel = producer._publisher
+    eventually(lambda: channel._tag == 3)
+    held.forget()
+    channel.confirmed(3, True, True)
+    with pytest.raises(KeyboardInterrupt):
+        channel.end_of_read()
+    assert all(receipt.confirmed for receipt in receipts)
+    producer.flush(0)
