@@ -12,6 +12,7 @@
     │   ├── AuthenticationFailed      user or password refused          (pika: ProbableAuthenticationError)
     │   ├── VirtualHostRefused        virtual host missing or forbidden   (pika: ProbableAccessDeniedError)
     │   ├── ConnectionLost            the connection went in the middle of an operation
+    │   ├── ChannelLost               another operation was refused, which closed the channel before this one began
     │   ├── Closed                    the object, or its connection, was closed by this program
     │   └── OperationRefused          the broker closed the channel; has ``reply_code`` and ``reply_text``
     │       ├── AccessRefused         403
@@ -88,6 +89,13 @@ class VirtualHostRefused(BrokerError, pika.exceptions.ProbableAccessDeniedError)
 
 class ConnectionLost(BrokerError, pika.exceptions.AMQPConnectionError):
     """Raised by an operation during which the connection went; it may or may not have taken place."""
+
+
+class ChannelLost(BrokerError, pika.exceptions.AMQPChannelError):
+    """Raised by an operation that waited on a channel which the broker closed because of another operation on it.
+
+    It has not taken place. On ``producer.channel`` this is never seen: the operations that wait go on.
+    """
 
 
 class Closed(BrokerError):

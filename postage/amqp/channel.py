@@ -4,30 +4,28 @@ An AMQP channel lives as long as its connection, or until the broker closes it b
 both: it is opened anew, set up anew, and counts its openings, its *generation*. What belongs to an old generation,
 an acknowledgement above all, must never reach the new one, where the same delivery tag means another message.
 
-All of it runs on the connection's I/O thread, :class:`BlockingAccess` excepted.
+All of it runs on the connection's I/O thread.
 """
 
 from __future__ import annotations
 
-import inspect
+import logging
 import re
 from collections import deque
-from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pika.channel
 import pika.exceptions
 import pika.spec
 
 from postage import errors
-from postage.amqp.wire import Content
+from postage.amqp.cutter import Content
+from postage.amqp.link import Link
+from postage.amqp.outbox import Outbox
+from postage.amqp.steps import Drive, Steps, done, drive, when_done
 
-if TYPE_CHECKING:
-    from postage.amqp.connection import Connection
-
-Steps = Generator['Future[Any]', Any, Any]
-"""Work on the I/O thread, written in sequence: each yielded future is awaited, its result sent back in."""
+logger = logging.getLogger('postage')
 
 FORCED = 320  # CONNECTION_FORCED: the broker, or its operator, ends the connection; nothing was wrong with what we sent
 
@@ -73,31 +71,50 @@ def describe(error: BaseException | None) -> str:
     return str(error) or repr(error)
 
 
+class Host(Protocol):
+    """What a channel needs of its connection. For the I/O thread, but for the outbox.
+
+    :ivar link: the socket to the broker, while there is a connection
+    :ivar outbox: where a channel says that it has something to send
+    """
+
+    @property
+    def link(self) -> Link | None: ...
+    @property
+    def outbox(self) -> Outbox: ...
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between heartbeats; 0 where there are none."""
+
+    def pause(self, seconds: float) -> Future[None]:
+        """A future that is done after that long."""
+
+
 class Channel:
     """One AMQP channel, opened again after each loss for as long as it is wanted.
 
     :ivar generation: how often it has been opened
     :ivar number: its number on the present connection
     :ivar is_open: whether frames may be sent on it; becomes false before pika answers the broker's close
-    :ivar is_awaited: whether what comes for it is wanted at once, and not a moment later; cheap, any thread
+    :ivar is_wanted: whether it is to be opened again after a loss
+    :ivar is_awaited: whether what comes for it is wanted at once, and not a moment later; any thread
     """
 
-    is_awaited: bool = True
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, host: Host) -> None:
+        self.host = host
         self.generation = 0
         self.number = 0
         self.is_open = False
         self.is_wanted = True
+        self.is_awaited = True
+        self.needs_flush = False  # see the outbox
+        self.content: Content | None = None  # see the cutter
         self._is_set_up = False
-        self.needs_flush = False
-        self.content: Content | None = None
         self._pika: pika.channel.Channel | None = None
         self._opening: Future[Any] | None = None  # the answer to channel.open
-        self._being_opened: Future[Any] | None = None  # open and set up
-        self._operations: deque[_Operation] = deque()
-        self._operation: _Operation | None = None
+        self._being_opened: Drive | None = None  # open and set up
+        self._operations: deque[Operation] = deque()
+        self._operation: Operation | None = None  # the one whose answer is awaited
         self._cancelled_tags: set[str] = set()
 
     # What subclasses add
@@ -109,9 +126,9 @@ class Channel:
     def _on_lost(self, error: errors.BrokerError) -> None:
         """Called when an open channel has gone, before it is opened again."""
 
-    def _on_refused(self, error: errors.PostageError) -> None:
+    def on_refused(self, error: errors.PostageError) -> None:
         """Called when it cannot be set up again, for a reason that no retry cures."""
-        self.connection.logger.error('%s', error)
+        logger.error('%s', error)
 
     def drain(self, frames: list[bytes]) -> None:
         """Append what waits to be sent. Called with the channel open, by the thread that sends, which holds a lock."""
@@ -119,15 +136,9 @@ class Channel:
     def drained(self) -> None:
         """What was drained has been sent. Called by the same thread, without the lock."""
 
-    def look(self) -> bool:
-        """Look after what may be held up. Called at each tick, on the I/O thread. Returns whether to go on doing so."""
-        return False
-
     def when_settled(self) -> Future[Any]:
         """A future that is done once nothing sent on this channel is unsettled."""
-        settled: Future[Any] = Future()
-        settled.set_result(None)
-        return settled
+        return done()
 
     def give_up(self, error: errors.PostageError) -> None:
         """The connection is being closed: what is unsettled now will stay so."""
@@ -148,11 +159,11 @@ class Channel:
 
         :raises errors.BrokerError: where that did not succeed
         """
-        wire = self.connection.wire
-        if wire is None or not wire.is_open:
+        link = self.host.link
+        if link is None or not link.is_open:
             raise errors.ConnectionLost('there is no connection to open a channel on')
         self._opening = Future()
-        self._pika = wire.channel(on_open_callback=self._opening.set_result)
+        self._pika = link.channel(on_open_callback=self._opening.set_result)
         self._pika.add_on_close_callback(self._on_closed)
         self._pika.add_callback(self._on_get_empty, [pika.spec.Basic.GetEmpty], one_shot=False)
         self.content = None
@@ -160,61 +171,66 @@ class Channel:
         self.number = self._pika.channel_number
         yield self._opening
         self._opening = None
-        wire.open_lane(self.number, self, self._pika)
+        link.lanes[self.number] = self
         self.generation += 1
         yield from self._set_up()
         self.is_open = self._is_set_up = True
-        self.connection.request_flush(self)
+        self.host.outbox.submit(self)
 
     def ensure_open_steps(self) -> Steps:
         """Open the channel, or wait for the opening that is under way."""
         if self._being_opened is None and not self.is_open:
-            self._being_opened = self.connection.drive(self.open_steps())
-            self._being_opened.add_done_callback(self._on_opening_done)
-        if self._being_opened is not None:
-            yield self._being_opened
+            opening = self._being_opened = drive(self.open_steps())
+            if opening.outcome.done():
+                self._being_opened = None
+            else:
+                opening.outcome.add_done_callback(self._on_opening_done)
+            yield opening.outcome
+        elif self._being_opened is not None:
+            yield self._being_opened.outcome
 
-    def _on_opening_done(self, _done: Future[Any]) -> None:
+    def _on_opening_done(self, _: Future[Any]) -> None:
         self._being_opened = None
 
     def _on_closed(self, _channel: pika.channel.Channel, reason: BaseException) -> None:
         """pika says that the channel has gone: closed by the broker, by us, or with its connection."""
         self.closing()
-        wire = self.connection.wire
-        if wire is not None:
-            wire.close_lane(self.number)
+        if self.host.link is not None:
+            self.host.link.lanes.pop(self.number, None)
         self._pika = None
         opening, self._opening = self._opening, None
-        if opening is not None and not opening.done():
-            opening.set_exception(loss(reason, 'open a channel'))
         doing = self._operation.doing if self._operation else 'use the channel'
         was_set_up, self._is_set_up = self._is_set_up, False
         self._fail_operations(reason)
+        if opening is not None and not opening.done():
+            opening.set_exception(loss(reason, 'open a channel'))
         if not was_set_up:
-            return  # whoever opens it has been told, and decides
+            return  # those who open it have been told, and decide
         self._on_lost(loss(reason, doing))
         if self.is_wanted and isinstance(reason, pika.exceptions.ChannelClosedByBroker):
             self._reopen()
 
     def _reopen(self) -> None:
-        self.connection.drive(self.ensure_open_steps()).add_done_callback(self._on_reopened)
+        when_done(self.ensure_open_steps(), self.on_reopened)
 
-    def _on_reopened(self, done: Future[Any]) -> None:
-        error = done.exception()
+    def on_reopened(self, error: BaseException | None) -> None:
+        """An attempt to open it again has ended. Where the connection was lost, its return is the next attempt."""
         if isinstance(error, errors.PostageError) and not isinstance(error, errors.ConnectionLost):
-            self._on_refused(error)
+            self.on_refused(error)
+        elif error is not None and not isinstance(error, errors.ConnectionLost):
+            logger.error('a channel could not be opened again', exc_info=error)
 
     def close_steps(self) -> Steps:
         """Send what waits, then close the channel for good. Never raises."""
         self.is_wanted = False
         if self._being_opened is not None:
             try:
-                yield self._being_opened
+                yield self._being_opened.outcome
             except Exception as error:
-                self.connection.logger.debug('a channel that was to be closed did not open: %s', error)
+                logger.debug('a channel that was to be closed did not open: %s', error)
         if self._pika is None or not self._pika.is_open:
             return
-        self.connection.flush_now()
+        self.host.outbox.flush()
         closed: Future[Any] = Future()
         self._pika.add_on_close_callback(lambda *_: closed.set_result(None))
         self.closing()
@@ -228,18 +244,19 @@ class Channel:
             for tag in self._pika.consumer_tags:
                 self._pika.basic_cancel(tag)
 
-    # The lane's side: see wire.Lane
+    # The cutter's side: see Lane
 
     def closing(self) -> None:
-        wire = self.connection.wire
-        if wire is None:
+        """The channel is about to be closed: nothing may be sent on it from now on."""
+        link = self.host.link
+        if link is None:
             self.is_open = False
             return
-        with wire.writing:  # once pika has answered the broker's close, one more frame would cost the connection
+        with link.writing:  # once pika has answered the broker's close, one more frame would cost the connection
             self.is_open = False
 
     def delivered(self, content: Content) -> None:
-        pass
+        """See :class:`postage.amqp.cutter.Lane`, here and below."""
 
     def returned(self, content: Content) -> None:
         pass
@@ -250,25 +267,19 @@ class Channel:
     def end_of_read(self) -> None:
         pass
 
-    def on_message(self) -> Callable[..., None]:
-        """What pika wants to call with deliveries, where the lane does not bring them. With a connection only."""
-        assert self.connection.wire is not None
-        return self.connection.wire.on_message(self)
-
-    def on_confirm(self) -> Callable[[Any], None]:
-        """The same with confirms."""
-        assert self.connection.wire is not None
-        return self.connection.wire.on_confirm(self)
-
     # Operations
 
     def operate(self, method: str, doing: str = '', **arguments: Any) -> Future[Any]:
         """Call one of pika's channel methods once those before it have been answered.
 
+        One is under way at a time, so that a refusal, which closes the channel, is known to be about that one.
+
         :param doing: what this is for, as in "declare queue 'jobs'"; part of the error's text
-        :return: a future of the broker's answer. A refusal closes the channel, as AMQP has it, and is its exception.
+        :return: a future of the broker's answer. It can be cancelled as long as the operation has not begun. Its
+            exception is the refusal; :class:`errors.ChannelLost` where another operation was refused and closed the
+            channel before this one began; :class:`errors.ConnectionLost`
         """
-        operation = _Operation(method, arguments, doing or method)
+        operation = Operation(method, arguments, doing or method)
         self._operations.append(operation)
         self._next_operation()
         return operation.future
@@ -276,6 +287,8 @@ class Channel:
     def _next_operation(self) -> None:
         while self._operation is None and self._operations:
             operation = self._operations.popleft()
+            if not operation.future.set_running_or_notify_cancel():
+                continue
             if self._pika is None:
                 operation.future.set_exception(errors.ConnectionLost(f'there is no channel to {operation.doing}'))
                 continue
@@ -287,7 +300,7 @@ class Channel:
                 self._operation = None
                 operation.future.set_exception(error)
 
-    def _begin(self, channel: pika.channel.Channel, operation: _Operation) -> bool:
+    def _begin(self, channel: pika.channel.Channel, operation: Operation) -> bool:
         """Call pika; ``False`` where the broker gives no answer to wait for."""
         call = getattr(channel, operation.method)
         if operation.method in WITHOUT_ANSWER:
@@ -315,18 +328,19 @@ class Channel:
             self._next_operation()
 
     def _fail_operations(self, reason: BaseException) -> None:
-        """The channel has gone: the operation in hand met the reason, those behind it only its consequence."""
+        """The channel has gone: the operation under way met the reason, those behind it only its consequence."""
         current, self._operation = self._operation, None
         waiting, self._operations = self._operations, deque()
         if current is not None:
             current.future.set_exception(loss(reason, current.doing))
+        is_other = isinstance(reason, pika.exceptions.ChannelClosedByBroker)
+        lost = errors.ChannelLost if is_other else errors.ConnectionLost
         for operation in waiting:
-            operation.future.set_exception(
-                errors.ConnectionLost(f'the channel closed before it could {operation.doing}')
-            )
+            if operation.future.set_running_or_notify_cancel():
+                operation.future.set_exception(lost(f'the channel closed before it could {operation.doing}'))
 
 
-class _Operation:
+class Operation:
     """One call of a pika channel method, and the future of its answer."""
 
     __slots__ = ('arguments', 'doing', 'future', 'method')
@@ -338,73 +352,4 @@ class _Operation:
         self.future: Future[Any] = Future()
 
 
-class ControlChannel(Channel):
-    """The channel on which things are declared. An error on it harms nothing: the next operation opens it again."""
-
-    def operate_steps(self, method: str, doing: str = '', **arguments: Any) -> Steps:
-        """One operation, on a channel that is opened first where it has to be. Returns the broker's answer."""
-        yield from self.ensure_open_steps()
-        return (yield self.operate(method, doing, **arguments))
-
-    def _reopen(self) -> None:
-        """Wait for the next operation."""
-
-
 WITHOUT_ANSWER = frozenset({'basic_publish', 'basic_ack', 'basic_nack', 'basic_reject'})
-WITH_ANSWER = frozenset(
-    (
-        *('basic_cancel', 'basic_get', 'basic_qos', 'basic_recover', 'flow'),
-        *('exchange_bind', 'exchange_declare', 'exchange_delete', 'exchange_unbind'),
-        *('queue_bind', 'queue_declare', 'queue_delete', 'queue_purge', 'queue_unbind'),
-        *('tx_commit', 'tx_rollback', 'tx_select'),
-    )
-)
-
-
-class BlockingAccess:
-    """pika's channel methods for what Postage does not wrap, as ``producer.channel`` and ``consumer.channel``.
-
-    Method names, arguments and results are those of pika's ``BlockingChannel``; ``basic_get`` gives
-    ``(method, properties, body)``. Each call blocks until the broker has answered, and may come from any thread. A
-    refusal is an :class:`postage.errors.OperationRefused` with ``reply_code`` and ``reply_text``; the broker closes
-    the channel then, and it is opened again.
-    """
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    @property
-    def channel_number(self) -> int:
-        """The number of the AMQP channel on its present connection."""
-        return self._channel.number
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the channel is open at the moment. One that is not will be, with its connection."""
-        return self._channel.is_open
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name not in WITH_ANSWER and name not in WITHOUT_ANSWER:
-            available = ', '.join(sorted(WITH_ANSWER | WITHOUT_ANSWER))
-            raise AttributeError(f'a channel of Postage has no {name!r}; it has {available}')
-
-        def operation(*args: Any, **kwds: Any) -> Any:
-            bound = dict(zip(_parameters_of(name), args, strict=False)) | kwds
-            return self._channel.connection.run(lambda: self._steps(name, bound))
-
-        operation.__name__ = name
-        return operation
-
-    def _steps(self, name: str, arguments: dict[str, Any]) -> Steps:
-        if isinstance(self._channel, ControlChannel):
-            return (yield from self._channel.operate_steps(name, **arguments))
-        return (yield self._channel.operate(name, **arguments))
-
-    def __repr__(self) -> str:
-        return f'<{type(self).__name__} to channel {self.channel_number} of {self._channel.connection}>'
-
-
-def _parameters_of(method: str) -> list[str]:
-    """Names of a pika channel method's parameters, for arguments given by position."""
-    parameters = list(inspect.signature(getattr(pika.channel.Channel, method)).parameters)
-    return [name for name in parameters if name not in ('self', 'callback')]

@@ -1,147 +1,44 @@
-"""Deliveries in, acknowledgements out: the channel of one consumer.
-
-Every delivery carries the generation of its channel. On a new channel the same delivery tag is another message, so
-an acknowledgement of an old one is dropped: the broker has put that message back in its queue and delivers it again.
-"""
+"""Deliveries in, acknowledgements out: the channel of one consumer."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Container
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
-
-import pika.spec
+from typing import Any, Literal, Protocol
 
 from postage import errors
-from postage.amqp.channel import Channel, Steps
+from postage.amqp.channel import Channel, Host
+from postage.amqp.control import ControlChannel, Patience, replay, replay_exchanges, replay_queue
+from postage.amqp.cutter import Content
+from postage.amqp.deliveries import Delivery, Settled
+from postage.amqp.frames import ack_frame, reject_frame, return_frame
+from postage.amqp.steps import Steps, when_done
 from postage.amqp.topology import Topology
-from postage.amqp.wire import (
-    Answerable,
-    Content,
-    ack_frame,
-    decode_answerable,
-    decode_properties,
-    reject_frame,
-    return_frame,
-)
-
-if TYPE_CHECKING:
-    from postage.amqp.connection import Connection
-    from postage.amqp.publishing import Receipt
 
 logger = logging.getLogger('postage')
 
-ORIGINAL_EXCHANGE = 'x-postage-exchange'
-ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
-SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
 ACKNOWLEDGEMENTS_HELD = 32  # at most, until the end of a batch
+RECOVERY_SECONDS = 10.0  # for which a queue that goes away again and again is declared and consumed again
 
-current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
-"""The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
+Fate = Literal['ack', 'reject', 'requeue', 'return']
+"""Of a delivery: handled; failed, to be dropped or dead-lettered; failed, to be tried again; untried, to be delivered
+again."""
 
 
-class Delivery:
-    """One message as it was delivered.
-
-    :ivar queue: name of the queue it came from
-    :ivar body: the bytes of its body
-    :ivar redelivered: whether it may have been delivered before
-    :ivar delivery_tag: its number on its channel
-    :ivar consumer_tag: the consumer it was delivered to
-    :ivar receipts: of what its handlers have published so far
-    """
-
-    __slots__ = (
-        '_content',
-        '_properties',
-        'body',
-        'channel',
-        'consumer_tag',
-        'delivery_tag',
-        'generation',
-        'is_handled',
-        'queue',
-        'receipts',
-        'redelivered',
-    )
-
-    def __init__(self, channel: ConsumingChannel, queue: str, content: Content) -> None:
-        self.channel = channel
-        self.generation = channel.generation
-        self.queue = queue
-        self.body = content.body
-        self.delivery_tag = content.delivery_tag
-        self.redelivered = content.redelivered
-        self.consumer_tag = content.tag_or_text.decode()
-        self.receipts: list[Receipt] | None = None
-        self.is_handled = False
-        self._content = content
-        self._properties: pika.spec.BasicProperties | None = None
+class ConsumingHost(Host, Protocol):
+    """What a consuming channel needs of its connection beside what every channel does."""
 
     @property
-    def exchange(self) -> str:
-        """Name of the exchange it was first published to; empty for the default exchange."""
-        return self._origin(ORIGINAL_EXCHANGE, self._content.exchange)
+    def control(self) -> ControlChannel: ...
 
-    @property
-    def routing_key(self) -> str:
-        """The routing key it was first published with."""
-        return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
+    def tell(self, work: Callable[[], Steps | None]) -> None:
+        """Have something done on the I/O thread."""
 
-    def _origin(self, header: str, arrived_by: bytes) -> str:
-        """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
-        if not self._content.exchange:
-            try:
-                return str(self.headers[header])
-            except (KeyError, errors.DecodingError):
-                pass
-        return arrived_by.decode('utf-8', 'replace')
-
-    @property
-    def properties(self) -> pika.spec.BasicProperties:
-        """Its AMQP properties, as pika's ``BasicProperties``.
-
-        :raises errors.DecodingError: where the publisher sent what cannot be decoded
-        """
-        if self._properties is None:
-            self._properties = decode_properties(self._content.properties)
-        return self._properties
-
-    @property
-    def answerable(self) -> Answerable:
-        """Of its properties, those that an answer depends on.
-
-        :raises errors.DecodingError: where these cannot be decoded
-        """
-        return decode_answerable(self._content.properties)
-
-    @property
-    def headers(self) -> dict[str, Any]:
-        """Its headers; empty where it has none.
-
-        :raises errors.DecodingError: as :attr:`properties`
-        """
-        return self.properties.headers or {}
-
-    def published(self, receipt: Receipt) -> None:
-        """Hold back this delivery's acknowledgement until that message is confirmed."""
-        if self.is_handled:
-            return  # by what a handler left running behind it
-        if self.receipts is None:
-            self.receipts = []
-        self.receipts.append(receipt)
-
-    def __repr__(self) -> str:
-        return (
-            f'<Delivery {self.delivery_tag} from queue {self.queue!r}, exchange {self.exchange!r}, '
-            f'key {self.routing_key!r}>'
-        )
+    def watch(self, channel: ConsumingChannel) -> None:
+        """Have :meth:`ConsumingChannel.look` called at each tick, until it has seen enough. Any thread."""
 
 
 class ConsumingChannel(Channel):
@@ -149,91 +46,112 @@ class ConsumingChannel(Channel):
 
     :param topology: what its consumer declared; what is missing when the broker cancels is declared again
     :param prefetch: messages that the broker sends ahead of their acknowledgement; 0 for no limit
-    :ivar inbox: deliveries nobody has taken yet, oldest first
+    :ivar inbox: deliveries that have not been taken yet, oldest first
     :ivar notify: called on the thread that reads, must not block: there are deliveries, or ``error`` has been set
     :ivar error: what ended it, once something has that no retry cures
+    :ivar prefetch: the count that the broker was told; changed by the I/O thread alone
+    :ivar wish: says the count that is wanted; called on the I/O thread
     """
 
-    def __init__(self, connection: Connection, topology: Topology, prefetch: int) -> None:
-        super().__init__(connection)
+    host: ConsumingHost
+
+    def __init__(self, host: ConsumingHost, topology: Topology, prefetch: int) -> None:
+        super().__init__(host)
         self.topology = topology
         self.prefetch = prefetch
+        self.wish: Callable[[], int] = lambda: prefetch
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
-        self._outbox: deque[tuple[int, int, bool | None]] = deque()  # generation, tag, None to ack or requeue
+        self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
         self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
         self._slow_down: Callable[[], None] = _nothing
         self._watched_since: float | None = None
-        self._wanted_prefetch = prefetch
         self._is_resizing = False
 
     # From any thread
 
     def settle(self, delivery: Delivery, requeue: bool | None = None) -> None:
-        """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks."""
-        self._outbox.append((delivery.generation, delivery.delivery_tag, requeue))
-        self.connection.request_flush(self)
-        if len(self._outbox) >= ACKNOWLEDGEMENTS_HELD:
-            self.connection.send()
+        """Acknowledge a delivery that was handled, or reject one that was tried and failed. Never blocks.
 
-    # On the I/O thread
+        :param requeue: for one that failed: whether it goes back to its queue, or is dropped or dead-lettered
+        """
+        self._settle(delivery, 'ack' if requeue is None else 'requeue' if requeue else 'reject')
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Have a delivery that was not tried delivered again. Never blocks."""
+        self._settle(delivery, 'return')
+
+    def _settle(self, delivery: Delivery, fate: Fate) -> None:
+        self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
+        self.host.outbox.submit(self)
+        if len(self._outbox) >= ACKNOWLEDGEMENTS_HELD:
+            self.host.outbox.flush()
+
+    def resize(self) -> None:
+        """Change how many messages are sent ahead to what is wished for now. Never blocks.
+
+        Several threads may change the wish at the same time. Each calls this after its change, and the I/O thread asks
+        for the wish itself, so the last change is the one that counts.
+        """
+        self.host.tell(self._resize_steps)
+
+    # Consumers, on the I/O thread
 
     def consume_steps(self, queue: str) -> Steps:
         """Start to consume from a queue, now and after every reconnect. Does nothing where it does already."""
         if queue not in self.consumers:
             self.consumers[queue] = tag = self._new_tag(queue)
             if self.is_open:
-                yield from self._consume(queue, tag)
+                try:
+                    yield from self._consume(queue, tag)
+                except errors.ChannelLost:
+                    yield from self.ensure_open_steps()  # which consumes from all its queues
 
     def cancel_steps(self, queue: str) -> Steps:
         """Stop consuming from a queue. What it has delivered is still to be settled."""
         tag = self.consumers.pop(queue, None)
         if tag is not None and self.is_open:
-            yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+            yield self._cancel(queue, tag)
 
-    def resize_steps(self, prefetch: int) -> Steps:
-        """Change how many messages are sent ahead.
-
-        A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
-        each ends and a new one begins. The order of the messages holds.
-        """
-        self._wanted_prefetch = prefetch
+    def _resize_steps(self) -> Steps:
+        """A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
+        each ends and a new one begins. The order of the messages holds."""
         if self._is_resizing:
-            return  # whoever is at it sees the new number
+            return  # the steps under way see the new number
         self._is_resizing = True
         try:
-            while self.prefetch != self._wanted_prefetch:
-                shrinks = 0 < self._wanted_prefetch < self.prefetch or not self.prefetch
-                self.prefetch = self._wanted_prefetch
-                wire = self.connection.wire
-                if self.is_open and wire is not None:
-                    # What comes late for an old consumer must not go back once a new one has begun: for the order.
-                    yield from (self._shrink() if shrinks or wire.returns_after_cancel else self._grow())
+            while (wanted := self.wish()) != self.prefetch:
+                shrinks = 0 < wanted < self.prefetch or not self.prefetch
+                self.prefetch = wanted
+                if self.is_open:
+                    yield from (self._shrink() if shrinks else self._grow())
+        except (errors.ConnectionLost, errors.ChannelLost):
+            pass  # it is opened again with the new number
         finally:
             self._is_resizing = False
 
     def _grow(self) -> Steps:
         """Begin new consumers before the old ones end, so that no queue which deletes itself is left without one."""
-        yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+        yield self._prefetch()
         for queue, tag in list(self.consumers.items()):
-            if self.consumers.get(queue) == tag:  # else somebody has ended it meanwhile
+            if self.consumers.get(queue) == tag:  # else it was ended meanwhile
                 yield from self._consume_anew(queue)
-                yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+                yield self._cancel(queue, tag)
 
     def _shrink(self) -> Steps:
-        """End consumers, hand back what nobody has begun to handle, to the place it came from, and begin new ones.
+        """End consumers, hand back what is not begun, to the place it came from, and begin new ones.
 
-        What is fetched from a queue that nobody else may read, or that would delete itself, stays.
+        What is fetched from a queue that no one else may read, or that would delete itself, stays.
         """
         ended = {queue: tag for queue, tag in self.consumers.items() if self._is_shared(queue)}
         for queue, tag in ended.items():
-            yield self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+            yield self._cancel(queue, tag)
         # What was on its way may come after the answer to the cancel, but not after this one.
-        yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+        yield self._prefetch()
         self._return_inbox(ended)
         for queue, tag in ended.items():
             if self.consumers.get(queue) == tag:
@@ -243,12 +161,8 @@ class ConsumingChannel(Channel):
         declared = self.topology.queues.get(queue)
         return declared is not None and not (declared.flags.get('exclusive') or declared.flags.get('auto_delete'))
 
-    def _consume_anew(self, queue: str) -> Steps:
-        self.consumers[queue] = self._new_tag(queue)
-        yield from self._consume(queue, self.consumers[queue])
-
     def _return_inbox(self, queues: Container[str]) -> None:
-        """Hand back what nobody has begun to handle. Newest first, for the consuming thread takes the oldest."""
+        """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
         kept: list[Delivery] = []
         while self.inbox:
             try:
@@ -256,21 +170,39 @@ class ConsumingChannel(Channel):
             except IndexError:
                 break  # the consuming thread was quicker
             if delivery.queue in queues:
-                self.settle(delivery, requeue=True)
+                self.hand_back(delivery)
             else:
                 kept.append(delivery)
         self.inbox.extendleft(kept)
-        self.connection.flush_now()
+        self.host.outbox.flush()
+
+    def _consume_anew(self, queue: str) -> Steps:
+        """Under a new tag: the broker may still know the old one, and would end the connection (530)."""
+        self.consumers[queue] = self._new_tag(queue)
+        yield from self._consume(queue, self.consumers[queue])
 
     def _new_tag(self, queue: str) -> str:
         tag = f'postage-{next(_tags)}'
         self._queues[tag.encode()] = queue
         return tag
 
+    def _consume(self, queue: str, tag: str) -> Steps:
+        doing = f'consume from queue {queue!r}'
+        yield self.operate('basic_consume', doing, queue=queue, on_message_callback=_nothing, consumer_tag=tag)
+
+    def _cancel(self, queue: str, tag: str) -> Any:
+        return self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
+
+    def _prefetch(self) -> Any:
+        return self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+
+    # Opening, losing and recovering, on the I/O thread
+
     def _set_up(self) -> Steps:
         self._settled = Settled()
+        self.prefetch = self.wish()
         if self.prefetch:
-            yield self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
+            yield self._prefetch()
         # No delivery of an older generation is still to come.
         self._queues = {tag.encode(): queue for queue, tag in self.consumers.items()}
         assert self._pika is not None
@@ -280,39 +212,60 @@ class ConsumingChannel(Channel):
             yield from self._consume(missing[0], self.consumers[missing[0]])
             begun.add(missing[0])
 
-    def _consume(self, queue: str, tag: str) -> Steps:
-        yield self.operate(
-            'basic_consume',
-            f'consume from queue {queue!r}',
-            queue=queue,
-            on_message_callback=self.on_message(),
-            consumer_tag=tag,
-        )
-
     def _on_cancelled(self, frame: Any) -> None:
-        """The broker ended one of our consumers, because its queue went: declare it again, consume again."""
+        """The broker ended one of our consumers: its queue went, or a time-out passed. Declare, and consume again."""
         tag: str = frame.method.consumer_tag
         queue = self._queues.get(tag.encode())
         if queue is None or self.consumers.get(queue) != tag:
             return
-        logger.warning('queue %r went away; it is declared and consumed again', queue)
-        self.connection.drive(self._recover_steps(queue, tag)).add_done_callback(self._on_reopened)
+        logger.warning('the broker ended the consumer of queue %r; it is declared and consumed again', queue)
+        when_done(self._recover_steps(queue, tag), self._on_recovered)
 
     def _recover_steps(self, queue: str, tag: str) -> Steps:
         declared = self.topology.queues.get(queue)
         if declared is not None:
-            yield from self.topology.replay_exchanges(self.connection.control)
-            yield from self.topology.replay_queue(self.connection.control, declared)
-        if self.is_open and self.consumers.get(queue) == tag and not self._is_resizing:
-            yield from self._consume(queue, tag)
+            yield from replay_exchanges(self.host.control, self.topology)
+            yield from replay_queue(self.host.control, self.topology, declared)
+        if self.is_open and self.consumers.get(queue) == tag:
+            yield from self._consume_anew(queue)
+
+    def _on_recovered(self, error: BaseException | None) -> None:
+        # Where the channel was lost meanwhile, it is opened again, and that consumes from all its queues.
+        if self.is_open or not self.is_wanted:
+            self.on_reopened(error)
 
     def _reopen(self) -> None:
-        # A queue that went in that very moment is the likeliest reason: see that all are there before going on.
-        self.connection.drive(self._declare_and_open_steps()).add_done_callback(self._on_reopened)
+        when_done(self._declare_and_open_steps(), self.on_reopened)
 
     def _declare_and_open_steps(self) -> Steps:
-        yield from self.topology.replay(self.connection.control)
-        yield from self.ensure_open_steps()
+        """Declare what it needs, and open it. A queue that goes away in between is the likeliest reason to fail."""
+        patience = Patience(self.host, RECOVERY_SECONDS)
+        while self.is_wanted:
+            yield from replay(self.host.control, self.topology)
+            try:
+                yield from self.ensure_open_steps()
+                return
+            except errors.NotFound:
+                if patience.is_over:
+                    raise
+                yield patience.pause()
+
+    def close_steps(self) -> Steps:
+        """As :meth:`Channel.close_steps`; what was not tried goes back first.
+
+        What a closed channel leaves unsettled goes back as well, but counts as tried: RabbitMQ 4.3 and later, quorum
+        queues.
+        """
+        self.is_wanted = False
+        try:
+            for queue in list(self.consumers):
+                yield from self.cancel_steps(queue)
+        except errors.BrokerError as error:
+            logger.debug('ending a consumer: %s', error)
+        if self.is_open:
+            self._return_inbox(set(self._queues.values()))
+        self.inbox.clear()
+        yield from super().close_steps()
 
     def _on_lost(self, error: errors.BrokerError) -> None:
         if self.is_wanted and isinstance(error, errors.OperationRefused):
@@ -320,32 +273,40 @@ class ConsumingChannel(Channel):
         # What was delivered on it comes again.
         self.inbox.clear()
 
-    def _on_refused(self, error: errors.PostageError) -> None:
+    def on_refused(self, error: errors.PostageError) -> None:
         self.error = error
         self.notify()
 
+    # Deliveries: on the thread that reads
+
     def delivered(self, content: Content) -> None:
         queue = self._queues.get(content.tag_or_text)
-        if queue is not None and self.is_wanted:
-            self.inbox.append(Delivery(self, queue, content))
+        if queue is None:
+            return
+        delivery = Delivery(self, queue, content)
+        if self.is_wanted:
+            self.inbox.append(delivery)
+        else:
+            self.hand_back(delivery)
 
     def end_of_read(self) -> None:
         if self.inbox:
             self.notify()
             if self._is_stuck is not None and self.prefetch != 1 and self._watched_since is None:
                 self._watched_since = time.monotonic()
-                self.connection.watch(self)
+                self.host.watch(self)
 
     def watch_with(self, is_stuck: Callable[[float], bool], slow_down: Callable[[], None]) -> None:
         """Look after the inbox while there is something in it.
 
-        :param is_stuck: whether nobody has taken anything out of it for long; gets the moment since when there has been
+        :param is_stuck: whether nothing has been taken out of it for long; gets the moment since when there has been
             something in it
         :param slow_down: what to do then; on the I/O thread
         """
         self._is_stuck, self._slow_down = is_stuck, slow_down
 
     def look(self) -> bool:
+        """Look after the inbox. Called at each tick, on the I/O thread. Returns whether to go on doing so."""
         if not (self.inbox and self.is_open):
             self._watched_since = None
             if not (self.inbox and self.is_open):
@@ -355,18 +316,23 @@ class ConsumingChannel(Channel):
             self._slow_down()
         return True
 
+    # Acknowledgements: on the thread that sends
+
     def drain(self, frames: list[bytes]) -> None:
         number, generation, outbox = self.number, self.generation, self._outbox
         stale, acknowledged = 0, []
         while outbox:
-            made_on, tag, requeue = outbox.popleft()
+            made_on, tag, fate = outbox.popleft()
             if made_on != generation:
                 stale += 1
-            elif requeue is None:
+            elif fate == 'ack':
                 acknowledged.append(tag)
             else:
                 self._settled.add(tag)
-                frames.append(return_frame(number, tag) if requeue else reject_frame(number, tag))
+                if fate == 'return':
+                    frames.append(return_frame(number, tag))
+                else:
+                    frames.append(reject_frame(number, tag, requeue=fate == 'requeue'))
         if acknowledged:
             up_to, others = self._settled.acknowledge(acknowledged)
             if up_to:
@@ -387,135 +353,8 @@ class ConsumingChannel(Channel):
         return False
 
 
-class Settled:
-    """Which deliveries of a channel are settled, so that one frame can acknowledge many of them.
-
-    A ``basic.ack`` with its bit ``multiple`` is about every delivery up to that one (AMQP 0-9-1, section 1.8.3.13), so
-    it may be sent only where all those before it are settled, or become so by it.
-    """
-
-    def __init__(self) -> None:
-        self._all_up_to = 0
-        self._beyond: set[int] = set()
-        self._is_known = True
-
-    def add(self, tag: int) -> None:
-        """It is rejected, or handed back."""
-        if self._is_known:
-            self._beyond.add(tag)
-            self._advance()
-
-    def acknowledge(self, tags: list[int]) -> tuple[int, list[int]]:
-        """These are acknowledged.
-
-        :return: the tag up to which all can be acknowledged at once, 0 for none, and those that are left
-        """
-        if not self._is_known:
-            return 0, tags
-        before = self._all_up_to
-        self._beyond.update(tag for tag in tags if tag > before)
-        self._advance()
-        at_once = [tag for tag in tags if before < tag <= self._all_up_to]
-        if not at_once:
-            return 0, tags
-        return max(at_once), [tag for tag in tags if not before < tag <= self._all_up_to]
-
-    def _advance(self) -> None:
-        """Forget what is settled without a gap before it: it is known by its last."""
-        beyond = self._beyond
-        while self._all_up_to + 1 in beyond:
-            self._all_up_to += 1
-            beyond.remove(self._all_up_to)
-        if len(beyond) > SETTLED_BEYOND:
-            # One is missing that is settled elsewhere: somebody got it by `consumer.channel`.
-            self._is_known = False
-            beyond.clear()
-
-
-class Request(Protocol):
-    """What a :class:`ReplyChannel` sends."""
-
-    def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
-        """The frames of the request. Asked for once for each time it is sent."""
-
-
-class ReplyChannel(Channel):
-    """A channel that sends requests and receives their replies.
-
-    By default through direct reply-to, where the address belongs to the channel and needs no queue
-    (https://www.rabbitmq.com/docs/direct-reply-to). When the channel goes, replies that were still to come are
-    lost, and whoever waits for one has to ask again.
-
-    :param own_queue: receive the replies through an exclusive queue instead
-    :param on_reply: called on the thread that reads with the content of each reply
-    :param on_lost: called on the I/O thread when the channel has gone
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        own_queue: bool,
-        on_reply: Callable[[ReplyChannel, Content], None],
-        on_lost: Callable[[ReplyChannel, errors.PostageError], None],
-    ) -> None:
-        super().__init__(connection)
-        self.own_queue = own_queue
-        self.address = f'postage.reply-{os.urandom(12).hex()}' if own_queue else 'amq.rabbitmq.reply-to'
-        self._on_reply = on_reply
-        self._on_channel_lost = on_lost
-        self._outbox: deque[Request] = deque()
-
-    def send(self, request: Request) -> None:
-        """Send a request, as soon as the channel is open. From any thread; never blocks."""
-        self._outbox.append(request)
-        self.connection.request_flush(self)
-
-    def withdraw(self, request: Request) -> None:
-        """Do not send what has not been sent yet. From any thread; never blocks."""
-        with contextlib.suppress(ValueError):  # the usual case: it has been sent
-            self._outbox.remove(request)
-
-    def _set_up(self) -> Steps:
-        if self.own_queue:
-            yield self.operate(
-                'queue_declare', 'declare a queue for replies', queue=self.address, exclusive=True, auto_delete=True
-            )
-        yield self.operate(
-            'basic_consume',
-            'receive replies',
-            queue=self.address,
-            on_message_callback=self.on_message(),
-            auto_ack=True,
-        )
-
-    def _on_lost(self, error: errors.BrokerError) -> None:
-        self._on_channel_lost(self, error)
-
-    def _on_refused(self, error: errors.PostageError) -> None:
-        super()._on_refused(error)
-        self.give_up(error)
-
-    def give_up(self, error: errors.PostageError) -> None:
-        self.is_wanted = False
-        self._outbox.clear()
-        self._on_channel_lost(self, error)
-
-    def delivered(self, content: Content) -> None:
-        self._on_reply(self, content)
-
-    def drain(self, frames: list[bytes]) -> None:
-        while self._outbox:
-            request = self._outbox.popleft()
-            frames.append(request.frames(self.number, self.address, self.connection.frame_max))
-
-    def after_fork(self) -> bool:
-        super().after_fork()
-        self._outbox.clear()
-        return False
-
-
 _tags = itertools.count(1)
 
 
 def _nothing(*_: Any) -> None:
-    """A callback for what the lane does itself."""
+    """What there is to be called: the cutter brings deliveries, and pika's callback is never called."""

@@ -1,45 +1,70 @@
 """The one place where messages leave: a window of unconfirmed messages, sent again when the connection is lost.
 
 Publisher confirms: https://www.rabbitmq.com/docs/confirms. A message counts as taken over by the broker when that
-has said so, in the background; until then it is kept here. Up to a bound nobody waits for that.
+has said so, in the background; until then it is kept here. Up to a bound no thread waits for that.
+
+One lock, that of the window, guards everything that is counted here: messages, their bytes, what each producer has
+under way, and what became of each message. The thread that sends takes it inside of the link's lock, so it is never
+held by a thread that is about to send. Callbacks and events are told after it has been given back.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from postage import errors
-from postage.amqp import wire
-from postage.amqp.channel import Channel, Steps
-from postage.amqp.waiting import this_thread
-from postage.amqp.wire import Content
+from postage.amqp import frames as codec
+from postage.amqp.channel import Channel, Host
+from postage.amqp.cutter import Content
+from postage.amqp.forks import Stage, call_in_child
+from postage.amqp.steps import Steps, done, when_done
+from postage.amqp.threads import this_thread
 
-if TYPE_CHECKING:
-    from postage.amqp.connection import Connection
+logger = logging.getLogger('postage')
 
 WINDOW_MESSAGES = 4096  # accepted and not yet confirmed, all producers of a connection together
 WINDOW_BYTES = 32 * 1024 * 1024  # of bodies; one message is always let in
-FAILURES_KEPT = 1000  # a producer that nobody asks must not remember its failures for ever
+FAILURES_KEPT = 1000  # a producer that is never asked must not remember its failures for ever
+HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
+SAFE_PROPERTIES = codec.FRAME_MIN - HEADER_OVERHEAD  # bytes that fit into a frame on every connection
+
+
+class PublishingHost(Host, Protocol):
+    """What a publishing channel needs of its connection beside what every channel does.
+
+    :ivar error: why the connection cannot be made again, if so
+    """
+
+    error: errors.BrokerError | None
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes that a frame may have on the present connection."""
+
+    def awaited(self) -> contextlib.AbstractContextManager[None]:
+        """Round everything in which a thread blocks until the connection has brought something."""
+
+    def restore_exchanges(self, error: errors.BrokerError) -> Steps:
+        """Declare the exchanges again, after the broker has closed a channel with that error."""
 
 
 class Ledger:
-    """What one producer has under way, and what went wrong since it was last asked.
+    """What one producer has under way, and what went wrong since it was last asked. Guarded by the window's lock.
 
-    Guarded by the lock of the publishing channel.
-
-    :param connection: what it is published on
-    :param failures_kept: how many failures are remembered for whoever asks
+    :param channel: what it is published on
+    :param failures_kept: how many failures are remembered
     """
 
-    def __init__(self, connection: Connection, failures_kept: int = FAILURES_KEPT) -> None:
-        self.connection = connection
+    def __init__(self, channel: PublishingChannel, failures_kept: int = FAILURES_KEPT) -> None:
+        self.channel = channel
         self.unsettled = 0
         self.failures: deque[errors.PublishError] = deque(maxlen=failures_kept)
 
@@ -48,16 +73,17 @@ class Receipt:
     """What becomes of one published message, on all the exchanges it was sent to. Safe from any thread.
 
     :ivar message_id: the ``message_id`` property under which it travels, every time it is sent
+    :ivar error: what went wrong, if something did
     """
 
-    __slots__ = ('_callbacks', '_confirms', '_error', '_event', '_is_urgent', '_ledger', '_unsettled', 'message_id')
+    __slots__ = ('_callbacks', '_confirms', '_event', '_is_urgent', 'error', 'ledger', 'message_id', 'unsettled')
 
     def __init__(self, message_id: str, copies: int, confirms: bool, ledger: Ledger) -> None:
         self.message_id = message_id
-        self._unsettled = copies
+        self.ledger = ledger
+        self.unsettled = copies  # guarded by the window's lock, as all that follows
+        self.error: errors.PublishError | None = None
         self._confirms = confirms
-        self._ledger = ledger
-        self._error: errors.PublishError | None = None
         self._event: threading.Event | None = None
         self._is_urgent = False
         self._callbacks: list[Callable[[], None]] | None = None
@@ -65,17 +91,12 @@ class Receipt:
     @property
     def confirmed(self) -> bool:
         """Whether the broker has taken over every copy. Always false where ``confirms`` is off."""
-        return self._confirms and self.settled and self._error is None
+        return self._confirms and not self.unsettled and self.error is None
 
     @property
     def settled(self) -> bool:
         """Whether it is known what became of it: confirmed, or failed for good."""
-        return self._unsettled == 0
-
-    @property
-    def error(self) -> errors.PublishError | None:
-        """What went wrong, if something did."""
-        return self._error
+        return not self.unsettled
 
     def wait(self, timeout: float | None = 30.0) -> None:
         """Block until the broker has confirmed every copy; with ``confirms`` off, until all are on their way.
@@ -85,20 +106,21 @@ class Receipt:
         :raises errors.Unroutable: it was mandatory, and no queue is bound for its routing key
         :raises errors.PublishTimeout: neither happened in time; it may still be confirmed later
         """
-        if self._unsettled:
-            with _settling:
+        channel = self.ledger.channel
+        if self.unsettled:
+            with channel.lock:
                 if self._event is None:
                     self._event = threading.Event()
-                if not self._unsettled:
+                if not self.unsettled:
                     self._event.set()
-            with self._ledger.connection.awaited():
+            with channel.host.awaited():
                 in_time = self._event.wait(timeout)
             if not in_time:
                 raise errors.PublishTimeout(f'message {self.message_id} was not confirmed within {timeout:g} s')
-        if self._error is not None:
-            if self._error in self._ledger.failures:
-                self._ledger.failures.remove(self._error)
-            raise self._error
+        if self.error is not None:
+            with channel.lock, contextlib.suppress(ValueError):  # another thread, or a flush, has been told of it
+                self.ledger.failures.remove(self.error)
+            raise self.error
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Call back once it is settled: at once if it is, else on the thread that reads the connection.
@@ -109,55 +131,51 @@ class Receipt:
 
     def when_settled(self, callback: Callable[[], None], is_urgent: bool) -> None:
         """The same. Where it is not urgent, its confirm may be read a moment later, together with others."""
-        with _settling:
-            if self._unsettled:
+        channel = self.ledger.channel
+        with channel.lock:
+            if self.unsettled:
                 if self._callbacks is None:
                     self._callbacks = []
                 self._callbacks.append(callback)
                 if is_urgent and not self._is_urgent:
                     self._is_urgent = True
-                    self._ledger.connection.urgent += 1
+                    channel.urgent += 1
+                    channel.is_awaited = True
                 return
         callback()
 
-    def _settle(self, error: errors.PublishError | None) -> None:
-        """One copy is done with. On the thread that reads."""
-        if error is not None and self._error is None:
-            self._error = error
-        with _settling:
-            self._unsettled -= 1
-            if self._unsettled:
-                return
-            event, callbacks = self._event, self._callbacks
-            if self._is_urgent:
-                self._ledger.connection.urgent -= 1
-        if event is not None:
-            event.set()
+    def _tell(self) -> None:
+        """It has been settled: tell those who wait. Without the lock; no callback is added once it is settled."""
+        if self._is_urgent:
+            self._is_urgent = False
+            with self.ledger.channel.lock:
+                self.ledger.channel.urgent -= 1
+        if self._event is not None:
+            self._event.set()
+        callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             try:
                 callback()
             except Exception:  # it would cost the connection
-                self._ledger.connection.logger.exception('a callback of %r raised', self)
+                logger.exception('a callback of %r raised', self)
 
-    def _disown(self) -> None:
+    def _belongs_to_parent(self) -> None:
         """In a forked child: what becomes of it is the parent's affair."""
-        self._ledger.unsettled = 0
-        self._unsettled = 0
+        self.ledger.unsettled = self.unsettled = 0
         self._callbacks = None
-        self._error = errors.PublishError(f"message {self.message_id} is the parent process's, which alone knows")
+        self.error = errors.PublishError(f"message {self.message_id} is the parent process's, which alone knows")
 
     def __repr__(self) -> str:
-        state = (
-            'failed' if self._error else 'confirmed' if self.confirmed else 'settled' if self.settled else 'under way'
-        )
+        state = 'failed' if self.error else 'under way' if self.unsettled else 'confirmed' if self._confirms else 'sent'
         return f'<Receipt {self.message_id} {state}>'
 
 
-_settling = threading.Lock()
-
-
 class Outgoing:
-    """One message to one exchange, kept until it is settled."""
+    """One message to one exchange, kept until it is settled.
+
+    :param receipt: told what becomes of it; ``None`` where no receipt was given
+    :param resend: whether it may be sent again after a loss
+    """
 
     __slots__ = ('arguments', 'body', 'exchange', 'properties', 'receipt', 'resend', 'returned', 'routing_key')
 
@@ -168,43 +186,54 @@ class Outgoing:
         mandatory: bool,
         properties: bytes,
         body: bytes,
-        receipt: Receipt,
+        receipt: Receipt | None,
         resend: bool = True,
     ) -> None:
         self.exchange = exchange
         self.routing_key = routing_key
-        self.arguments = wire.publish_arguments(exchange, routing_key, mandatory)
+        self.arguments = codec.publish_arguments(exchange, routing_key, mandatory)
         self.properties = properties
         self.body = body
         self.receipt = receipt
-        self.resend = resend  # whether it may be sent again after a loss
+        self.resend = resend
         self.returned = ''
 
     def __str__(self) -> str:
-        return f'message {self.receipt.message_id} to exchange {self.exchange!r} with key {self.routing_key!r}'
+        what = f'message {self.receipt.message_id}' if self.receipt is not None else 'a message'
+        return f'{what} to exchange {self.exchange!r} with key {self.routing_key!r}'
 
 
 class PublishingChannel(Channel):
     """The channel through which messages leave, shared by all producers of a connection.
 
     :param confirms: whether the broker confirms what it takes over. Without, a message is done with once it is sent.
+    :ivar lock: of the window
+    :ivar urgent: how many messages there are whose confirm is waited for
     """
 
-    def __init__(self, connection: Connection, confirms: bool) -> None:
-        super().__init__(connection)
+    host: PublishingHost
+    ALWAYS_AWAITED = False  # whether what comes for it is wanted at once, whatever the window holds
+
+    def __init__(self, host: PublishingHost, confirms: bool) -> None:
+        super().__init__(host)
         self.confirms = confirms
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
-        self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
+        self.is_awaited = self.ALWAYS_AWAITED
+        self.urgent = 0
+        self._lost_by: errors.BrokerError = errors.ConnectionLost('it was never opened')
         self._tag = 0
         self._oldest = 1  # no tag below it is unconfirmed
-        self._sent: deque[Outgoing] = deque()  # without confirms: on the wire, and to be told so
-        self._in_flight = 0
-        self._bytes = 0
-        self._waiting = 0  # threads that wait for a change
-        self._confirmed: list[Outgoing] = []  # by what is being read
         self._suspects = 0  # see _on_lost
+        self._empty_window()
+
+    def _empty_window(self) -> None:
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        self._waiting = 0  # threads that wait for a change
+        self._in_flight = self._bytes = 0
+        self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
+        self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
+        self._sent: list[Outgoing] = []  # without confirms: on the wire, and to be told so
+        self._confirmed: list[Outgoing] = []  # by what is being read; for the thread that reads alone
         self._settled: list[Future[Any]] = []
 
     # From any thread
@@ -212,23 +241,71 @@ class PublishingChannel(Channel):
     def publish(self, outgoing: Outgoing, timeout: float) -> None:
         """Accept a message. Blocks only where the window is full, and then for ``timeout`` seconds at most.
 
+        :raises errors.EncodingError: its headers are larger than a frame
         :raises errors.PublishTimeout: the window stayed full
         :raises errors.BrokerError: the connection is closed or cannot be made again
         """
         size = len(outgoing.body)
-        with self._lock:
-            if self.connection.error is not None:
-                raise self.connection.error
+        if len(outgoing.properties) > SAFE_PROPERTIES:
+            self._check_fits(outgoing)
+        with self.lock:
+            if not self.is_wanted or self.host.error is not None:
+                raise self._closed()
+            # What settles messages must not wait for it.
+            is_accepted = self._has_room(size) or this_thread.is_reading
+            if is_accepted:
+                self._accept(outgoing, size)
+        if not is_accepted:
+            self._accept_when_there_is_room(outgoing, size, timeout)
+        self.host.outbox.submit(self)
+
+    def _accept(self, outgoing: Outgoing, size: int) -> None:
+        """Take a message into the window. With the lock held."""
+        self._in_flight += 1
+        self._bytes += size
+        if self._in_flight > WINDOW_MESSAGES // 2 or self._bytes > WINDOW_BYTES // 2:
+            self.is_awaited = True
+        if outgoing.receipt is not None:
+            outgoing.receipt.ledger.unsettled += 1
+        self._pending.append(outgoing)
+
+    def _has_room(self, size: int) -> bool:
+        return self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight)
+
+    def _accept_when_there_is_room(self, outgoing: Outgoing, size: int, timeout: float) -> None:
+        # Not under the lock: what the thread has gathered is sent first, which takes the link's lock.
+        with self.host.awaited(), self.lock:
+            room = self._wait(lambda: self._has_room(size) or not self.is_wanted, timeout)
             if not self.is_wanted:
-                raise errors.Closed(f'the connection to {self.connection.settings} is closed')
-            if not self._has_room(size):
-                with self.connection.awaited():
-                    self._wait_for_room(size, timeout)
-            self._in_flight += 1
-            self._bytes += size
-            outgoing.receipt._ledger.unsettled += 1
-            self._pending.append(outgoing)
-        self.connection.request_flush(self)
+                raise self._closed()
+            if not room:
+                raise errors.PublishTimeout(
+                    f'{self._in_flight} messages have been waiting for the broker for {timeout:g} s; '
+                    'this one was not accepted'
+                )
+            self._accept(outgoing, size)
+
+    def _closed(self) -> errors.BrokerError:
+        return self.host.error or errors.Closed('the connection is closed')
+
+    def _check_fits(self, outgoing: Outgoing) -> None:
+        """See that a content header fits into one frame: AMQP has no way to split it (section 4.2.6)."""
+        limit = self.host.frame_max - HEADER_OVERHEAD
+        if len(outgoing.properties) > limit:
+            raise errors.EncodingError(
+                f'the properties and headers of {outgoing} are {len(outgoing.properties)} bytes, and a frame on this '
+                f'connection holds {limit}'
+            )
+
+    def withdraw(self, outgoing: Outgoing) -> bool:
+        """Do not send what has not been sent yet. Any thread. Returns whether that was so."""
+        with self.lock:
+            try:
+                self._pending.remove(outgoing)
+            except ValueError:
+                return False  # the usual case: it has been sent
+            self._let_go(outgoing)
+        return True
 
     def flush(self, ledger: Ledger, timeout: float | None) -> None:
         """Wait until all that a producer published is settled. Blocks.
@@ -236,14 +313,12 @@ class PublishingChannel(Channel):
         :raises errors.PublishError: what went wrong since it was last told; ``failures`` has all of it
         :raises errors.PublishTimeout: not everything was settled in time
         """
-        with self.connection.awaited(), self._lock:
-            self._waiting += 1
-            done = self._changed.wait_for(lambda: not ledger.unsettled, timeout)
-            self._waiting -= 1
+        with self.host.awaited(), self.lock:
+            in_time = self._wait(lambda: not ledger.unsettled, timeout)
             failures = list(ledger.failures)
             ledger.failures.clear()
             unsettled = ledger.unsettled
-        if not done:
+        if not in_time:
             failures.append(errors.PublishTimeout(f'{unsettled} messages were not confirmed within {timeout:g} s'))
         if len(failures) == 1:
             raise failures[0]
@@ -252,94 +327,75 @@ class PublishingChannel(Channel):
 
     def flush_everything(self, timeout: float) -> bool:
         """Wait until nothing of any producer is unsettled. Blocks. Returns whether that is so in time."""
-        with self.connection.awaited(), self._lock:
-            self._waiting += 1
-            done = self._changed.wait_for(lambda: not self._in_flight, timeout)
-            self._waiting -= 1
-        if not done:
-            self.connection.logger.error('%d messages were not confirmed within %g s', self._in_flight, timeout)
-        return done
+        with self.host.awaited(), self.lock:
+            in_time = self._wait(lambda: not self._in_flight, timeout)
+        if not in_time:
+            logger.error('%d messages were not confirmed within %g s', self._in_flight, timeout)
+        return in_time
 
-    @property
-    def is_awaited(self) -> bool:  # type: ignore[override]  # here it depends
-        """Whether the window has no more than half of its room left; who waits for one message says so himself."""
-        return self._in_flight > WINDOW_MESSAGES // 2 or self._bytes > WINDOW_BYTES // 2
-
-    def _has_room(self, size: int) -> bool:
-        if self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight):
-            return True
-        # What settles messages must not wait for it.
-        return this_thread.is_reading
-
-    def _wait_for_room(self, size: int, timeout: float) -> None:
+    def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
+        """Wait until something holds. With the lock held, which is given back meanwhile."""
         self._waiting += 1
         try:
-            room = self._changed.wait_for(lambda: self._has_room(size) or not self.is_wanted, timeout)
+            return self._changed.wait_for(condition, timeout)
         finally:
             self._waiting -= 1
-        if not self.is_wanted:
-            raise errors.Closed(f'the connection to {self.connection.settings} is closed')
-        if not room:
-            raise errors.PublishTimeout(
-                f'{self._in_flight} messages have been waiting for the broker at {self.connection.settings} for '
-                f'{timeout:g} s; this one was not accepted'
-            )
 
-    # On the I/O thread, or the one that reads in its place
-
-    def _set_up(self) -> Steps:
-        if self.confirms:
-            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=self.on_confirm())
-        self._tag = 0
-        self._oldest = 1
+    # Sending: on the thread that sends, which holds the link's lock
 
     def drain(self, frames: list[bytes]) -> None:
-        channel, frame_max = self.number, self.connection.frame_max
-        pending, unconfirmed, sent = self._pending, self._unconfirmed, self._sent
-        while pending:
-            if self._suspects and unconfirmed:
-                break
-            if self.confirms:
-                # In this order a Ctrl-C in between loses nothing: see _on_lost.
-                self._tag += 1
-                unconfirmed[self._tag] = outgoing = pending[0]
+        channel, frame_max = self.number, self.host.frame_max
+        with self.lock:
+            pending, unconfirmed = self._pending, self._unconfirmed
+            while pending:
+                if self._suspects and unconfirmed:
+                    break
+                outgoing = pending[0]
+                if self.confirms:
+                    # In this order a Ctrl-C in between loses nothing: see _on_lost.
+                    self._tag += 1
+                    unconfirmed[self._tag] = outgoing
+                else:
+                    self._sent.append(outgoing)
                 pending.popleft()
-            else:
-                outgoing = pending.popleft()
-                sent.append(outgoing)
-            frames.append(
-                wire.publish_frames(channel, outgoing.arguments, outgoing.properties, outgoing.body, frame_max)
-            )
+                frames.append(
+                    codec.publish_frames(channel, outgoing.arguments, outgoing.properties, outgoing.body, frame_max)
+                )
 
     def drained(self) -> None:
-        if self.confirms:
-            return
-        sent: list[Outgoing] = []
-        with contextlib.suppress(IndexError):  # another thread may be at it as well
-            while self._sent:
-                sent.append(self._sent.popleft())
-        if sent:
-            self._settle(sent)
+        if not self.confirms:
+            with self.lock:
+                sent, self._sent = self._sent, []
+            if sent:
+                self._settle(sent)
+
+    # Confirms: on the thread that reads
 
     def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
-        # Other threads add to the unconfirmed meanwhile: nothing here iterates over them.
-        tags: Iterable[int] = (delivery_tag,)
-        if multiple:
-            end = min(delivery_tag, self._tag) + 1
-            tags, self._oldest = range(self._oldest, end), end
-        for tag in tags:
-            outgoing = self._unconfirmed.pop(tag, None)
-            if outgoing is None:
-                continue
-            if positive and not outgoing.returned:
-                self._confirmed.append(outgoing)
-            elif positive:
-                self._fail(outgoing, errors.Unroutable(f'no queue took {outgoing}: {outgoing.returned}'))
-            else:
-                self._fail(outgoing, errors.Nacked(f'the broker refused {outgoing}'))
-            if self._suspects and positive:
-                self._suspects -= 1
-                self.connection.request_flush(self)
+        failed: list[tuple[Outgoing, errors.PublishError]] = []
+        may_send = False
+        with self.lock:
+            tags: Iterable[int] = (delivery_tag,)
+            if multiple:
+                end = min(delivery_tag, self._tag) + 1
+                tags, self._oldest = range(self._oldest, end), end
+            for tag in tags:
+                outgoing = self._unconfirmed.pop(tag, None)
+                if outgoing is None:
+                    continue
+                if positive and not outgoing.returned:
+                    self._confirmed.append(outgoing)
+                elif positive:
+                    failed.append((outgoing, errors.Unroutable(f'no queue took {outgoing}: {outgoing.returned}')))
+                else:
+                    failed.append((outgoing, errors.Nacked(f'the broker refused {outgoing}')))
+                if self._suspects and positive:
+                    self._suspects -= 1
+                    may_send = True
+        if may_send:
+            self.host.outbox.submit(self)  # not under the lock, for it may send
+        if failed:
+            self._fail(failed)
 
     def end_of_read(self) -> None:
         """Settle all that was confirmed in one go."""
@@ -349,26 +405,102 @@ class PublishingChannel(Channel):
 
     def returned(self, content: Content) -> None:
         exchange, key = content.exchange.decode(), content.routing_key.decode()
-        for outgoing in list(self._unconfirmed.values()):
-            if (
-                self._may_be(outgoing, content.properties)
-                and outgoing.routing_key == key
-                and outgoing.exchange == exchange
-            ):
-                outgoing.returned = f'{content.tag_or_text.decode()} ({content.reply_code})'
-                return
-        self.connection.logger.warning('a message to exchange %r with key %r came back unroutable', exchange, key)
+        with self.lock:
+            for outgoing in self._unconfirmed.values():
+                if (
+                    outgoing.properties == content.properties
+                    and outgoing.routing_key == key
+                    and outgoing.exchange == exchange
+                ):
+                    outgoing.returned = f'{content.tag_or_text.decode()} ({content.reply_code})'
+                    return
+        logger.warning('a message to exchange %r with key %r came back unroutable', exchange, key)
 
-    @staticmethod
-    def _may_be(outgoing: Outgoing, properties: bytes) -> bool:
-        """Whether these are a message's properties; where pika has read them they have lost something on the way."""
-        if outgoing.properties == properties:
-            return True
+    # Settling
+
+    def _settle(self, taken_over: list[Outgoing]) -> None:
+        """These are taken over. Their receipts say so before a thread that waits for all of them goes on."""
+        told: list[Receipt] = []
+        left = iter(taken_over)
         try:
-            message_id = wire.decode_properties(properties).message_id
-        except errors.DecodingError:
-            return False
-        return bool(message_id) and message_id == wire.decode_properties(outgoing.properties).message_id
+            self._settle_each(left, told)
+        finally:
+            self._settle_each(left, told)  # after a Ctrl-C
+            for receipt in told:
+                receipt._tell()
+            self._after_settling()
+
+    def _settle_each(self, left: Iterable[Outgoing], told: list[Receipt]) -> None:
+        with self.lock:
+            for outgoing in left:
+                self._in_flight -= 1
+                self._bytes -= len(outgoing.body)
+                receipt = outgoing.receipt
+                if receipt is not None:
+                    receipt.ledger.unsettled -= 1
+                    receipt.unsettled -= 1
+                    if not receipt.unsettled and (receipt._callbacks is not None or receipt._event is not None):
+                        told.append(receipt)
+
+    def _let_go(self, outgoing: Outgoing) -> None:
+        """A message that is settled without being confirmed. With the lock held."""
+        self._in_flight -= 1
+        self._bytes -= len(outgoing.body)
+        if outgoing.receipt is not None:
+            outgoing.receipt.ledger.unsettled -= 1
+            outgoing.receipt.unsettled -= 1
+
+    def _fail(self, failed: list[tuple[Outgoing, errors.PublishError]]) -> None:
+        """These failed for good."""
+        told: list[Receipt] = []
+        with self.lock:
+            for outgoing, error in failed:
+                receipt = outgoing.receipt
+                if receipt is not None:
+                    receipt.ledger.failures.append(error)
+                    receipt.error = receipt.error or error
+                self._let_go(outgoing)
+                if receipt is not None and not receipt.unsettled:
+                    told.append(receipt)
+        for _, error in failed:
+            logger.error('%s', error)
+        for receipt in told:
+            receipt._tell()
+        self._after_settling()
+
+    def _after_settling(self) -> None:
+        """There is room for others, and perhaps nothing left."""
+        with self.lock:
+            if self._waiting:
+                self._changed.notify_all()
+            self.is_awaited = (
+                self.ALWAYS_AWAITED
+                or self.urgent > 0
+                or self._in_flight > WINDOW_MESSAGES // 2
+                or self._bytes > WINDOW_BYTES // 2
+            )
+            if self._in_flight or not self._settled:
+                return
+            waiting, self._settled = self._settled, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def when_settled(self) -> Future[Any]:
+        with self.lock:
+            if not self._in_flight:
+                return done()
+            settled: Future[Any] = Future()
+            self._settled.append(settled)
+            return settled
+
+    # Opening and losing: on the I/O thread
+
+    def _set_up(self) -> Steps:
+        if self.confirms:
+            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=_nothing)
+        self._tag = 0
+        self._oldest = 1
 
     def _on_lost(self, error: errors.BrokerError) -> None:
         """Have everything that was not confirmed sent again.
@@ -377,111 +509,70 @@ class PublishingChannel(Channel):
         which. So they are then sent one by one: if it happens again, the one on its way was the reason, and fails.
         """
         self.end_of_read()
+        self._lost_by = error
         guilty = isinstance(error, errors.OperationRefused)
-        unconfirmed = list(self._unconfirmed.values())
-        self._unconfirmed.clear()
-        if unconfirmed and self._pending and unconfirmed[-1] is self._pending[0]:
-            self._pending.popleft()
-        if guilty and self._suspects and len(unconfirmed) == 1:
-            self._suspects -= 1
-            outgoing = unconfirmed.pop()
-            refused = errors.Nacked(f'the broker refused {outgoing}: {error}')
-            refused.__cause__ = error
-            self._fail(outgoing, refused)
-        elif guilty and unconfirmed:
-            self._suspects = len(unconfirmed)
-        elif guilty:
-            self.connection.logger.error('%s; messages published without confirms may be lost', error)
-        for outgoing in unconfirmed:
-            outgoing.returned = ''
-            if not outgoing.resend:
-                self._fail(outgoing, errors.PublishError(f'{outgoing} is not sent again: {error}'))
-        unconfirmed = [outgoing for outgoing in unconfirmed if outgoing.resend]
-        self._pending.extendleft(reversed(unconfirmed))
-        if unconfirmed:
-            self.connection.logger.warning('%d unconfirmed messages will be sent again', len(unconfirmed))
+        failed: list[tuple[Outgoing, errors.PublishError]] = []
+        with self.lock:
+            unconfirmed = list(self._unconfirmed.values())
+            self._unconfirmed.clear()
+            if unconfirmed and self._pending and unconfirmed[-1] is self._pending[0]:
+                self._pending.popleft()  # Ctrl-C came between the two steps of drain()
+            if guilty and self._suspects and len(unconfirmed) == 1:
+                self._suspects -= 1
+                outgoing = unconfirmed.pop()
+                refused = errors.Nacked(f'the broker refused {outgoing}: {error}')
+                refused.__cause__ = error
+                failed.append((outgoing, refused))
+            elif guilty and unconfirmed:
+                self._suspects = len(unconfirmed)
+            again = [outgoing for outgoing in unconfirmed if outgoing.resend]
+            for outgoing in unconfirmed:
+                outgoing.returned = ''
+                if not outgoing.resend:
+                    failed.append((outgoing, errors.PublishError(f'{outgoing} is not sent again: {error}')))
+            self._pending.extendleft(reversed(again))
+        if guilty and not (self.confirms or self.ALWAYS_AWAITED):
+            logger.error('%s; messages published without confirms may be lost', error)
+        if failed:
+            self._fail(failed)
+        if again:
+            logger.warning('%d unconfirmed messages will be sent again', len(again))
 
     def _reopen(self) -> None:
-        # An exchange that somebody deleted is the usual reason (404): declare ours again before going on.
-        self.connection.drive(self._declare_and_open_steps()).add_done_callback(self._on_reopened)
+        when_done(self._declare_and_open_steps(), self.on_reopened)
 
     def _declare_and_open_steps(self) -> Steps:
-        yield from self.connection.replay_exchanges()
+        # An exchange that was deleted is the usual reason (404): declare ours again before going on.
+        yield from self.host.restore_exchanges(self._lost_by)
         yield from self.ensure_open_steps()
 
-    def _on_refused(self, error: errors.PostageError) -> None:
+    def on_refused(self, error: errors.PostageError) -> None:
         self.give_up(error)
 
-    def _settle(self, done: list[Outgoing]) -> None:
-        """These are taken over. Their receipts say so before anybody who waits for all of them goes on."""
-        left = iter(done)
-        try:
-            for outgoing in left:
-                outgoing.receipt._settle(None)
-        finally:
-            for outgoing in left:  # after a Ctrl-C
-                outgoing.receipt._settle(None)
-            self._let_go(done)
-
-    def _fail(self, outgoing: Outgoing, error: errors.PublishError) -> None:
-        """This one failed for good."""
-        self.connection.logger.error('%s', error)
-        with self._lock:
-            outgoing.receipt._ledger.failures.append(error)
-        outgoing.receipt._settle(error)
-        self._let_go([outgoing])
-
-    def _let_go(self, done: list[Outgoing]) -> None:
-        """These are settled: there is room for others."""
-        with self._lock:
-            self._in_flight -= len(done)
-            for outgoing in done:
-                self._bytes -= len(outgoing.body)
-                outgoing.receipt._ledger.unsettled -= 1
-            if self._waiting:
-                self._changed.notify_all()
-        self._tell_if_settled()
-
-    def when_settled(self) -> Future[Any]:
-        settled: Future[Any] = Future()
-        if self._in_flight:
-            self._settled.append(settled)
-            self._tell_if_settled()  # where the last one was settled meanwhile
-        else:
-            settled.set_result(None)
-        return settled
-
-    def _tell_if_settled(self) -> None:
-        if self._settled and not self._in_flight:
-            waiting, self._settled = self._settled, []
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
-
     def give_up(self, error: errors.PostageError) -> None:
-        with self._lock:
+        self.end_of_read()
+        with self.lock:
+            # Under the lock: a thread that drains meanwhile has either taken a message out before, or finds none.
             self.is_wanted = False
             self._changed.notify_all()
-        self.end_of_read()
-        lost = [*self._unconfirmed.values(), *self._pending]
-        self._unconfirmed.clear()
-        self._pending.clear()
-        for outgoing in lost:
-            self._fail(outgoing, errors.PublishTimeout(f'{outgoing} was not confirmed: {error}'))
+            lost = [*self._unconfirmed.values(), *self._pending]
+            self._unconfirmed.clear()
+            self._pending.clear()
+        self._fail([(outgoing, errors.PublishTimeout(f'{outgoing} was not confirmed: {error}')) for outgoing in lost])
 
     def after_fork(self) -> bool:
         super().after_fork()
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
         for outgoing in (*self._unconfirmed.values(), *self._pending):
-            outgoing.receipt._disown()
-        self._pending.clear()
-        self._unconfirmed.clear()
-        self._sent.clear()
-        self._confirmed.clear()
-        self._in_flight = self._bytes = self._waiting = self._suspects = 0
-        self._settled.clear()
+            if outgoing.receipt is not None:
+                outgoing.receipt._belongs_to_parent()
+        self.urgent = self._suspects = 0
+        self.is_awaited = self.ALWAYS_AWAITED
+        self._empty_window()
         return True
+
+
+def _nothing(*_: object) -> None:
+    """What pika is to call with each confirm or delivery: the cutter brings them, and it is never called."""
 
 
 def new_message_id() -> str:
@@ -491,13 +582,11 @@ def new_message_id() -> str:
 
 def _start_over() -> None:
     """At import and in a forked child: nothing here may be the parent's."""
-    global _prefix, _settling
+    global _prefix
     _prefix = os.urandom(8).hex()
-    _settling = threading.Lock()
 
 
 _prefix = ''
 _numbers = itertools.count(1)
 _start_over()
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_start_over)
+call_in_child(Stage.LOCKS, _start_over)

@@ -7,11 +7,11 @@ Under a memory alarm the broker stops reading whoever publishes, and acknowledge
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import time
 
 from postage.amqp.connection import CLOSE_TIMEOUT, Connection, Role
+from postage.amqp.forks import Stage, call_in_child
 from postage.settings import BrokerSettings
 
 _lock = threading.RLock()
@@ -75,5 +75,4 @@ def _after_fork_in_child() -> None:
 
 
 atexit.register(close_all)
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+call_in_child(Stage.LOCKS, _after_fork_in_child)

@@ -20,10 +20,13 @@ from dataclasses import replace
 from typing import Any, Final
 
 from postage import errors
-from postage.amqp.channel import Steps
-from postage.amqp.consuming import ConsumingChannel, Delivery
+from postage.amqp.consuming import ConsumingChannel
+from postage.amqp.control import declare_queue
+from postage.amqp.deliveries import Delivery
+from postage.amqp.frames import encode_all
 from postage.amqp.registry import acquire, release
-from postage.amqp.topology import Queue, Topology, declare_queue
+from postage.amqp.steps import Steps
+from postage.amqp.topology import Queue, Topology
 from postage.dead_letters.store import ALL, DeadLetters, Handout, Selection, StoredLetter, edited
 from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
@@ -107,7 +110,7 @@ class QueueDeadLetters(DeadLetters):
     def _encoded(self, id: str, letter: DeadLetter) -> bytes:
         """The properties of a letter, without its traceback where they would be too large with it."""
         for candidate in (letter, replace(letter, traceback='(too large)')):
-            encoded = amqp.encode(_written(id, candidate))
+            encoded = encode_all(_written(id, candidate))
             if len(encoded) <= HEADER_MAX:
                 return encoded
         raise errors.StoreError(f'{self} cannot take a letter with {len(encoded)} bytes of headers')
@@ -133,7 +136,7 @@ class QueueDeadLetters(DeadLetters):
         if selection != ALL:
             return super().count(selection)
         with self._connected() as connection:
-            declared = connection.run(lambda: declare_queue(connection.control, self._declaration()))
+            declared = connection.ask(lambda: declare_queue(connection.control, self._declaration()))
             return int(declared.method.message_count)
 
     def edit(self, id: str, **changes: Any) -> StoredLetter:
@@ -194,7 +197,7 @@ class QueueDeadLetters(DeadLetters):
                 return declared.method.message_count
 
             try:
-                there = connection.run(begin)
+                there = connection.ask(begin)
                 if there:
                     connection.add_channel(channel)
                 yield self._arriving(channel, arrived, there)

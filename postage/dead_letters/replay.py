@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from postage import errors
+from postage.amqp.frames import encode_all
 from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
 from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
@@ -105,7 +106,7 @@ def _send(forwarder: Forwarder, stored: StoredLetter, target: Target | None, pac
         headers = dict(properties.headers or {})
         headers.pop('CC', None)
         properties.headers = headers or None
-        encoded = amqp.encode(properties)
+        encoded = encode_all(properties)
     except (errors.PostageError, ValueError, TypeError) as error:
         failed: Future[None] = Future()
         failed.set_exception(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,18 +12,22 @@ from typing import Any
 import pika.spec
 
 from postage import errors
-from postage.amqp import wire
-from postage.amqp.channel import BlockingAccess, Steps
+from postage.amqp import frames
 from postage.amqp.connection import Connection
-from postage.amqp.consuming import ConsumingChannel, Delivery, current
+from postage.amqp.consuming import ConsumingChannel
+from postage.amqp.control import BlockingAccess, bind, declare_exchange, declare_queue, unbind
+from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, new_message_id
 from postage.amqp.registry import acquire, release
-from postage.amqp.topology import Binding, Queue, bind, declare_exchange, declare_queue, unbind
+from postage.amqp.steps import Steps
+from postage.amqp.topology import Binding, Queue
 from postage.messaging.bindings import check_eqk, check_queue
 from postage.messaging.connected import Connected
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.messages import Message, MessageResult
 from postage.messaging.pace import Pace
+
+logger = logging.getLogger('postage')
 
 PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
 
@@ -60,7 +66,6 @@ class GenericConsumer(Connected):
         self._pace: Pace | None = None
         self._aside = 0
         self._fixed_prefetch = 0
-        self._prefetch = 0  # the count asked for last
         self._replies: Connection | None = None
         self._reply_publisher: PublishingChannel | None = None
         self._reply_ledger: Ledger
@@ -103,7 +108,7 @@ class GenericConsumer(Connected):
         """pika's methods of the delivering channel, blocking. An error on it has its messages delivered again."""
         if not self._channel.is_open:
             self._connection.add_channel(self._channel)
-        return BlockingAccess(self._channel)
+        return BlockingAccess(self._channel, self._connection)
 
     # Queues and bindings
 
@@ -139,14 +144,14 @@ class GenericConsumer(Connected):
         """
         self._check_open()
         declared = self._known(check_queue(queue, flags, 'queue_declare'))
-        self._connection.run(lambda: self._declare_steps(declared))
+        self._connection.ask(lambda: self._declare_steps(declared))
 
     def queue_unbind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str) -> None:
         """Remove a binding. The queue stays, and is consumed from as before. Blocks."""
         self._check_open()
         name = check_queue(queue, {}, 'queue_unbind').name
         binding = Binding(name, check_exchange(exchange, 'queue_unbind').name, key)
-        self._connection.run(lambda: unbind(self._connection.control, binding))
+        self._connection.ask(lambda: unbind(self._connection.control, binding))
         if binding in self._topology.bindings:
             self._topology.bindings.remove(binding)
 
@@ -159,13 +164,13 @@ class GenericConsumer(Connected):
         name = check_queue(queue, {}, 'queue_leave').name
         self._topology.queues.pop(name, None)
         self._topology.bindings = [binding for binding in self._topology.bindings if binding.queue != name]
-        self._connection.run(lambda: self._channel.cancel_steps(name))
+        self._connection.ask(lambda: self._channel.cancel_steps(name))
 
     def _bind(self, exchange: type[Exchange] | Exchange, queue: Queue, key: str) -> None:
         declared = self._known(queue)
         binding = Binding(queue.name, exchange.name, key)
         parameters = exchange.parameters
-        self._connection.run(lambda: self._bind_steps(parameters, declared, binding))
+        self._connection.ask(lambda: self._bind_steps(parameters, declared, binding))
 
     def _known(self, queue: Queue) -> Queue:
         """A queue with its flags complete; the one that was declared before, where it is the same."""
@@ -247,10 +252,16 @@ class GenericConsumer(Connected):
             channel.watch_with(self._pace.is_stuck, self._slow_down)
         elif channel.prefetch:
             channel.prefetch = max(channel.prefetch, at_once)
-        self._prefetch = self._fixed_prefetch = channel.prefetch
+        self._fixed_prefetch = channel.prefetch
+        channel.wish = self._wanted_prefetch
         channel.notify = notify
-        self._connection.run(lambda: self._consume_all_steps(channel))
-        self._connection.add_channel(channel)
+        try:
+            self._connection.ask(lambda: self._consume_all_steps(channel))
+            self._connection.add_channel(channel)
+        except BaseException:
+            channel.notify = _nothing
+            self._connection.tell(lambda: self._connection.detach(channel))  # so that it takes no message later
+            raise
 
     def _consume_all_steps(self, channel: ConsumingChannel) -> Steps:
         for queue in list(self._topology.queues):
@@ -303,13 +314,15 @@ class GenericConsumer(Connected):
     def _resize(self) -> None:
         """Have the channel prefetch what is wanted now. Never blocks."""
         channel = self._channel
+        if self._wanted_prefetch() != channel.prefetch:
+            channel.resize()
+
+    def _wanted_prefetch(self) -> int:
         wanted = self._fixed_prefetch if self._pace is None else self._pace.prefetch
         if self._aside and wanted:
             # By powers of two, for each change ends the consumer and begins a new one; and never back meanwhile.
-            wanted = max(self._prefetch, wanted + max(8, 1 << (2 * self._aside).bit_length()))
-        if wanted != self._prefetch:
-            self._prefetch = wanted
-            self._connection.start(channel.resize_steps(wanted))
+            wanted = max(self._channel.prefetch, wanted + max(8, 1 << (2 * self._aside).bit_length()))
+        return wanted
 
     def _is_single_active(self) -> bool:
         """Whether to end and begin anew would make another consumer of its queue the active one."""
@@ -320,9 +333,9 @@ class GenericConsumer(Connected):
         """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""
         channel = self._channel
         for queue in list(channel.consumers):
-            self._connection.start(channel.cancel_steps(queue))
+            self._connection.tell(functools.partial(channel.cancel_steps, queue))
         while (delivery := self.next_delivery()) is not None:
-            channel.settle(delivery, requeue=True)
+            channel.hand_back(delivery)
 
     def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
         """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""
@@ -337,7 +350,7 @@ class GenericConsumer(Connected):
         try:
             return delivery.properties
         except errors.DecodingError as error:
-            self._connection.logger.warning('%r is rejected: %s', delivery, error)
+            logger.warning('%r is rejected: %s', delivery, error)
             self.reject(delivery, requeue=False)
             return None
 
@@ -388,7 +401,7 @@ class GenericConsumer(Connected):
         :raises errors.EncodingError: the result cannot be encoded
         """
         if not header.reply_to:
-            self._connection.logger.warning('an RPC without a reply_to property cannot be answered')
+            logger.warning('an RPC without a reply_to property cannot be answered')
             return None
         if not isinstance(message, Message):
             message = MessageResult(message)
@@ -406,7 +419,7 @@ class GenericConsumer(Connected):
             self.prepare_replies()
         assert self._reply_publisher is not None
         receipt = Receipt(new_message_id(), 1, True, self._reply_ledger)
-        properties = wire.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
+        properties = frames.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
         outgoing = Outgoing('', header.reply_to, False, properties, encoded, receipt)
         # Out by the publishing connection: when the broker stops reading publishers, acknowledgements must not stop.
         self._reply_publisher.publish(outgoing, PUBLISH_TIMEOUT)
@@ -419,10 +432,14 @@ class GenericConsumer(Connected):
         """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
         if self._replies is None:
             self._replies = acquire(self._settings, 'publishing')
-            self._reply_ledger = Ledger(self._replies, failures_kept=0)
         self._reply_publisher = self._replies.publisher(True)
+        self._reply_ledger = Ledger(self._reply_publisher, failures_kept=0)
 
     def has_dead_letters(self, queue: str) -> bool:
         """Whether this consumer declared the queue with a dead-letter exchange."""
         declared = self._topology.queues.get(queue)
         return declared is not None and 'x-dead-letter-exchange' in (declared.flags.get('arguments') or {})
+
+
+def _nothing() -> None:
+    """No one takes deliveries."""

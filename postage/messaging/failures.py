@@ -15,7 +15,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from postage import errors
-from postage.amqp.consuming import Delivery
+from postage.amqp.deliveries import Delivery
+from postage.amqp.frames import encode_all
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
 from postage.messaging.forwarding import Forwarder
@@ -93,7 +94,7 @@ class Failures:
         changed = notes.sent_on(properties, (delivery.exchange, delivery.routing_key), **counted)
         waiting = delay_queue(queue, delivery.queue, pause)
         try:
-            encoded = notes.encode(changed)
+            encoded = encode_all(changed)
         except errors.EncodingError as error:
             logger.error('%r cannot be put off: %s', delivery, error)
             self.bury(delivery, failure)
@@ -148,7 +149,7 @@ class Failures:
             counted |= {'attempts': whole_header(headers, notes.ATTEMPTS)}
             counted |= {'first_attempt': whole_header(headers, notes.FIRST_ATTEMPT)}
         changed = notes.sent_on(properties, (delivery.exchange, delivery.routing_key), **counted)
-        encoded = notes.encode(changed)
+        encoded = encode_all(changed)
         send = functools.partial(self._send, delivery, delivery.queue, encoded, changed.message_id, None)
         self._hand_over(delivery, send, 'to put it back with a count of its deliveries')
 

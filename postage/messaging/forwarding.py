@@ -6,10 +6,11 @@ import time
 from concurrent.futures import Future
 
 from postage import errors
-from postage.amqp.channel import Steps
+from postage.amqp.control import declare_queue
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
 from postage.amqp.registry import acquire, release
-from postage.amqp.topology import Queue, declare_queue
+from postage.amqp.steps import Steps
+from postage.amqp.topology import Queue
 from postage.settings import BrokerSettings
 
 TIMEOUT = 30.0  # seconds that a message waits at a full window
@@ -55,15 +56,15 @@ class Forwarder:
             :class:`errors.PublishError` or :class:`errors.BrokerError`. Its callbacks run on the connection's thread.
         """
         done: Future[None] = Future()
-        receipt = Receipt(message_id or '(without an id)', 1, True, Ledger(self._connection))
-        receipt.add_done_callback(lambda: self._settle(done, receipt.error, queue))
-        outgoing = Outgoing(exchange, routing_key, True, properties, body, receipt)
         try:
             publisher = self._connection.publisher(True)
+            receipt = Receipt(message_id or '(without an id)', 1, True, Ledger(publisher))
+            receipt.add_done_callback(lambda: self._settle(done, receipt.error, queue))
+            outgoing = Outgoing(exchange, routing_key, True, properties, body, receipt)
             if queue is None or self._is_fresh(queue):
                 publisher.publish(outgoing, TIMEOUT)
             else:
-                self._connection.start(self._declare_and_send(publisher, queue, outgoing, done))
+                self._connection.tell(lambda: self._declare_and_send(publisher, queue, outgoing, done))
         except errors.PostageError as error:
             done.set_exception(error)
         return done
@@ -87,7 +88,7 @@ class Forwarder:
                     yield self._connection.pause(PAUSE)
             self._declared[queue.name] = declared_at
             publisher.publish(outgoing, TIMEOUT)
-        except errors.PostageError as error:
+        except Exception as error:  # of any kind: the message waits for what becomes of it
             done.set_exception(error)
 
     def _settle(self, done: Future[None], error: errors.PublishError | None, queue: Queue | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from postage import errors
-from postage.amqp.consuming import Delivery, current
+from postage.amqp.deliveries import Delivery, current
 from postage.messaging.handlers import Colour, Entry
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, outcome_of

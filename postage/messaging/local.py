@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import pika.spec
 
 from postage import errors
-from postage.amqp.consuming import Delivery
+from postage.amqp.deliveries import Delivery
 from postage.amqp.topology import Binding, Queue, Topology
 from postage.messaging.bindings import check_queue
 from postage.messaging.consumer import GenericConsumer

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from postage import errors
 from postage.amqp.connection import CLOSE_TIMEOUT
-from postage.amqp.consuming import Delivery, current
+from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.registry import close_all, flush_all
-from postage.amqp.waiting import Batch, alarm_of_thread, send_batch
+from postage.amqp.threads import Batch, flush_batch
+from postage.amqp.turns import alarm_of_thread
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.failures import Failures
 from postage.messaging.fingerprint import as_fingerprint_dict
@@ -175,7 +176,7 @@ class MessageProcessor(MicroThread):
         alarm = alarm_of_thread()
         if alarm is not None and self.scheduler is not None and self.scheduler is running_scheduler():
             for connection in self.consumer.connections:
-                alarm.add(connection)
+                alarm.add(connection.readership)
             self.scheduler.sleep_by(alarm)
 
     @property
@@ -206,7 +207,7 @@ class MessageProcessor(MicroThread):
             self._stop_now()
 
     def _stop_now(self) -> None:
-        send_batch()
+        flush_batch()
         if not self._unsettled.wait(CLOSE_TIMEOUT):
             logger.error('%r stops with messages that wait for a confirm; the broker delivers those again', self)
         self.consumer.end()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -10,12 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from postage import errors
-from postage.amqp import wire
-from postage.amqp.channel import BlockingAccess
-from postage.amqp.consuming import ConsumingChannel, current
+from postage.amqp import frames
+from postage.amqp.consuming import ConsumingChannel
+from postage.amqp.control import BlockingAccess, declare_exchange, declare_queue
+from postage.amqp.deliveries import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
-from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
-from postage.amqp.waiting import Batch, alarm_of_thread, this_thread
+from postage.amqp.threads import Batch
+from postage.amqp.topology import Queue, Topology
+from postage.amqp.turns import alarm_of_thread, read_by_this_thread
 from postage.messaging.connected import Connected
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.exchanges import Exchange, check_exchange
@@ -23,6 +26,8 @@ from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
 from postage.messaging.rpc import Answer, Call, RpcFuture, client_of, decode_result
 from postage.microthreads import running_scheduler
+
+logger = logging.getLogger('postage')
 
 ExchangeKey = tuple['type[Exchange] | Exchange', str]
 """An exchange and a routing key: an element of ``eks``."""
@@ -83,8 +88,8 @@ class GenericProducer(Connected):
         self._names: dict[Any, str] = {}  # exchanges that were declared, by class or instance
         self._access: BlockingAccess | None = None
         with self._connecting('publishing'):
-            self._ledger = Ledger(self._connection)
             self._publisher = self._connection.publisher(self.confirms)
+            self._ledger = Ledger(self._publisher)
             self._routes = [(self._declared(exchange), key) for exchange, key in routes]
 
     def __repr__(self) -> str:
@@ -102,14 +107,14 @@ class GenericProducer(Connected):
         try:
             self.flush(self.publish_timeout)
         except errors.PublishError as error:
-            self._connection.logger.error('%s was closed with messages not delivered: %s', self, error)
+            logger.error('%s was closed with messages not delivered: %s', self, error)
         self._give_back()
 
     @property
     def channel(self) -> BlockingAccess:
         """pika's channel methods, blocking, for what Postage does not wrap. An error on it harms nothing else."""
         if self._access is None:
-            self._access = BlockingAccess(self._connection.control)
+            self._access = BlockingAccess(self._connection.control, self._connection)
         return self._access
 
     # Sending
@@ -213,8 +218,11 @@ class GenericProducer(Connected):
         """The AMQP properties of a message."""
         further = _further_properties(options)
         if further is None:
-            return wire.usual_properties(*self._usual_properties, message_id)
-        return wire.encode_properties(*self._usual_properties, message_id, **further)
+            return frames.usual_properties(*self._usual_properties, message_id)
+        content_type, delivery_mode = self._usual_properties
+        return frames.encode_properties(
+            content_type=content_type or None, delivery_mode=delivery_mode, message_id=message_id, **further
+        )
 
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
         """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class."""
@@ -238,7 +246,7 @@ class GenericProducer(Connected):
             if name:
                 parameters = exchange.parameters
                 connection = self._connection
-                connection.run(lambda: declare_exchange(connection.control, parameters))
+                connection.ask(lambda: declare_exchange(connection.control, parameters))
                 self._topology.exchanges[name] = parameters
             self._names[exchange] = name
         return name
@@ -303,8 +311,7 @@ class GenericProducer(Connected):
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         route = self._rpc_route(options)
         future = RpcFuture(*route, self._connection)
-        if this_thread.alarm is not None:
-            this_thread.alarm.add(self._connection)  # this thread's scheduler, if it has one, will wait for the answer
+        read_by_this_thread(self._connection.readership)  # its scheduler, if it has one, will wait for the answer
         self._call(name, message, options, route, future)
         return future
 
@@ -317,8 +324,6 @@ class GenericProducer(Connected):
             timeout = _number(options, '_timeout', timeout)
             max_retry = int(_number(options, '_max_retry', max_retry, whole=True))
         further_properties = _further_properties(options)
-        if further_properties is not None:
-            wire.encode_properties(**further_properties)  # what cannot be is told here, and not where it is sent
         message.fingerprint(self.fingerprint)
         call = Call(
             name,
@@ -345,13 +350,20 @@ class GenericProducer(Connected):
             f'postage.rpc-{message_id}',
             {'durable': True, 'arguments': {'x-expires': int(self.rpc_queue_expires * 1000)}},
         )
-        self._connection.run(lambda: declare_queue(self._connection.control, queue))
-        properties = wire.encode_properties(
-            *self._usual_properties, message_id, message_id, queue.name, **(_further_properties(options) or {})
+        self._connection.ask(lambda: declare_queue(self._connection.control, queue))
+        content_type, delivery_mode = self._usual_properties
+        properties = frames.encode_properties(
+            content_type=content_type or None,
+            delivery_mode=delivery_mode,
+            message_id=message_id,
+            correlation_id=message_id,
+            reply_to=queue.name,
+            **(_further_properties(options) or {}),
         )
-        receipt = Receipt(message_id, 1, True, Ledger(self._connection))
+        publisher = self._connection.publisher(True)
+        receipt = Receipt(message_id, 1, True, Ledger(publisher))
         outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
-        self._connection.publisher(True).publish(outgoing, self.publish_timeout)
+        publisher.publish(outgoing, self.publish_timeout)
         receipt.wait(self.publish_timeout)
         return queue.name
 
@@ -386,7 +398,7 @@ class GenericProducer(Connected):
         channel.notify = arrived.release
         results: list[MessageResult] = []
         try:
-            self._connection.run(lambda: channel.consume_steps(queue))
+            self._connection.ask(lambda: channel.consume_steps(queue))
             self._connection.add_channel(channel)
             while len(results) < result_len:
                 with self._connection.awaited():
@@ -460,7 +472,7 @@ def _check_eks(eks: Any, where: str) -> list[ExchangeKey]:
 
 
 def _further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
-    """What the options add, by the names of ``wire.encode_properties``; ``None`` where they add nothing."""
+    """What the options add, by the names of ``frames.encode_properties``; ``None`` where they add nothing."""
     if not options:
         return None
     properties: dict[str, Any] = {}

@@ -12,13 +12,11 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from struct import Struct
 from typing import Any, Final
 
 import pika.spec
 
-from postage.amqp import wire
-from postage.amqp.consuming import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY
+from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY
 
 ATTEMPTS: Final = 'x-postage-attempts'
 """How often the message has been handled in vain."""
@@ -40,7 +38,6 @@ _NAMES: Final = (
     *('content_type', 'content_encoding', 'headers', 'delivery_mode', 'priority', 'correlation_id', 'reply_to'),
     *('expiration', 'message_id', 'timestamp', 'type', 'user_id', 'app_id', 'cluster_id'),
 )
-_flags = Struct('>H')
 
 Properties = pika.spec.BasicProperties
 
@@ -105,38 +102,6 @@ def whole_header(headers: Mapping[str, Any], name: str) -> int:
     """A header that counts; 0 where it is absent, or somebody else wrote something else into it."""
     value = headers.get(name)
     return int(value) if isinstance(value, int) and value > 0 else 0
-
-
-# Bytes
-
-
-def encode(properties: Properties) -> bytes:
-    """The property flags and values of a content header (AMQP 0-9-1 section 4.2.6.1), all properties included.
-
-    :raises errors.EncodingError: where a header has a value that AMQP has no type for
-    """
-    before, after = Properties(), copy.copy(properties)  # type: ignore[no-untyped-call]
-    before.content_type, before.content_encoding = properties.content_type, properties.content_encoding
-    after.content_type = after.content_encoding = after.headers = None
-    # pika can send fewer types of headers than it receives, and ours come in between.
-    parts = [
-        b''.join(before.encode()),  # type: ignore[no-untyped-call]
-        wire.encode_properties(headers=_sendable(properties.headers or {})),
-        b''.join(after.encode()),  # type: ignore[no-untyped-call]
-    ]
-    flags = 0
-    for part in parts:
-        flags |= _flags.unpack_from(part)[0]
-    return _flags.pack(flags) + b''.join(part[2:] for part in parts)
-
-
-def _sendable(value: Any) -> Any:
-    """A header's value as AMQP can carry it, which is what came by AMQP but for the odd type."""
-    if isinstance(value, Mapping):
-        return {name: _sendable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_sendable(item) for item in value]
-    return float(value) if isinstance(value, Decimal) else value
 
 
 # JSON

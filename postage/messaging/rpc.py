@@ -14,7 +14,6 @@ import functools
 import itertools
 import logging
 import math
-import os
 import threading
 import time
 import weakref
@@ -23,12 +22,13 @@ from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from postage import errors
-from postage.amqp import wire
+from postage.amqp import frames
 from postage.amqp.connection import Connection
-from postage.amqp.consuming import ReplyChannel
-from postage.amqp.publishing import new_message_id
-from postage.amqp.waiting import ReadingAlarm, wait_until_done
-from postage.amqp.wire import Content, decode_answerable
+from postage.amqp.cutter import Content
+from postage.amqp.forks import Stage, call_in_child
+from postage.amqp.publishing import Outgoing, new_message_id
+from postage.amqp.replies import ReplyChannel
+from postage.amqp.turns import ReadingAlarm, wait_until_done
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
 logger = logging.getLogger('postage')
@@ -56,7 +56,7 @@ class RpcFuture(Future[MessageResult]):
         :raises concurrent.futures.TimeoutError: it did not come in time
         """
         if not self.done():
-            wait_until_done(self, self._connection, timeout)
+            wait_until_done(self, self._connection.readership, timeout)
         return super().result(0)
 
 
@@ -93,22 +93,27 @@ class Answer:
     def wait(self, connection: Connection) -> MessageResult:
         """Wait for it, reading the connection meanwhile. In the thread that the alarm is of."""
         while not self._is_done:
-            self._alarm.wait_for((connection,), None)
+            self._alarm.wait_for((connection.readership,), None)
         if self._error is not None:
             raise self._error
         result: MessageResult = self._result
         return result
 
 
-class Call:
-    """One RPC under way.
+class Call(Outgoing):
+    """One RPC under way; it is sent again for each attempt.
 
     :param usual_properties: content type and delivery mode
-    :param further_properties: by the names of ``wire.encode_properties``, where it has any
+    :param further_properties: by the names of ``frames.encode_properties``, where it has any
     :param timeout: seconds for each attempt
     :param max_retry: how often it is sent again
     :param future: of the result message; never carries an exception unless the connection is closed
     """
+
+    __slots__ = (
+        *('attempt', 'channel', 'correlation_id', 'decode', 'further_properties', 'future', 'gives_up_at'),
+        *('max_retry', 'name', 'queue_per_call', 'sent', 'timeout', 'usual_properties'),
+    )
 
     def __init__(
         self,
@@ -124,11 +129,10 @@ class Call:
         max_retry: int,
         queue_per_call: bool,
     ) -> None:
+        super().__init__(exchange, routing_key, False, b'', body, None, False)
         self.name = name
-        self.arguments = wire.publish_arguments(exchange, routing_key, False)
         self.usual_properties = usual_properties
         self.further_properties = further_properties
-        self.body = body
         self.decode = decode
         self.timeout = timeout
         self.max_retry = max_retry
@@ -140,17 +144,24 @@ class Call:
         self.channel: ReplyChannel | None = None
         self.future = future
 
-    def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
-        """The request's frames. The broker drops it when nobody waits for the answer any more."""
-        self.sent += 1
-        usual, own_id = self.usual_properties, self.correlation_id
+    def address(self, reply_to: str) -> None:
+        """Make the request's properties. The broker drops it when its caller does not wait for the answer any more."""
+        content_type, delivery_mode = self.usual_properties
         remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
         if self.further_properties is None:
-            encoded = wire.request_properties(*usual, own_id, reply_to, remaining)
-        else:
-            properties = {'expiration': str(remaining), **self.further_properties}
-            encoded = wire.encode_properties(*usual, own_id, own_id, reply_to, **properties)
-        return wire.publish_frames(channel, self.arguments, encoded, self.body, frame_max)
+            self.properties = frames.request_properties(
+                content_type, delivery_mode, self.correlation_id, reply_to, remaining
+            )
+            return
+        properties = {
+            'content_type': content_type or None,
+            'delivery_mode': delivery_mode,
+            'message_id': self.correlation_id,
+            'correlation_id': self.correlation_id,
+            'reply_to': reply_to,
+            'expiration': str(remaining),
+        }
+        self.properties = frames.encode_properties(**(properties | self.further_properties))
 
 
 class _Address:
@@ -180,13 +191,18 @@ class RpcClient:
         self._armed_for = math.inf
 
     def call(self, call: Call) -> None:
-        """Send a request, and see to its attempts. From any thread; never blocks."""
+        """Send a request, and see to its attempts. From any thread; blocks only where the window is full.
+
+        :raises errors.EncodingError: what goes with it cannot be encoded
+        """
         if self._connection.error is not None:
             raise self._connection.error
         with self._lock:
             channel = call.channel = self._channel_for(call)
+            call.address(channel.address)
             self._addresses[channel].calls[call.correlation_id] = call
             self._begin_attempt(call)
+        self._send(call, channel)
 
     def _channel_for(self, call: Call) -> ReplyChannel:
         """The reply address for a new call: the shared one, unless it is spent or the call wants its own."""
@@ -196,21 +212,40 @@ class RpcClient:
         self._addresses[channel] = _Address()
         if not call.queue_per_call:
             self._shared = channel
-        self._connection.call_soon(lambda: self._connection.attach(channel))
+        self._connection.tell(lambda: self._connection.attach(channel))
         return channel
 
     # Attempts and their deadlines
 
     def _begin_attempt(self, call: Call) -> None:
+        """Set the deadline of the next attempt. With the lock held; the request is sent without it."""
         call.attempt += 1
+        call.sent += 1
         deadline = self._deadlines.set(call, call.timeout)
         if deadline < self._armed_for:
             self._armed_for = deadline
-            self._connection.call_soon(self._arm)
-        assert call.channel is not None
-        if call.attempt > 1:
-            call.channel.withdraw(call)  # an attempt that an outage held back
-        call.channel.send(call)
+            self._connection.tell(self._arm)
+
+    def _send(self, call: Call, channel: ReplyChannel) -> None:
+        try:
+            channel.publish(call, call.timeout)
+        except errors.PublishTimeout as error:  # the window was full for the whole attempt
+            self._end_attempt(call, str(error))
+        except errors.PostageError as error:
+            with self._lock:
+                call.sent -= 1
+                tell = self._finish(call, None, error)
+            tell()
+
+    def _withdraw(self, call: Call) -> None:
+        """Take back a request that an outage held back, so that it is not sent twice."""
+        if call.channel is not None and call.channel.withdraw(call):
+            call.sent -= 1
+
+    def _end_attempt(self, call: Call, reason: str) -> None:
+        with self._lock:
+            tell = self._fail_attempt(call, reason) if call.channel is not None else _nothing
+        tell()
 
     def _arm(self) -> None:
         """Have one timer run, for the earliest deadline. On the I/O thread."""
@@ -238,10 +273,12 @@ class RpcClient:
     def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
         if call.future.cancelled():
             return self._finish(call, None)
-        if call.attempt <= call.max_retry:
+        if call.attempt <= call.max_retry and call.channel is not None:
             logger.debug('RPC %r: attempt %d failed, %s; it is sent again', call.name, call.attempt, reason)
+            self._withdraw(call)
+            call.address(call.channel.address)
             self._begin_attempt(call)
-            return _nothing
+            return functools.partial(self._send, call, call.channel)
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
         return self._finish(call, MessageResultException('TimeoutError', message))
 
@@ -254,17 +291,17 @@ class RpcClient:
         self, call: Call, result: MessageResult | None, error: Exception | None = None, answered: bool = False
     ) -> Callable[[], None]:
         """Forget a call. Returns what tells its caller, to be called without the lock."""
-        channel, call.channel = call.channel, None
         self._deadlines.forget(call)
+        if not answered or call.attempt > 1:
+            self._withdraw(call)
+        channel, call.channel = call.channel, None
         if channel is not None:
-            if not call.sent or call.attempt > 1:
-                channel.withdraw(call)
             address = self._addresses[channel]
             address.calls.pop(call.correlation_id, None)
             address.strays += call.sent - answered
             if not address.calls and channel is not self._shared:
                 del self._addresses[channel]
-                self._connection.call_soon(lambda: self._connection.detach(channel))
+                self._connection.tell(lambda: self._connection.detach(channel))
         if error is not None:
             return functools.partial(_set, call.future.set_exception, error)
         return functools.partial(_set, call.future.set_result, result) if result is not None else _nothing
@@ -273,7 +310,7 @@ class RpcClient:
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
         try:
-            correlation_id = decode_answerable(content.properties).correlation_id
+            correlation_id = frames.decode_answerable(content.properties).correlation_id
         except errors.DecodingError as error:
             logger.warning('a reply was dropped: %s', error)
             return
@@ -312,9 +349,9 @@ class RpcClient:
                 return
             address.strays = 0
             for call in list(address.calls.values()):
+                self._withdraw(call)
                 call.sent = 0
                 if channel.is_wanted:
-                    channel.withdraw(call)
                     over.append(self._fail_attempt(call, str(error)))
                 else:
                     over.append(self._finish(call, None, error))
@@ -412,5 +449,4 @@ def _after_fork_in_child() -> None:
     _clients.clear()
 
 
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+call_in_child(Stage.CALLS, _after_fork_in_child)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from postage.amqp.consuming import Delivery
+from postage.amqp.deliveries import Delivery
 from postage.amqp.publishing import Receipt
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from postage import errors, messaging
-from postage.amqp.consuming import Delivery
+from postage.amqp.deliveries import Delivery
 from postage.messaging.local import LocalDelivery, LocalRun, properties_of
 from postage.missive.contexts import HandlingContext, ProcessingContext
 from postage.missive.errors import ProcessorEnded

@@ -8,7 +8,7 @@ from typing import Any
 
 import pika
 
-from postage.amqp import wire
+from postage.amqp import frames
 from postage.broker.messages import Message
 
 _BEFORE_FLAGS = 12  # octets of a content header before its property flags (AMQP 0-9-1 section 4.2.6.1)
@@ -49,7 +49,7 @@ class SeenMessage:
 
         :raises postage.errors.DecodingError: where the publisher sent what cannot be decoded
         """
-        return wire.decode_properties(self._header[_BEFORE_FLAGS:])
+        return frames.decode_properties(self._header[_BEFORE_FLAGS:])
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode
 
 from postage import errors, messaging
 from postage.amqp.connection import Connection
-from postage.amqp.consuming import Delivery, current
+from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.messaging.bindings import check_queue
 from postage.messaging.unsettled import Unsettled

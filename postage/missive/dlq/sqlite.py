@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Final, cast
 
 from postage import errors
-from postage.amqp.consuming import Delivery
+from postage.amqp.deliveries import Delivery
 from postage.dead_letters import SQLiteDeadLetters
 from postage.dead_letters.store import Selection, StoredLetter
 from postage.messaging.outcomes import DeadLetter

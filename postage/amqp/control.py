@@ -1,0 +1,305 @@
+"""Declaring: the control channel of a connection, what is declared over it, and blocking access to channels.
+
+A refusal closes the channel that it happens on (AMQP 0-9-1, section 4.7), and many threads share one control channel.
+So an operation that was refused fails alone: those behind it wait, the channel is opened again, and they go on in
+their order. Only the loss of the connection reaches them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+import pika.channel
+import pika.exceptions
+
+from postage import errors
+from postage.amqp.channel import WITHOUT_ANSWER, Channel, Host, Operation
+from postage.amqp.steps import Steps, when_done
+from postage.amqp.topology import Binding, Queue, Topology
+
+logger = logging.getLogger('postage')
+
+
+class ControlChannel(Channel):
+    """The channel on which things are declared. It is opened when there is something to do."""
+
+    def operate(self, method: str, doing: str = '', **arguments: Any) -> Future[Any]:
+        """As :meth:`Channel.operate`, with the channel opened first where it has to be.
+
+        A refused operation of others never fails this one.
+        """
+        operation = Operation(method, arguments, doing or method)
+        self._operations.append(operation)
+        self._go_on()
+        return operation.future
+
+    def _go_on(self) -> None:
+        if self.is_open:
+            self._next_operation()
+        elif self._being_opened is None:
+            when_done(self.ensure_open_steps(), self._on_opened)
+
+    def _on_opened(self, error: BaseException | None) -> None:
+        if error is None:
+            self._next_operation()
+            return
+        waiting = list(self._operations)
+        self._operations.clear()
+        for operation in waiting:
+            if operation.future.set_running_or_notify_cancel():
+                operation.future.set_exception(error)
+
+    def _fail_operations(self, reason: BaseException) -> None:
+        if not isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+            super()._fail_operations(reason)
+            return
+        waiting, self._operations = self._operations, type(self._operations)()
+        super()._fail_operations(reason)  # the one that was refused; what its failure adds comes behind
+        self._operations.extendleft(reversed(waiting))
+
+    def _on_lost(self, error: errors.BrokerError) -> None:
+        if self._operations and isinstance(error, errors.OperationRefused):
+            self._go_on()
+
+    def _reopen(self) -> None:
+        """With the next operation: see :meth:`_go_on`."""
+
+
+# Declaring, on the I/O thread
+
+
+def declare_exchange(control: ControlChannel, parameters: Mapping[str, Any]) -> Steps:
+    """Declare an exchange, or with ``passive`` see that it exists.
+
+    :raises errors.DeclarationMismatch: where it exists with another type or flag
+    :raises errors.NotFound: where it is passive and does not exist
+    """
+    yield control.operate('exchange_declare', f'declare exchange {parameters["exchange"]!r}', **parameters)
+
+
+def declare_queue(control: ControlChannel, queue: Queue) -> Steps:
+    """Declare a queue. One that exists with other flags is used as found where only our defaults differ.
+
+    The broker names one differing flag at a time, so this asks again until it agrees.
+
+    :raises errors.DeclarationMismatch: where a flag differs that the user wrote out
+    """
+    doing = f'declare queue {queue.name!r}'
+    adopted: set[str] = set()
+    while True:
+        try:
+            return (yield control.operate('queue_declare', doing, queue=queue.name, **queue.flags))
+        except errors.DeclarationMismatch as difference:
+            flag = difference.field or ''
+            if flag in queue.spelled or flag in adopted:
+                raise
+            if not _adopt(queue, flag, difference.found or ''):
+                return (yield control.operate('queue_declare', doing, queue=queue.name, passive=True))
+            adopted.add(flag)
+            logger.warning(
+                'queue %r exists with %s %s, where the default is %s; it is used as found',
+                queue.name,
+                flag,
+                difference.found,
+                difference.wanted,
+            )
+
+
+def _adopt(queue: Queue, flag: str, found: str) -> bool:
+    """Take over the value that a queue exists with; ``False`` where the broker's words do not tell it."""
+    if flag in ('durable', 'auto_delete', 'exclusive') and found.strip("'") in ('true', 'false'):
+        queue.flags[flag] = found.strip("'") == 'true'
+        return True
+    argument = _typed_value.search(found)
+    if argument is None:
+        return False
+    value, kind = argument.groups()
+    queue.flags['arguments'] = {**(queue.flags.get('arguments') or {}), flag: _argument_value(value, kind)}
+    return True
+
+
+_typed_value = re.compile(r"the value '(.*)' of type '(\w+)'", re.DOTALL)
+
+
+def _argument_value(text: str, kind: str) -> Any:
+    """A queue argument out of the broker's description of it."""
+    if kind == 'bool':
+        return text == 'true'
+    return text if kind == 'longstr' else int(text)
+
+
+def bind(control: ControlChannel, binding: Binding) -> Steps:
+    """Bind a queue to an exchange."""
+    yield _about_binding(control, 'queue_bind', binding, 'bind queue {!r} to exchange {!r}')
+
+
+def unbind(control: ControlChannel, binding: Binding) -> Steps:
+    """Undo :func:`bind`."""
+    yield _about_binding(control, 'queue_unbind', binding, 'unbind queue {!r} from exchange {!r}')
+
+
+def _about_binding(control: ControlChannel, method: str, binding: Binding, doing: str) -> Future[Any]:
+    return control.operate(
+        method,
+        doing.format(binding.queue, binding.exchange),
+        queue=binding.queue,
+        exchange=binding.exchange,
+        routing_key=binding.routing_key,
+        arguments=binding.arguments,
+    )
+
+
+# Declaring again, on the I/O thread
+
+
+def replay(control: ControlChannel, topology: Topology) -> Steps:
+    """Declare all of it again. What the broker refuses is logged, and the rest goes on as it is found."""
+    yield from replay_exchanges(control, topology)
+    for queue in list(topology.queues.values()):
+        yield from _logged(replay_queue(control, topology, queue))
+
+
+def replay_exchanges(control: ControlChannel, topology: Topology) -> Steps:
+    """Declare the exchanges again, as :func:`replay` does."""
+    for parameters in list(topology.exchanges.values()):
+        yield from _logged(declare_exchange(control, parameters))
+
+
+def replay_queue(control: ControlChannel, topology: Topology, queue: Queue) -> Steps:
+    """Declare one queue again, and bind it.
+
+    The name of an exclusive queue stays refused (405) until the broker has noticed that our old connection is gone,
+    which takes up to three heartbeats where that was lost without a word: that is waited out. One that was declared
+    elsewhere with other flags meanwhile is used as found; an error in the log says so.
+    """
+    patience = Patience(control.host, 3 * control.host.heartbeat + 5)
+    while True:
+        try:
+            yield from declare_queue(control, queue)
+            break
+        except errors.ResourceLocked:
+            if not queue.flags.get('exclusive') or patience.is_over:
+                raise
+            yield patience.pause()
+        except errors.DeclarationMismatch as error:
+            logger.error('%s; it is used as found', error)
+            break
+    for binding in [binding for binding in topology.bindings if binding.queue == queue.name]:
+        yield from bind(control, binding)
+
+
+def _logged(steps: Steps) -> Steps:
+    """Take steps; a refusal is logged, for on a reconnect there is no caller to raise it to."""
+    try:
+        yield from steps
+    except errors.OperationRefused as error:
+        logger.error('%s', error)
+
+
+class Patience:
+    """Pauses that grow, up to a limit in seconds."""
+
+    def __init__(self, host: Host, seconds: float) -> None:
+        self._host = host
+        self._until = time.monotonic() + seconds
+        self._pause = 0.05
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has lasted that long."""
+        return time.monotonic() >= self._until
+
+    def pause(self) -> Future[None]:
+        """A future that is done after the next pause."""
+        self._pause = min(2 * self._pause, 1.0)
+        return self._host.pause(self._pause)
+
+
+# Blocking access, from any thread
+
+WITH_ANSWER = frozenset(
+    (
+        *('basic_cancel', 'basic_get', 'basic_qos', 'basic_recover', 'flow'),
+        *('exchange_bind', 'exchange_declare', 'exchange_delete', 'exchange_unbind'),
+        *('queue_bind', 'queue_declare', 'queue_delete', 'queue_purge', 'queue_unbind'),
+        *('tx_commit', 'tx_rollback', 'tx_select'),
+    )
+)
+_OF_ONE_GENERATION = frozenset({'basic_ack', 'basic_nack', 'basic_reject', 'tx_commit', 'tx_rollback'})
+"""What is about deliveries or publishes of the channel as it was when it was called for, and of no later one."""
+
+
+class Asker(Protocol):
+    """A connection, to which blocking operations are put."""
+
+    def ask(self, steps: Callable[[], Steps]) -> Any:
+        """Take steps on the I/O thread, and wait for their end."""
+
+
+class BlockingAccess:
+    """pika's channel methods for what Postage does not wrap, as ``producer.channel`` and ``consumer.channel``.
+
+    Method names, arguments and results are those of pika's ``BlockingChannel``; ``basic_get`` gives
+    ``(method, properties, body)``. Each call blocks until the broker has answered, and may come from any thread. A
+    refusal is an :class:`postage.errors.OperationRefused` with ``reply_code`` and ``reply_text``; the broker closes
+    the channel then, and it is opened again. A call that raises because its time is over, 60 seconds, is not carried
+    out later, unless it was sent already and the broker answers nothing: then the error says so.
+    """
+
+    def __init__(self, channel: Channel, connection: Asker) -> None:
+        self._channel = channel
+        self._connection = connection
+
+    @property
+    def channel_number(self) -> int:
+        """The number of the AMQP channel on its present connection."""
+        return self._channel.number
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the channel is open at the moment. One that is not will be, with its connection."""
+        return self._channel.is_open
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name not in WITH_ANSWER and name not in WITHOUT_ANSWER:
+            available = ', '.join(sorted(WITH_ANSWER | WITHOUT_ANSWER))
+            raise AttributeError(f'a channel of Postage has no {name!r}; it has {available}')
+
+        def operation(*args: Any, **kwds: Any) -> Any:
+            bound = dict(zip(_parameters_of(name), args, strict=False)) | kwds
+            generation = self._channel.generation
+            return self._connection.ask(lambda: self._steps(name, bound, generation))
+
+        operation.__name__ = name
+        return operation
+
+    def _steps(self, name: str, arguments: dict[str, Any], generation: int) -> Steps:
+        channel = self._channel
+        if isinstance(channel, ControlChannel):
+            return (yield channel.operate(name, **arguments))
+        while True:
+            if not channel.is_wanted:
+                raise errors.Closed(f'cannot {name}: this channel has been closed')
+            yield from channel.ensure_open_steps()
+            if name in _OF_ONE_GENERATION and channel.generation != generation:
+                raise errors.ChannelLost(f'cannot {name}: the channel has been opened anew, and what it was about went')
+            try:
+                return (yield channel.operate(name, **arguments))
+            except errors.ChannelLost:
+                if name in WITHOUT_ANSWER:
+                    raise
+
+    def __repr__(self) -> str:
+        return f'<{type(self).__name__} to channel {self.channel_number} of {self._connection}>'
+
+
+def _parameters_of(method: str) -> list[str]:
+    """Names of a pika channel method's parameters, for arguments given by position."""
+    parameters = list(inspect.signature(getattr(pika.channel.Channel, method)).parameters)
+    return [name for name in parameters if name not in ('self', 'callback')]

@@ -1,0 +1,298 @@
+"""Cuts what was read from a socket into messages and confirms for the channels, and into frames for pika. No I/O.
+
+Bytes go in, events come out: a :class:`Cutter` calls the :class:`Lane` of a channel with each whole delivery, return
+and confirm, and hands the bytes of every other frame on. Frame layout: AMQP 0-9-1, sections 2.3 and 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from struct import Struct
+from typing import Final, Protocol
+
+import pika.exceptions
+
+from postage.amqp.frames import (
+    BASIC_ACK,
+    BASIC_DELIVER,
+    BASIC_NACK,
+    BASIC_RETURN,
+    BODY,
+    CHANNEL_CLOSE,
+    CONTENT_HEADER,
+    FRAME_END_BYTE,
+    FRAME_HEAD,
+    FRAME_OVERHEAD,
+    HEADER,
+    METHOD,
+)
+
+PROTOCOL_HEADER: Final = ord('A')  # a broker that refuses the protocol version answers 'AMQP', which is no frame
+
+_DELIVER = BASIC_DELIVER.to_bytes(4, 'big')
+_method = Struct('>I')
+_tag_and_bits = Struct('>QB')
+_reply_code = Struct('>H')
+_body_size = Struct('>Q')
+
+
+class Lane(Protocol):
+    """What a channel does with the frames that are cut for it.
+
+    All of it is called by one thread at a time, the one that reads: the I/O thread, or one that waits in its place.
+    Nothing in it may block.
+    """
+
+    content: Content | None
+
+    def delivered(self, content: Content) -> None:
+        """A message for one of the channel's consumers is complete."""
+
+    def returned(self, content: Content) -> None:
+        """A mandatory message came back. Its confirm follows."""
+
+    def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
+        """The broker took over, or refused, what was published with this tag (and all before it)."""
+
+    def closing(self) -> None:
+        """The broker is about to close the channel: from now on nothing may be sent on it."""
+
+    def end_of_read(self) -> None:
+        """All that one read brought has been cut."""
+
+
+class Content:
+    """A message on its way in: the fields of its method, its properties as they came, and its body."""
+
+    __slots__ = (
+        'body',
+        'delivery_tag',
+        'exchange',
+        'is_return',
+        'missing',
+        'parts',
+        'properties',
+        'redelivered',
+        'reply_code',
+        'routing_key',
+        'tag_or_text',
+    )
+
+    tag_or_text: bytes  # the consumer tag of a delivery, the reply text of a return
+    delivery_tag: int
+    redelivered: bool
+    reply_code: int
+    exchange: bytes
+    routing_key: bytes
+    properties: bytes
+    body: bytes
+    missing: int  # bytes of the body
+    parts: list[bytes]
+    is_return: bool
+
+    def add(self, piece: bytes) -> None:
+        """A piece of the body has come."""
+        self.parts.append(piece)
+        self.missing -= len(piece)
+
+
+def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: int, end: int) -> int:
+    """Cut a delivery's method, and its header and body, one frame or none, where they have come with it, as usual.
+
+    :param position: where the method's arguments begin
+    :param header: where the next frame begins
+    :return: where the message ends; 0 where the rest has to be cut frame by frame
+    """
+    content = lane.content = Content()
+    content.is_return = False
+    after_tag = position + 1 + data[position]
+    content.tag_or_text = data[position + 1 : after_tag]
+    content.delivery_tag, redelivered = _tag_and_bits.unpack_from(data, after_tag)
+    content.redelivered = redelivered & 1 == 1
+    _cut_route(content, data, after_tag + 9)
+    if end - header < CONTENT_HEADER.size:
+        return 0
+    kind, number, size, _, _, length = CONTENT_HEADER.unpack_from(data, header)
+    after_header = header + size + FRAME_OVERHEAD
+    after = after_header + length + FRAME_OVERHEAD if length else after_header
+    if kind != HEADER or number != channel or after > end:
+        return 0
+    if length and data[after_header : after_header + 7] != FRAME_HEAD.pack(BODY, channel, length):
+        return 0
+    if data[after_header - 1] != FRAME_END_BYTE or data[after - 1] != FRAME_END_BYTE:
+        return 0  # said where frames are cut one by one
+    content.properties = data[header + 19 : after_header - 1]
+    content.body = data[after_header + 7 : after - 1] if length else b''
+    lane.content = None
+    lane.delivered(content)
+    return int(after)
+
+
+def _cut_return(data: bytes, position: int) -> Content:
+    content = Content()
+    content.is_return = True
+    (content.reply_code,) = _reply_code.unpack_from(data, position)
+    end = position + 3 + data[position + 2]
+    content.tag_or_text = data[position + 3 : end]
+    _cut_route(content, data, end)
+    return content
+
+
+def _cut_route(content: Content, data: bytes, position: int) -> None:
+    end = position + 1 + data[position]
+    content.exchange = data[position + 1 : end]
+    content.routing_key = data[end + 1 : end + 1 + data[end]]
+
+
+class Cutter:
+    """Cuts what was read into messages and confirms for the lanes, and into frames for pika, in order.
+
+    :param lanes: the channels that take the fast lane, by number
+    :param pass_on: called with the bytes of each frame that is none of theirs
+    """
+
+    def __init__(self, lanes: Mapping[int, Lane], pass_on: Callable[[bytes], None]) -> None:
+        self._lanes = lanes
+        self._pass_on = pass_on
+        self._chunks: list[bytes] = []  # of a frame that has not come to its end
+        self._chunks_size = 0
+        self._chunks_wanted = 0
+        self._cut_short: Lane | None = None  # the lane whose body frame has not, and is taken as it comes
+        self._body_missing = 0  # bytes of that frame, its end marker not counted
+
+    def cut(self, data: bytes) -> tuple[int, int]:
+        """Act on what was read; keep what is not a whole frame until more comes.
+
+        :return: how many bytes and frames the lanes have had
+        :raises pika.exceptions.InvalidFrameError: a frame does not end where it should
+        """
+        touched: dict[Lane, None] = {}
+        lanes, taken, frames = self._lanes, 0, 0
+        position = 0
+        if self._chunks:
+            self._chunks.append(data)
+            self._chunks_size += len(data)
+            if self._chunks_size < self._chunks_wanted:
+                return 0, 0
+            data = b''.join(self._chunks)
+            self._chunks.clear()
+        elif self._cut_short is not None:
+            touched[self._cut_short] = None
+            position = self._continue_body(self._cut_short, data)
+            if not position:
+                return len(data), 0
+            taken, frames = position, 1
+        end = len(data)
+        wanted = FRAME_OVERHEAD
+        frame_head = FRAME_HEAD.unpack_from
+        while end - position >= FRAME_OVERHEAD:
+            kind, channel, size = frame_head(data, position)
+            if kind == PROTOCOL_HEADER:
+                self._pass_on(data[position:])
+                return taken, frames
+            wanted = size + FRAME_OVERHEAD
+            if wanted > end - position:
+                if kind == BODY and self._begin_body(lanes.get(channel), data, position, size):
+                    taken += end - position
+                    position = end
+                break
+            after = position + wanted
+            if data[after - 1] != FRAME_END_BYTE:
+                raise pika.exceptions.InvalidFrameError(f'frame of {size} bytes without its end marker')
+            lane = lanes.get(channel)
+            if lane is None:
+                self._pass_on(data[position:after])
+            elif kind == METHOD and data[position + 7 : position + 11] == _DELIVER:
+                whole = _cut_delivery(lane, channel, data, position + 11, after, end)
+                touched[lane] = None
+                frames += 3 if whole else 1
+                after = whole or after
+                taken += after - position
+            elif take(lane, kind, data, position + 7, after - 1):
+                touched[lane] = None
+                taken += wanted
+                frames += 1
+            else:
+                self._pass_on(data[position:after])
+            position = after
+            wanted = FRAME_OVERHEAD
+        if position < end:
+            self._chunks.append(data[position:] if position else data)
+            self._chunks_size = end - position
+            self._chunks_wanted = wanted
+        for lane in touched:
+            lane.end_of_read()
+        return taken, frames
+
+    def _begin_body(self, lane: Lane | None, data: bytes, position: int, size: int) -> bool:
+        """Take the beginning of a body frame, so that a big body is joined once, and not once for each frame, too.
+
+        :return: whether it is one of a lane's messages
+        """
+        if lane is None or lane.content is None:
+            return False
+        piece = data[position + 7 : position + 7 + size]
+        lane.content.add(piece)
+        self._cut_short, self._body_missing = lane, size - len(piece)
+        return True
+
+    def _continue_body(self, lane: Lane, data: bytes) -> int:
+        """Take what has come of that frame.
+
+        :return: where the next one begins; 0 where this one has not come to its end
+        :raises pika.exceptions.InvalidFrameError: it does not end where it should
+        """
+        content, missing = lane.content, self._body_missing
+        if len(data) <= missing:
+            self._body_missing -= len(data)
+            if content is not None:
+                content.add(data)
+            return 0
+        if data[missing] != FRAME_END_BYTE:
+            raise pika.exceptions.InvalidFrameError('a body frame without its end marker')
+        self._cut_short = None
+        if content is not None:  # else the channel was opened anew meanwhile
+            content.add(data[:missing])
+            complete(lane, content)
+        return missing + 1
+
+
+def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
+    """Act on one frame of a lane, but for a delivery's method; ``False`` where it is none of the lane's."""
+    if kind == METHOD:
+        (method,) = _method.unpack_from(data, start)
+        if method in (BASIC_ACK, BASIC_NACK):
+            tag, bits = _tag_and_bits.unpack_from(data, start + 4)
+            lane.confirmed(tag, bits & 1 == 1, method == BASIC_ACK)
+        elif method == BASIC_RETURN:
+            lane.content = _cut_return(data, start + 4)
+        else:
+            if method == CHANNEL_CLOSE:
+                lane.closing()
+            return False
+        return True
+    content = lane.content
+    if content is None:
+        return False  # the content of a basic.get, which pika asked for
+    if kind == HEADER:
+        (content.missing,) = _body_size.unpack_from(data, start + 4)
+        content.properties = data[start + 12 : end]
+        content.parts = []
+    elif kind == BODY:
+        content.add(data[start:end])
+    else:
+        return False
+    complete(lane, content)
+    return True
+
+
+def complete(lane: Lane, content: Content) -> None:
+    """Give a message to its lane, if all of its body has come."""
+    if content.missing > 0:
+        return
+    lane.content = None
+    content.body = content.parts[0] if len(content.parts) == 1 else b''.join(content.parts)
+    if content.is_return:
+        lane.returned(content)
+    else:
+        lane.delivered(content)

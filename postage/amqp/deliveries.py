@@ -1,0 +1,186 @@
+"""One delivery, and which deliveries of a channel are settled.
+
+Every delivery carries the generation of its channel. On a new channel the same delivery tag is another message, so
+an acknowledgement of an old one is dropped: the broker has put that message back in its queue and delivers it again.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+import pika.spec
+
+from postage import errors
+from postage.amqp.cutter import Content
+from postage.amqp.frames import Answerable, decode_answerable, decode_properties
+from postage.amqp.publishing import Receipt
+from postage.amqp.topology import Topology
+
+ORIGINAL_EXCHANGE = 'x-postage-exchange'
+ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
+SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
+
+current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
+"""The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
+
+
+class Settler(Protocol):
+    """The channel of a delivery, to its processor.
+
+    :ivar generation: how often it was opened
+    :ivar is_wanted: whether it is to be opened again after a loss; else what it delivered has gone back
+    :ivar prefetch: messages that are sent ahead of their acknowledgement; 0 for no limit
+    :ivar topology: what its consumer declared
+    """
+
+    generation: int
+    is_wanted: bool
+    prefetch: int
+    topology: Topology
+
+    def settle(self, delivery: Any, requeue: bool | None = None) -> None:
+        """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks; any thread."""
+
+
+class Delivery:
+    """One message as it was delivered.
+
+    :ivar queue: name of the queue it came from
+    :ivar body: the bytes of its body
+    :ivar redelivered: whether it may have been delivered before
+    :ivar delivery_tag: its number on its channel
+    :ivar consumer_tag: the consumer it was delivered to
+    :ivar receipts: of what its handlers have published so far
+    """
+
+    __slots__ = (
+        '_content',
+        '_properties',
+        'body',
+        'channel',
+        'consumer_tag',
+        'delivery_tag',
+        'generation',
+        'is_handled',
+        'queue',
+        'receipts',
+        'redelivered',
+    )
+
+    def __init__(self, channel: Settler, queue: str, content: Content) -> None:
+        self.channel = channel
+        self.generation = channel.generation
+        self.queue = queue
+        self.body = content.body
+        self.delivery_tag = content.delivery_tag
+        self.redelivered = content.redelivered
+        self.consumer_tag = content.tag_or_text.decode()
+        self.receipts: list[Receipt] | None = None
+        self.is_handled = False
+        self._content = content
+        self._properties: pika.spec.BasicProperties | None = None
+
+    @property
+    def exchange(self) -> str:
+        """Name of the exchange it was first published to; empty for the default exchange."""
+        return self._origin(ORIGINAL_EXCHANGE, self._content.exchange)
+
+    @property
+    def routing_key(self) -> str:
+        """The routing key it was first published with."""
+        return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
+
+    def _origin(self, header: str, arrived_by: bytes) -> str:
+        """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
+        if not self._content.exchange:
+            try:
+                return str(self.headers[header])
+            except (KeyError, errors.DecodingError):
+                pass
+        return arrived_by.decode('utf-8', 'replace')
+
+    @property
+    def properties(self) -> pika.spec.BasicProperties:
+        """Its AMQP properties, as pika's ``BasicProperties``.
+
+        :raises errors.DecodingError: where the publisher sent what cannot be decoded
+        """
+        if self._properties is None:
+            self._properties = decode_properties(self._content.properties)
+        return self._properties
+
+    @property
+    def answerable(self) -> Answerable:
+        """Of its properties, those that an answer depends on.
+
+        :raises errors.DecodingError: where these cannot be decoded
+        """
+        return decode_answerable(self._content.properties)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """Its headers; empty where it has none.
+
+        :raises errors.DecodingError: as :attr:`properties`
+        """
+        return self.properties.headers or {}
+
+    def published(self, receipt: Receipt) -> None:
+        """Hold back this delivery's acknowledgement until that message is confirmed."""
+        if self.is_handled:
+            return  # by what a handler left running behind it
+        if self.receipts is None:
+            self.receipts = []
+        self.receipts.append(receipt)
+
+    def __repr__(self) -> str:
+        return (
+            f'<Delivery {self.delivery_tag} from queue {self.queue!r}, exchange {self.exchange!r}, '
+            f'key {self.routing_key!r}>'
+        )
+
+
+class Settled:
+    """Which deliveries of a channel are settled, so that one frame can acknowledge many of them.
+
+    A ``basic.ack`` with its bit ``multiple`` is about every delivery up to that one (AMQP 0-9-1, section 1.8.3.13), so
+    it may be sent only where all those before it are settled, or become so by it.
+    """
+
+    def __init__(self) -> None:
+        self._all_up_to = 0
+        self._beyond: set[int] = set()
+        self._is_known = True
+
+    def add(self, tag: int) -> None:
+        """It is rejected, or handed back."""
+        if self._is_known:
+            self._beyond.add(tag)
+            self._advance()
+
+    def acknowledge(self, tags: list[int]) -> tuple[int, list[int]]:
+        """These are acknowledged.
+
+        :return: the tag up to which all can be acknowledged at once, 0 for none, and those that are left
+        """
+        if not self._is_known:
+            return 0, tags
+        before = self._all_up_to
+        self._beyond.update(tag for tag in tags if tag > before)
+        self._advance()
+        at_once = [tag for tag in tags if before < tag <= self._all_up_to]
+        if not at_once:
+            return 0, tags
+        return max(at_once), [tag for tag in tags if not before < tag <= self._all_up_to]
+
+    def _advance(self) -> None:
+        """Forget what is settled without a gap before it: it is known by its last."""
+        beyond = self._beyond
+        while self._all_up_to + 1 in beyond:
+            self._all_up_to += 1
+            beyond.remove(self._all_up_to)
+        if len(beyond) > SETTLED_BEYOND:
+            # One is missing that is settled elsewhere: somebody got it by `consumer.channel`.
+            self._is_known = False
+            beyond.clear()

@@ -1,0 +1,470 @@
+"""The codec of the fast lane: the bytes of frames, properties and tables, made and read here. No state.
+
+pika makes a method, a header and a body object of every message and sends them one by one. A component that moves
+messages all day has better uses for that time, so this module makes the frames of publishes and acknowledgements as
+bytes, and reads the properties of deliveries. :mod:`postage.amqp.cutter` cuts what was read into deliveries and
+confirms; :mod:`postage.amqp.link` moves the bytes. Frames of other methods stay with pika.
+
+Frame layout: AMQP 0-9-1, sections 2.3 (frames) and 4.2 (format). Nothing here is called by users.
+"""
+
+from __future__ import annotations
+
+import calendar
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from decimal import Decimal
+from functools import lru_cache
+from struct import Struct
+from typing import Any, Final, NamedTuple
+
+import pika
+
+from postage.errors import DecodingError, EncodingError
+
+METHOD, HEADER, BODY = 1, 2, 3
+FRAME_END = b'\xce'
+FRAME_END_BYTE = 0xCE
+FRAME_OVERHEAD = 8
+FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
+
+CHANNEL_CLOSE = (20 << 16) | 40
+BASIC_PUBLISH = (60 << 16) | 40
+BASIC_RETURN = (60 << 16) | 50
+BASIC_DELIVER = (60 << 16) | 60
+BASIC_ACK = (60 << 16) | 80
+BASIC_REJECT = (60 << 16) | 90
+BASIC_NACK = (60 << 16) | 120
+
+DEPTH_MAX = 64  # tables within tables; RabbitMQ and its clients take more, but no message needs it
+_REQUEUE = 2  # the second bit of a nack; the first one is "multiple"
+
+FRAME_HEAD: Final = Struct('>BHI')
+CONTENT_HEADER: Final = Struct('>BHIHHQ')  # with its frame's head, the class, the weight and the size of the body
+_method = Struct('>I')
+_length = Struct('>I')
+_int32, _int64, _uint64, _double = Struct('>i'), Struct('>q'), Struct('>Q'), Struct('>d')
+_settlement = Struct('>BHIIQBB')
+_flags = Struct('>H')
+
+# Bits of the property flags (section 4.2.6.1), highest first, in the order in which the values follow.
+_CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
+_CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
+# Those in which nothing can be hidden that is hard to decode.
+_PLAIN = _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
+_PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
+
+
+# Method arguments and properties out
+
+
+def short_string(text: str, what: str) -> bytes:
+    """A short string with its length octet (section 4.2.5.3).
+
+    :raises EncodingError: where it is longer than 255 bytes, or no text, naming ``what`` it was
+    """
+    data = _utf8(text, what)
+    if len(data) > 255:
+        raise EncodingError(f'{what} is {len(data)} bytes long, AMQP allows 255: {text[:60]!r}…')
+    return bytes((len(data),)) + data
+
+
+@lru_cache(maxsize=4096)
+def publish_arguments(exchange: str, routing_key: str, mandatory: bool) -> bytes:
+    """The payload of a ``basic.publish``; the same for every message of one producer and key."""
+    return (
+        _method.pack(BASIC_PUBLISH)
+        + b'\0\0'
+        + short_string(exchange, 'the exchange name')
+        + short_string(routing_key, 'the routing key')
+        + (b'\1' if mandatory else b'\0')
+    )
+
+
+def encode_properties(**properties: Any) -> bytes:
+    """The property flags and values of a content header (section 4.2.6.1).
+
+    :param properties: any of the fourteen, by the names of pika's ``BasicProperties``; ``None`` is left out
+    :raises EncodingError: where AMQP cannot hold a value, naming the property, or the header, and why
+    """
+    flags = 0
+    parts = [b'']
+    for flag, name, _, write in _PROPERTIES:
+        value = properties.get(name)
+        if value is not None:
+            flags |= flag
+            parts.append(write(value, name))
+    parts[0] = _flags.pack(flags)
+    return b''.join(parts)
+
+
+def encode_all(properties: pika.BasicProperties) -> bytes:
+    """The same out of pika's object, for a message that is sent on with the properties that it came with."""
+    return encode_properties(**{name: getattr(properties, name) for _, name, _, _ in _PROPERTIES})
+
+
+def _write_short_string(value: Any, name: str) -> bytes:
+    if not isinstance(value, str):
+        raise EncodingError(f'the message property {name} must be text, not {value!r:.80}')
+    data = _utf8(value, f'the message property {name}')
+    if len(data) > 255:
+        raise EncodingError(f'the message property {name} is {len(data)} bytes long, AMQP allows 255: {value[:60]!r}…')
+    return bytes((len(data),)) + data
+
+
+def _write_octet(value: Any, name: str) -> bytes:
+    if not isinstance(value, int) or not 0 <= value <= 255:
+        raise EncodingError(f'the message property {name} must be a number from 0 to 255, not {value!r:.80}')
+    return bytes((value,))
+
+
+def _write_timestamp(value: Any, name: str) -> bytes:
+    if not isinstance(value, int) or not 0 <= value < 2**64:
+        raise EncodingError(f'the message property {name} must be whole seconds since 1970, not {value!r:.80}')
+    return _uint64.pack(value)
+
+
+def _write_table(value: Any, name: str) -> bytes:
+    if not isinstance(value, Mapping):
+        raise EncodingError(f'the message {name} must be a dictionary, not {value!r:.80}')
+    return _table(value, 'header')
+
+
+def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> bytes:
+    """The same for what most messages have. The id is one of our own, short and of ASCII."""
+    return _usual_head(_MESSAGE_ID, content_type, delivery_mode) + _own_id(message_id)
+
+
+def request_properties(content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int) -> bytes:
+    """The same for what most requests have.
+
+    :param own_id: message id and correlation id, one of our own
+    :param expiration: in milliseconds
+    """
+    head = _usual_head(_CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID, content_type, delivery_mode)
+    encoded_id = _own_id(own_id)
+    return b''.join((head, encoded_id, _short_string_of(reply_to), _short_string_of(str(expiration)), encoded_id))
+
+
+def reply_properties(content_type: str, own_id: str, correlation_id: str) -> bytes:
+    """The same for what all replies have, which are transient.
+
+    :param correlation_id: the request's; may be empty
+    """
+    if not correlation_id:
+        return usual_properties(content_type, 1, own_id)
+    head = _usual_head(_CORRELATION_ID | _MESSAGE_ID, content_type, 1)
+    return head + _write_short_string(correlation_id, 'correlation_id') + _own_id(own_id)
+
+
+@lru_cache(maxsize=256)
+def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> bytes:
+    head = encode_properties(content_type=content_type or None, delivery_mode=delivery_mode)
+    return _flags.pack(_flags.unpack_from(head)[0] | further_flags) + head[2:]
+
+
+@lru_cache(maxsize=256)
+def _short_string_of(text: str) -> bytes:
+    return short_string(text, 'a property')
+
+
+def _own_id(message_id: str) -> bytes:
+    return bytes((len(message_id),)) + message_id.encode('ascii')
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode('utf-8')
+    except UnicodeEncodeError as error:
+        raise EncodingError(f'{what} has a lone surrogate, which is no character: {text[:60]!a}') from error
+
+
+def _table(table: Mapping[str, Any], path: str, depth: int = 0) -> bytes:
+    """A field table (section 4.2.5.5), with the value types that RabbitMQ uses of those in the specification.
+
+    :param path: what it is, for errors, such as ``header`` or ``header 'a' → 'b'``
+    """
+    if depth > DEPTH_MAX:
+        raise EncodingError(f'{path[:200]} is nested more than {DEPTH_MAX} deep')
+    fields = []
+    for name, value in table.items():
+        where = f'{path} {"→ " if depth else ""}{name!r:.60}'
+        if not isinstance(name, str):
+            raise EncodingError(f'{where}: the name of a header must be text')
+        data = _utf8(name, f'{where}: its name')
+        if len(data) > 255:
+            raise EncodingError(f'{where}: its name is {len(data)} bytes long, AMQP allows 255')
+        fields.append(bytes((len(data),)) + data + _field(value, where, depth))
+    return _long_string(b''.join(fields))
+
+
+def _field(value: Any, path: str, depth: int) -> bytes:
+    """One value with its type (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3).
+
+    :raises EncodingError: where AMQP has no type for it, or its type cannot hold the value
+    """
+    if value is None:
+        return b'V'
+    if isinstance(value, str):
+        return b'S' + _long_string(_utf8(value, path))
+    if isinstance(value, bool):
+        return b't' + bytes((value,))
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return b'I' + _int32.pack(value) if -(2**31) <= value < 2**31 else b'l' + _int64.pack(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):  # RabbitMQ closes the connection that sends one
+            raise EncodingError(f'{path} cannot be {value!r}: RabbitMQ takes finite numbers only')
+        return b'd' + _double.pack(value)
+    if isinstance(value, (bytes, bytearray)):
+        return b'x' + _long_string(value)
+    if isinstance(value, Decimal):
+        return _decimal(value, path)
+    if isinstance(value, datetime):
+        seconds = calendar.timegm(value.utctimetuple())  # one without a zone is UTC
+        if seconds < 0:
+            raise EncodingError(f'{path} cannot be {value}: AMQP has no time before 1970')
+        return b'T' + _uint64.pack(seconds)
+    if isinstance(value, Mapping):
+        return b'F' + _table(value, path, depth + 1)
+    if isinstance(value, (list, tuple)):
+        if depth > DEPTH_MAX:
+            raise EncodingError(f'{path[:200]} is nested more than {DEPTH_MAX} deep')
+        return b'A' + _long_string(b''.join(map(_field, value, itertools.repeat(path), itertools.repeat(depth + 1))))
+    raise EncodingError(f'{path} cannot be {value!r:.80}: AMQP has no type for {type(value).__name__}')
+
+
+def _decimal(value: Decimal, path: str) -> bytes:
+    """A decimal as AMQP has it: a signed 32-bit number and its scale."""
+    _, digits, exponent = value.as_tuple()
+    if isinstance(exponent, int) and -255 <= exponent <= 10 and len(digits) <= 20:
+        scale = max(0, -exponent)
+        number = int(value.scaleb(scale))
+        if -(2**31) <= number < 2**31:
+            return b'D' + bytes((scale,)) + _int32.pack(number)
+    raise EncodingError(f'{path} cannot be {value!r:.80}: a decimal of AMQP has 31 bits and a scale up to 255')
+
+
+def _long_string(data: bytes | bytearray) -> bytes:
+    return _length.pack(len(data)) + data
+
+
+# Properties in
+
+
+def decode_properties(data: bytes) -> pika.BasicProperties:
+    """The properties of a content header, out of their bytes.
+
+    :raises DecodingError: whatever a publisher put there that cannot be decoded
+    """
+    properties = pika.BasicProperties()  # type: ignore[no-untyped-call]
+    try:
+        (flags,) = _flags.unpack_from(data)
+        position = 2
+        for flag, name, read, _ in _PROPERTIES:
+            if flags & flag:
+                value, position = read(data, position)
+                setattr(properties, name, value)
+    except Exception as error:  # of any kind, RecursionError included: no publisher may end a consumer
+        raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
+    return properties
+
+
+class Answerable(NamedTuple):
+    """What of a message's properties its answer depends on, decoded by itself because it is asked for so often.
+
+    Its names are those of pika's ``BasicProperties``.
+    """
+
+    correlation_id: str | None
+    reply_to: str | None
+
+
+def decode_answerable(data: bytes) -> Answerable:
+    """The correlation id and the reply address in the properties of a content header.
+
+    :raises DecodingError: as :func:`decode_properties`
+    """
+    correlation_id = reply_to = None
+    try:
+        flags, position = data[0] << 8 | data[1], 2
+        if flags & ~_PLAIN:
+            properties = decode_properties(data)
+            return Answerable(properties.correlation_id, properties.reply_to)
+        if flags & _CONTENT_TYPE:
+            position += 1 + data[position]
+        if flags & _CONTENT_ENCODING:
+            position += 1 + data[position]
+        if flags & _DELIVERY_MODE:
+            position += 1
+        if flags & _PRIORITY:
+            position += 1
+        if flags & _CORRELATION_ID:
+            correlation_id, position = _read_short_string(data, position)
+        if flags & _REPLY_TO:
+            reply_to, position = _read_short_string(data, position)
+    except (IndexError, ValueError) as error:
+        raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
+    return Answerable(correlation_id, reply_to)
+
+
+def _read_short_string(data: bytes, position: int) -> tuple[str, int]:
+    start = position + 1
+    end = start + data[position]
+    if end > len(data):
+        raise ValueError('a string reaches beyond the end')
+    return data[start:end].decode('utf-8'), end
+
+
+def _read_octet(data: bytes, position: int) -> tuple[int, int]:
+    return data[position], position + 1
+
+
+def _read_timestamp(data: bytes, position: int) -> tuple[int, int]:
+    return _uint64.unpack_from(data, position)[0], position + 8
+
+
+def _read_table(data: bytes, position: int) -> tuple[dict[str, Any], int]:
+    (size,) = _length.unpack_from(data, position)
+    position += 4
+    end = position + size
+    if end > len(data):
+        raise ValueError('a table reaches beyond the end')
+    table: dict[str, Any] = {}
+    while position < end:
+        name, position = _read_short_string(data, position)
+        table[name], position = _read_field(data, position)
+    return table, position
+
+
+def _read_array(data: bytes, position: int) -> tuple[list[Any], int]:
+    (size,) = _length.unpack_from(data, position)
+    position += 4
+    end = position + size
+    if end > len(data):
+        raise ValueError('an array reaches beyond the end')
+    array = []
+    while position < end:
+        value, position = _read_field(data, position)
+        array.append(value)
+    return array, position
+
+
+def _read_long_bytes(data: bytes, position: int) -> tuple[bytes, int]:
+    (size,) = _length.unpack_from(data, position)
+    end = position + 4 + size
+    if end > len(data):
+        raise ValueError('a string reaches beyond the end')
+    return data[position + 4 : end], end
+
+
+def _read_field(data: bytes, position: int) -> tuple[Any, int]:
+    """One value with its type (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3)."""
+    kind = data[position : position + 1]
+    position += 1
+    number = _NUMBERS.get(kind)
+    if number is not None:
+        return number.unpack_from(data, position)[0], position + number.size
+    if kind == b'S':
+        text, position = _read_long_bytes(data, position)
+        try:
+            return text.decode('utf-8'), position
+        except UnicodeDecodeError:
+            return text, position
+    if kind == b'F':
+        return _read_table(data, position)
+    if kind == b'A':
+        return _read_array(data, position)
+    if kind == b't':
+        return data[position] != 0, position + 1
+    if kind == b'V':
+        return None, position
+    if kind == b'x':
+        return _read_long_bytes(data, position)
+    if kind == b'T':
+        seconds, position = _read_timestamp(data, position)
+        return datetime.fromtimestamp(seconds, timezone.utc), position
+    if kind == b'D':
+        scale, digits = data[position], _int32.unpack_from(data, position + 1)[0]
+        return Decimal(digits).scaleb(-scale), position + 5
+    raise ValueError(f'a header has the unknown type {kind!r}')
+
+
+_NUMBERS = {
+    b'b': Struct('>b'),
+    b'B': Struct('>B'),
+    b's': Struct('>h'),
+    b'u': Struct('>H'),
+    b'I': _int32,
+    b'i': Struct('>I'),
+    b'l': _int64,
+    b'L': _int64,
+    b'f': Struct('>f'),
+    b'd': _double,
+}
+
+_Write = Callable[[Any, str], bytes]
+_Read = Callable[[bytes, int], tuple[Any, int]]
+_PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
+    (1 << 15, 'content_type', _read_short_string, _write_short_string),
+    (1 << 14, 'content_encoding', _read_short_string, _write_short_string),
+    (1 << 13, 'headers', _read_table, _write_table),
+    (1 << 12, 'delivery_mode', _read_octet, _write_octet),
+    (1 << 11, 'priority', _read_octet, _write_octet),
+    (1 << 10, 'correlation_id', _read_short_string, _write_short_string),
+    (1 << 9, 'reply_to', _read_short_string, _write_short_string),
+    (1 << 8, 'expiration', _read_short_string, _write_short_string),
+    (1 << 7, 'message_id', _read_short_string, _write_short_string),
+    (1 << 6, 'timestamp', _read_timestamp, _write_timestamp),
+    (1 << 5, 'type', _read_short_string, _write_short_string),
+    (1 << 4, 'user_id', _read_short_string, _write_short_string),
+    (1 << 3, 'app_id', _read_short_string, _write_short_string),
+    (1 << 2, 'cluster_id', _read_short_string, _write_short_string),
+)
+"""Bit, name, reader and writer of each property, in the order in which the values follow the flags."""
+
+
+# Frames out
+
+
+def publish_frames(channel: int, arguments: bytes, properties: bytes, body: bytes, frame_max: int) -> bytes:
+    """All frames of one message, ready to be sent.
+
+    :param frame_max: bytes that the connection allows in a frame, its overhead included
+    """
+    size = len(body)
+    room = frame_max - FRAME_OVERHEAD
+    method = _method_frame(channel, arguments)
+    header = CONTENT_HEADER.pack(HEADER, channel, 12 + len(properties), 60, 0, size)
+    if 0 < size <= room:
+        head = FRAME_HEAD.pack(BODY, channel, size)
+        return b''.join((method, header, properties, FRAME_END, head, body, FRAME_END))
+    parts = [method, header, properties, FRAME_END]
+    for start in range(0, size, room):
+        piece = body[start : start + room]
+        parts += (FRAME_HEAD.pack(BODY, channel, len(piece)), piece, FRAME_END)
+    return b''.join(parts)
+
+
+@lru_cache(maxsize=4096)
+def _method_frame(channel: int, arguments: bytes) -> bytes:
+    return FRAME_HEAD.pack(METHOD, channel, len(arguments)) + arguments + FRAME_END
+
+
+def ack_frame(channel: int, delivery_tag: int, multiple: bool = False) -> bytes:
+    """A ``basic.ack`` of one delivery, or of all up to it."""
+    return _settlement.pack(METHOD, channel, 13, BASIC_ACK, delivery_tag, multiple, FRAME_END_BYTE)
+
+
+def reject_frame(channel: int, delivery_tag: int, requeue: bool = False) -> bytes:
+    """A ``basic.reject`` of one delivery: its handler was tried, and failed.
+
+    From RabbitMQ 4.3 on it counts against a quorum queue's delivery limit where it is requeued; a nack does not.
+    """
+    return _settlement.pack(METHOD, channel, 13, BASIC_REJECT, delivery_tag, requeue, FRAME_END_BYTE)
+
+
+def return_frame(channel: int, delivery_tag: int) -> bytes:
+    """A ``basic.nack`` with requeue of one delivery, which no handler has tried."""
+    return _settlement.pack(METHOD, channel, 13, BASIC_NACK, delivery_tag, _REQUEUE, FRAME_END_BYTE)

@@ -1,0 +1,298 @@
+"""One socket to the broker, under pika: what is written to it and what is read from it.
+
+pika's connection lives on an I/O thread: its loop, timers, heartbeats and channel methods. There are two ways through,
+chosen by what is possible:
+
+* **Direct**, with a plain socket on Linux. Any thread sends: ready frames go out by a handle of our own on the socket,
+  under :attr:`Link.writing`, as long as nothing waits in pika's transport; all that pika sends passes the same lock,
+  and so keeps its place. What the socket does not take is left to the I/O thread. And a thread that waits may read the
+  socket in the I/O thread's place: see :mod:`postage.amqp.turns`.
+* **Through the I/O thread**, with TLS, where one thread alone may touch the connection, and elsewhere.
+
+The seam: of pika's connection, the methods in :data:`SEAM` are overridden or called; of its transport, ``_sock`` is
+used. The byte and frame counters that pika's heartbeats look at are kept. A test holds each of these names for every
+release of pika that is supported; with another one the import fails and says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import pika
+import pika.exceptions
+from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
+
+from postage.amqp.cutter import Cutter, Lane
+from postage.amqp.turns import CAN_READ, Turn
+
+logger = logging.getLogger('postage.amqp')
+
+READ_SIZE = 64 * 1024  # bytes that one read takes at most
+
+SEAM = (
+    '_on_data_available',
+    '_output_marshaled_frames',
+    '_proto_connection_lost',
+    '_proto_connection_made',
+    '_proto_data_received',
+    '_terminate_stream',
+)
+"""What has to be there of pika's connection."""
+
+
+def check_pika(version: str, connection_class: type) -> None:
+    """See that this release of pika is one that the way to the broker was tried with.
+
+    :raises ImportError: where it is not
+    """
+    missing = [name for name in SEAM if not hasattr(connection_class, name)]
+    if missing or tuple(map(int, version.split('.')[:2])) not in ((1, 4), (1, 5)):
+        lacks = f', which has no {", ".join(missing)}' if missing else ''
+        raise ImportError(f'Postage works with pika 1.4 and 1.5, and this is pika {version}{lacks}')
+
+
+check_pika(pika.__version__, pika.SelectConnection)
+
+
+class Services(SelectorIOServicesAdapter):
+    """pika's way to sockets. Reports to pika every way in which an attempt to connect can end.
+
+    A broker that is being started or stopped, and a proxy without one, take a connection and reset it at once. Where
+    the reset comes before pika has asked for the peer's name, pika raises from its own callback and tells its
+    connection nothing: the attempt would last until its time-out, 15 seconds by default.
+    """
+
+    def create_streaming_connection(
+        self,
+        protocol_factory: Callable[[], Any],
+        sock: Any,
+        on_done: Callable[[Any], None],
+        ssl_context: Any = None,
+        server_hostname: str | None = None,
+    ) -> Any:
+        """Return a handle with ``cancel()``; `on_done` gets the transport and the protocol, or what went wrong."""
+        try:
+            return super().create_streaming_connection(protocol_factory, sock, on_done, ssl_context, server_hostname)
+        except ValueError as error:
+            failure = ConnectionResetError(f'the connection was reset as soon as it was made: {error}')
+            return self.call_later(0, lambda: on_done(failure))
+
+
+class Link(pika.SelectConnection):
+    """pika's connection over one socket. Made on the I/O thread.
+
+    :param services: pika's way to sockets, the ``custom_ioloop``
+    :param is_direct: whether other threads may send and read, where the socket allows it
+    :ivar lanes: the channels for which frames are cut here, by number
+    :ivar writing: held by the thread that sends
+    :ivar turn: whose turn it is to read; ``None`` where the I/O thread alone does
+    :ivar number: of our own handle on the socket, by which a reading thread waits
+    :ivar is_lost: whether it has gone; nothing may be sent any more
+    :ivar is_direct: whether any thread may send; else the I/O thread alone
+    :ivar read_at: when something was last read, on the monotonic clock
+    :ivar reason: why it was given up, where pika does not know
+    """
+
+    def __init__(self, *args: Any, services: Services, is_direct: bool, **kwds: Any) -> None:
+        self.lanes: dict[int, Lane] = {}
+        self.writing = threading.Lock()
+        self.turn: Turn | None = None
+        self.number = -1
+        self.is_lost = False
+        self.is_direct = False
+        self.read_at = 0.0
+        self.reason: Exception | None = None
+        self._may_be_direct = is_direct and CAN_READ
+        self._services = services
+        self._stream: Any = None  # pika's transport
+        self._socket: socket.socket | None = None  # our own handle; none where it is not direct
+        self._number_in_loop = -1  # of pika's handle
+        self._leftover: deque[bytes] = deque()  # what the socket did not take, on its way to pika's transport
+        self._for_pika: deque[bytes] = deque()  # frames that a reading thread has met
+        self._is_ending = False
+        self._cutter = Cutter(self.lanes, self._pass_on)
+        super().__init__(*args, custom_ioloop=services, **kwds)  # type: ignore[misc]
+
+    # What was agreed with the broker
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes that a frame may have."""
+        return int(self.params.frame_max)
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between heartbeats; 0 where there are none."""
+        agreed = self.params.heartbeat
+        return float(agreed) if isinstance(agreed, int) else 0.0
+
+    # Coming and going, on the I/O thread
+
+    def _proto_connection_made(self, transport: Any) -> None:
+        self._stream = transport
+        sock = getattr(transport, '_sock', None)
+        if self._may_be_direct and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket):
+            self._socket, self._number_in_loop = sock.dup(), sock.fileno()
+            self.number = self._socket.fileno()
+            self.is_direct = True
+            self.turn = Turn(self.ioloop.add_callback_threadsafe, self._set_loop_reads)
+            self._set_loop_reads(True)
+        super()._proto_connection_made(transport)
+
+    def _set_loop_reads(self, on: bool) -> None:
+        if not on:
+            self._services.remove_reader(self._number_in_loop)
+        elif self._socket is not None:
+            self._services.set_reader(self._number_in_loop, self._on_readable)
+
+    def _proto_connection_lost(self, error: BaseException | None) -> None:
+        with self.writing:
+            self.is_lost = True
+        if self.turn is not None:
+            self.turn.await_end()
+        self.lanes.clear()  # for a thread that reads late all the same
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            self._services.remove_reader(self._number_in_loop)
+            sock.close()
+        self._stream = None
+        super()._proto_connection_lost(error)
+
+    def _terminate_stream(self, error: Exception | None) -> None:
+        self._is_ending = True
+        if self.turn is not None:
+            self.turn.is_over = True
+        super()._terminate_stream(error)
+
+    def fail(self, error: Exception) -> None:
+        """Give up the connection without a word to the broker. On the I/O thread; the first reason counts."""
+        if not self._is_ending and not self.is_lost:
+            self._terminate_stream(error)
+
+    def fail_soon(self, error: Exception) -> None:
+        """The same from any thread. Nothing is read any more."""
+        if self.turn is not None:
+            self.turn.is_over = True
+        self.ioloop.add_callback_threadsafe(functools.partial(self.fail, error))
+
+    def abandon(self) -> None:
+        """Give up this process's share of the socket without a word to the broker: for a forked child."""
+        for sock in (self._socket, getattr(self._stream, '_sock', None)):
+            if sock is not None:
+                sock.close()
+
+    # Sending
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait here because the broker does not read them."""
+        if self._stream is None:
+            return 0
+        leftover = sum(map(len, list(self._leftover))) if self._leftover else 0
+        return int(self._stream.get_write_buffer_size()) + leftover
+
+    def write(self, data: bytes) -> None:
+        """Send ready frames, in order with all that pika sends. By the holder of :attr:`writing`."""
+        self.bytes_sent += len(data)
+        self.frames_sent += 1
+        if self._socket is None:
+            self._stream.write(data)
+            return
+        if not self.backlog:
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                lost = pika.exceptions.StreamLostError(f'Stream connection lost: {error!r}')
+                self.ioloop.add_callback_threadsafe(functools.partial(self.fail, lost))
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._leftover.append(data)
+        if len(self._leftover) == 1:
+            self.ioloop.add_callback_threadsafe(self._write_leftover)
+
+    def _write_leftover(self) -> None:
+        with self.writing:
+            while self._leftover:
+                if self._stream is not None:
+                    self._stream.write(self._leftover[0])
+                self._leftover.popleft()
+
+    def _output_marshaled_frames(self, marshaled_frames: Any) -> None:
+        """Send what pika has to send."""
+        with self.writing:
+            if not self.is_lost:
+                self.write(b''.join(marshaled_frames))
+
+    # Reading
+
+    def read(self) -> Exception | None:
+        """Read what has come and act on it. By the thread that has the turn. Returns why it is the end, if it is."""
+        sock = self._socket
+        if sock is None:
+            return None  # it was lost in that very moment
+        self.read_at = time.monotonic()
+        try:
+            data = sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            return pika.exceptions.StreamLostError(f'Stream connection lost: {error!r}')
+        if not data:
+            return pika.exceptions.StreamLostError('Transport indicated EOF')
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Exception | None:
+        try:
+            taken, frames = self._cutter.cut(data)
+        except Exception as error:  # it would end the loop, and with it the thread
+            logger.exception('what the broker sent could not be read; the connection is given up')
+            return error
+        self.bytes_received += taken
+        self.frames_received += frames
+        return None
+
+    def _on_readable(self) -> None:
+        """There is something to be read, and the I/O thread has the turn."""
+        if self.turn is not None and not self.turn.is_over:
+            error = self.read()
+            if error is not None:
+                self.fail(error)
+
+    def _proto_data_received(self, data: bytes) -> None:
+        """Cut what pika's transport has read, where the link is not direct."""
+        error = self._cut(data)
+        if error is not None:
+            self.fail(error)
+
+    def _pass_on(self, data: bytes) -> None:
+        """Give a frame to pika, which is at home on the I/O thread; after those that are on their way to it."""
+        if self.is_lost:
+            return  # met by a thread that reads late
+        if (self.turn is None or self.turn.reader is None) and not self._for_pika:
+            self._on_data_available(data)
+        else:
+            self._for_pika.append(data)
+            self.ioloop.add_callback_threadsafe(self._feed)
+
+    def _feed(self) -> None:
+        """Give pika the next of the frames that a reading thread has met."""
+        data = self._for_pika.popleft()
+        if self.is_lost:
+            return
+        try:
+            self._on_data_available(data)
+        except Exception as error:
+            logger.exception('what the broker sent could not be read; the connection is given up')
+            self.fail(error)
