@@ -1,14 +1,143 @@
-"""What an attempt to connect failed with: whether another one may succeed, and how to say it."""
+"""Attempts to connect: to which host, after which pause, and whether another one may succeed."""
 
 from __future__ import annotations
 
 import logging
+import os
+import random
 import re
+import time
+from collections.abc import Callable
 from typing import Any
 
 from postage import errors
 from postage.amqp.channel import describe
+from postage.amqp.link import Link, Services
 from postage.settings import BrokerSettings
+
+logger = logging.getLogger('postage')
+
+PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attempts; the last one is the ceiling
+SHORT_LIFE = 1.0  # seconds that a link has to last before the pauses are short again
+
+
+class Attempts:
+    """Each host in turn, and after a round of all of them a pause, which grows. For the I/O thread.
+
+    :param role: of the connection, which the broker is told as part of its name
+    :param is_direct: whether other threads may send and read, see :class:`Link`
+    :param on_open: called with each link that is open
+    :param on_lost: called with each of these when it has gone
+    :param on_refused: called where no attempt can succeed, with why; none follows
+    :ivar link: the attempt under way
+    :ivar last_failure: in a few words
+    """
+
+    def __init__(
+        self,
+        settings: BrokerSettings,
+        role: str,
+        is_direct: bool,
+        loop: Any,
+        on_open: Callable[[Link], None],
+        on_lost: Callable[[Link, BaseException], None],
+        on_refused: Callable[[errors.BrokerError], None],
+    ) -> None:
+        self._settings = settings
+        self._role = role
+        self._is_direct = is_direct
+        self._loop = loop
+        self._on_open = on_open
+        self._on_lost = on_lost
+        self._on_refused = on_refused
+        self._hosts = len(settings.endpoints)
+        self._host = 0
+        self._round = 0
+        self._failures: list[str] = []  # of this round
+        self._was_open = self._is_over = False
+        self._opened_at = 0.0
+        self.link: Link | None = None
+        self.last_failure = 'no answer'
+
+    def begin(self) -> None:
+        """Make the first attempt at once, and after a loss almost at once: the processes of a host do not all crowd in.
+
+        Where one link after the other is lost as soon as it was made, the pauses grow.
+        """
+        pause = 0.0
+        if self._was_open:
+            lived = time.monotonic() - self._opened_at
+            self._round = 0 if lived > SHORT_LIFE else min(self._round + 1, len(PAUSES) - 1)
+            pause = PAUSES[self._round] * random.uniform(0.1, 1.0)
+        self._loop.call_later(pause, self._connect)
+
+    def end(self) -> None:
+        """Make no further attempt."""
+        self._is_over = True
+
+    def _connect(self) -> None:
+        if self._is_over:
+            return
+        parameters = self._settings.parameters()[self._host % self._hosts]
+        parameters.client_properties = {'connection_name': f'postage {self._role}, pid {os.getpid()}'}
+        self.link = Link(
+            parameters,
+            on_open_callback=self._on_link_open,
+            on_open_error_callback=self._on_failed,
+            on_close_callback=self._on_lost,
+            services=Services(self._loop),
+            is_direct=self._is_direct,
+        )
+
+    def _on_link_open(self, link: Link) -> None:
+        self.link = None
+        if self._is_over:
+            link.close()
+            return
+        link.add_on_connection_blocked_callback(self._on_blocked)
+        link.add_on_connection_unblocked_callback(self._on_unblocked)
+        link.watch_for_silence()
+        self._failures.clear()
+        self._opened_at = time.monotonic()
+        self._on_open(link)
+        self._was_open = True
+
+    def _on_failed(self, _link: object, error: BaseException) -> None:
+        self.link = None
+        if self._is_over:
+            self._loop.stop()
+            return
+        permanent = permanent_error(error, self._settings)
+        if permanent is not None:
+            if self._was_open:
+                logger.error('%s', permanent)
+            self._on_refused(permanent)
+            return
+        self.last_failure = root_cause(error)
+        self._failures.append(self.last_failure)
+        self._host += 1
+        self._loop.call_later(self._pause(), self._connect)
+
+    def _pause(self) -> float:
+        """Seconds before the next attempt."""
+        if self._host % self._hosts:
+            return 0.0
+        if not self._was_open and not self._round:
+            logger.warning(
+                'the broker at %s cannot be reached (%s); waiting for it up to %g s',
+                self._settings,
+                '; '.join(dict.fromkeys(self._failures)),
+                self._settings.connect_timeout,
+            )
+        self._failures.clear()
+        self._round += 1
+        return PAUSES[min(self._round, len(PAUSES)) - 1] * random.uniform(0.5, 1.0)
+
+    def _on_blocked(self, _link: object, frame: Any) -> None:
+        logger.warning('the broker at %s takes no messages at present: %s', self._settings, frame.method.reason)
+
+    def _on_unblocked(self, _link: object, _frame: Any) -> None:
+        logger.warning('the broker at %s takes messages again', self._settings)
 
 
 def quieten_pika() -> None:

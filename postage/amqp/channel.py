@@ -340,16 +340,31 @@ class Channel:
                 operation.future.set_exception(lost(f'the channel closed before it could {operation.doing}'))
 
 
+class Answer(Future[Any]):
+    """The future of the broker's answer to an operation.
+
+    :ivar doing: what the operation is for
+    """
+
+    def __init__(self, doing: str) -> None:
+        super().__init__()
+        self.doing = doing
+
+
 class Operation:
     """One call of a pika channel method, and the future of its answer."""
 
-    __slots__ = ('arguments', 'doing', 'future', 'method')
+    __slots__ = ('arguments', 'future', 'method')
 
     def __init__(self, method: str, arguments: dict[str, Any], doing: str) -> None:
         self.method = method
         self.arguments = arguments
-        self.doing = doing
-        self.future: Future[Any] = Future()
+        self.future = Answer(doing)
+
+    @property
+    def doing(self) -> str:
+        """What it is for, as in "declare queue 'jobs'"."""
+        return self.future.doing
 
 
 WITHOUT_ANSWER = frozenset({'basic_publish', 'basic_ack', 'basic_nack', 'basic_reject'})

@@ -16,6 +16,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
 from postage.amqp.steps import Steps, when_done
+from postage.amqp.tick import Tick
 from postage.amqp.topology import Topology
 
 logger = logging.getLogger('postage')
@@ -37,8 +38,8 @@ class ConsumingHost(Host, Protocol):
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """Have something done on the I/O thread."""
 
-    def watch(self, channel: ConsumingChannel) -> None:
-        """Have :meth:`ConsumingChannel.look` called at each tick, until it has seen enough. Any thread."""
+    @property
+    def tick(self) -> Tick: ...
 
 
 class ConsumingChannel(Channel):
@@ -211,6 +212,9 @@ class ConsumingChannel(Channel):
         while missing := [queue for queue in self.consumers if queue not in begun]:  # more may come meanwhile
             yield from self._consume(missing[0], self.consumers[missing[0]])
             begun.add(missing[0])
+        self._watched_since = None
+        self.host.tick.remove(self._look)
+        self.host.tick.add(self._look)
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ended one of our consumers: its queue went, or a time-out passed. Declare, and consume again."""
@@ -265,6 +269,7 @@ class ConsumingChannel(Channel):
         if self.is_open:
             self._return_inbox(set(self._queues.values()))
         self.inbox.clear()
+        self.host.tick.remove(self._look)
         yield from super().close_steps()
 
     def _on_lost(self, error: errors.BrokerError) -> None:
@@ -294,7 +299,7 @@ class ConsumingChannel(Channel):
             self.notify()
             if self._is_stuck is not None and self.prefetch != 1 and self._watched_since is None:
                 self._watched_since = time.monotonic()
-                self.host.watch(self)
+                self.host.tick.stir()
 
     def watch_with(self, is_stuck: Callable[[float], bool], slow_down: Callable[[], None]) -> None:
         """Look after the inbox while there is something in it.
@@ -305,7 +310,7 @@ class ConsumingChannel(Channel):
         """
         self._is_stuck, self._slow_down = is_stuck, slow_down
 
-    def look(self) -> bool:
+    def _look(self, _: bool) -> bool:
         """Look after the inbox. Called at each tick, on the I/O thread. Returns whether to go on doing so."""
         if not (self.inbox and self.is_open):
             self._watched_since = None
@@ -314,7 +319,7 @@ class ConsumingChannel(Channel):
             self._watched_since = time.monotonic()  # something has come in that very moment
         elif self._is_stuck is not None and self._watched_since is not None and self._is_stuck(self._watched_since):
             self._slow_down()
-        return True
+        return self._is_stuck is not None
 
     # Acknowledgements: on the thread that sends
 

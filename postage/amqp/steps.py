@@ -24,13 +24,14 @@ class Drive:
     """Steps that are being taken. For the I/O thread alone.
 
     :ivar outcome: the future of what the steps return or raise. It cannot be cancelled, so several may wait for it.
+    :ivar awaited: the future that the last step yielded
     """
 
-    __slots__ = ('_awaited', '_steps', 'outcome')
+    __slots__ = ('_steps', 'awaited', 'outcome')
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
-        self._awaited: Future[Any] | None = None
+        self.awaited: Future[Any] | None = None
         self.outcome: Future[Any] = Future()
         self.outcome.set_running_or_notify_cancel()
         self._advance(None)
@@ -48,7 +49,7 @@ class Drive:
             except BaseException as failure:
                 self.outcome.set_exception(failure)
             else:
-                self._awaited = awaited
+                self.awaited = awaited
                 if not awaited.done():
                     awaited.add_done_callback(self._advance)
                     return
@@ -60,8 +61,8 @@ class Drive:
             return
         self.outcome.set_exception(error)
         self._steps.close()
-        if self._awaited is not None:
-            self._awaited.cancel()  # only an operation that has not begun can be: see Channel.operate
+        if self.awaited is not None:
+            self.awaited.cancel()  # only an operation that has not begun can be: see Channel.operate
 
 
 def drive(steps: Steps) -> Drive:

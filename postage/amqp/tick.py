@@ -52,6 +52,11 @@ class Tick:
         """
         self._looks.append(look)
 
+    def remove(self, look: Callable[[bool], bool]) -> None:
+        """Undo :meth:`add`."""
+        if look in self._looks:
+            self._looks.remove(look)
+
     def stir(self) -> None:
         """Say that there is activity. Any thread; never blocks."""
         self.is_stirred = True
@@ -73,7 +78,7 @@ class Tick:
         was_stirred, self.is_stirred = self.is_stirred, False
         goes_on = was_stirred
         try:
-            for look in self._looks:
+            for look in list(self._looks):
                 goes_on = look(was_stirred) or goes_on
         finally:
             if goes_on:

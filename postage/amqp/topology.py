@@ -4,8 +4,12 @@ declares it."""
 from __future__ import annotations
 
 import re
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+from postage import errors
 
 QUEUE_FLAGS = ('durable', 'exclusive', 'auto_delete', 'arguments', 'passive')
 
@@ -66,3 +70,36 @@ def _matches(kind: str | None, binding_key: str, routing_key: str) -> bool:
 
 
 _topic_words = {'*': '[^.]*', '#': '#'}
+
+
+class Topologies:
+    """What all producers and consumers of one connection have declared, for as long as each of them lives."""
+
+    def __init__(self) -> None:
+        self._known: weakref.WeakSet[Topology] = weakref.WeakSet()
+
+    def __iter__(self) -> Iterator[Topology]:
+        return iter(list(self._known))
+
+    def add(self, topology: Topology) -> None:
+        """Have this declared again after every reconnect. Any thread."""
+        self._known.add(topology)
+
+    def discard(self, topology: Topology) -> None:
+        """Have it declared no more. Any thread."""
+        self._known.discard(topology)
+
+    def check_exclusive(self, queue: Queue, topology: Topology) -> None:
+        """See that no other consumer of this process owns an exclusive queue of that name.
+
+        To the broker the consumers of a process are one connection, which may declare it twice; two owners would
+        take each other's messages all the same.
+
+        :raises errors.ResourceLocked: where one does
+        """
+        for other in self:
+            owned = other.queues.get(queue.name) if other is not topology else None
+            if owned is not None and (owned.flags.get('exclusive') or queue.flags.get('exclusive')):
+                raise errors.ResourceLocked(
+                    f'queue {queue.name!r} is exclusive, and another consumer of this process owns it', 405
+                )

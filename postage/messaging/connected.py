@@ -49,7 +49,7 @@ class Connected:
         """
         self._connection = acquire(self._settings, role)
         try:
-            self._connection.remember(self._topology)
+            self._connection.topologies.add(self._topology)
             yield
         except BaseException:
             self._give_back()
@@ -57,7 +57,7 @@ class Connected:
 
     def _give_back(self) -> None:
         self._closed = True
-        self._connection.forget(self._topology)
+        self._connection.topologies.discard(self._topology)
         release(self._connection)
 
     def _check_open(self) -> None:

@@ -188,7 +188,7 @@ class GenericConsumer(Connected):
     def _declare_steps(self, queue: Queue, binding: Binding | None = None) -> Steps:
         control, topology = self._connection.control, self._topology
         if topology.queues.get(queue.name) is not queue:
-            self._connection.check_exclusive(queue, topology)
+            self._connection.topologies.check_exclusive(queue, topology)
             yield from declare_queue(control, queue)
             topology.queues[queue.name] = queue
         if binding is not None and binding not in topology.bindings:

@@ -250,13 +250,13 @@ class RpcClient:
     def _arm(self) -> None:
         """Have one timer run, for the earliest deadline. On the I/O thread."""
         if self._timer is not None:
-            self._connection.cancel_call(self._timer)
+            self._connection.io.loop.remove_timeout(self._timer)
             self._timer = None
         with self._lock:
             self._armed_for = self._deadlines.earliest()
             if self._armed_for < math.inf:
                 pause = max(0.0, self._armed_for - time.monotonic())
-                self._timer = self._connection.call_later(pause, self._on_deadline)
+                self._timer = self._connection.io.loop.call_later(pause, self._on_deadline)
 
     def _on_deadline(self) -> None:
         self._timer = None
