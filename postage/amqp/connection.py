@@ -13,14 +13,14 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any, Literal
 
 from postage import errors
 from postage.amqp.attempts import Attempts, quieten_pika
 from postage.amqp.channel import Channel, describe
-from postage.amqp.control import ControlChannel, replay, replay_exchanges
+from postage.amqp.control import ControlChannel, replay
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.frames import FRAME_MIN
 from postage.amqp.io_thread import IOThread
@@ -31,6 +31,7 @@ from postage.amqp.steps import Steps, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
 from postage.amqp.turns import Readership
+from postage.amqp.upkeep import Upkeep
 from postage.settings import BrokerSettings, FastLane, fast_lane
 
 logger = logging.getLogger('postage')
@@ -71,6 +72,7 @@ class Connection:
     Its public methods may be called from any thread but its own; what is said to be for the I/O thread is for the
     modules of this package.
 
+    :param siblings: gives the connections of this process to the same broker
     :ivar settings: where it leads, and with which credentials
     :ivar role: ``'publishing'`` or ``'consuming'``
     :ivar users: how many hold it, see :mod:`postage.amqp.registry`
@@ -78,19 +80,23 @@ class Connection:
     :ivar error: what no attempt can cure, in state REFUSED
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
+    :ivar upkeep: what looks after that meanwhile
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
     :ivar io: its I/O thread
     :ivar tick: at which the I/O thread looks after what busy threads left undone
     """
 
-    def __init__(self, settings: BrokerSettings, role: Role) -> None:
+    def __init__(
+        self, settings: BrokerSettings, role: Role, siblings: Callable[[], Iterable[Connection]] = tuple
+    ) -> None:
         self.settings = settings
         self.role = role
         self.users = 0
         self._publishers: dict[bool, PublishingChannel] = {}
         self._channels: list[Channel] = []
         self.topologies = Topologies()
+        self.upkeep = Upkeep(self, lambda: [sibling.upkeep for sibling in siblings()])
         self.readership = Readership(self._channels)
         self._start_over()
         _all.add(self)
@@ -261,8 +267,7 @@ class Connection:
 
     def restore_exchanges(self, error: errors.BrokerError) -> Steps:
         """Declare all exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
-        for topology in self.topologies:
-            yield from replay_exchanges(self.control, topology)
+        return self.upkeep.restore_exchanges(error)
 
     @property
     def heartbeat(self) -> float:
@@ -281,6 +286,8 @@ class Connection:
         quieten_pika()
         self._enter(State.CONNECTING)
         self._attempts.begin()
+        if self.role == 'consuming':
+            self.upkeep.begin()
 
     def _on_end(self) -> None:
         self.state = State.CLOSED

@@ -27,7 +27,7 @@ def acquire(settings: BrokerSettings, role: Role) -> Connection:
     with _lock:
         connection = _shared.get((settings, role))
         if connection is None or connection.error is not None or connection.is_closed:
-            connection = _shared[settings, role] = Connection(settings, role)
+            connection = _shared[settings, role] = Connection(settings, role, lambda: _with(settings))
         connection.users += 1
     try:
         connection.open(settings.connect_timeout)
@@ -35,6 +35,11 @@ def acquire(settings: BrokerSettings, role: Role) -> Connection:
         release(connection)
         raise
     return connection
+
+
+def _with(settings: BrokerSettings) -> list[Connection]:
+    with _lock:
+        return [connection for (its_settings, _), connection in _shared.items() if its_settings == settings]
 
 
 def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
