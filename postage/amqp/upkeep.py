@@ -1,9 +1,9 @@
 """Looks after what was declared and may go away without a word: exchanges, and the bindings to them.
 
 When an exchange is deleted its bindings go with it, and the broker tells no consumer. A producer that declares the
-exchange again would then publish to an exchange without bindings: confirmed, and never delivered. So whatever declares a
-lost exchange again also restores the bindings to it that this process has made; and a connection that consumes looks
-after its own bindings every :data:`CHECK_SECONDS`, so that one which is lost for another reason is missing for no longer.
+exchange again would then publish to an exchange without bindings: confirmed, and never delivered. So whatever declares
+a lost exchange again also restores the bindings to it that this process has made; and a connection that consumes looks
+after its own bindings every :data:`CHECK_SECONDS`, so that one which is lost for another reason is missing no longer.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Upkeep:
 
 def _warn(exchange: str) -> None:
     logger.warning(
-        'exchange %r was gone, and all bindings to it: it is declared again, with the bindings of this process; those of '
-        'other programs may be missing until these look after them',
+        'exchange %r was gone, and all bindings to it: it is declared again, with the bindings of this process; '
+        'those of other programs may be missing until these look after them',
         exchange,
     )
