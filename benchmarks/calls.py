@@ -15,7 +15,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -26,7 +26,6 @@ from running import Contender
 from scenarios import QUEUE, body_of
 
 PROGRAM = Path(__file__).resolve().parent / 'contenders' / 'counted_postage.py'
-STRETCHES = 9
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Row:
     :ivar goal: what the limit is to become; 0 for what it is
     :ivar before: what was counted before the calls were made fewer (Python 3.11, embedded broker)
     :ivar messages: in each stretch
+    :ivar stretches: how many of them are counted
     """
 
     name: str
@@ -46,6 +46,7 @@ class Row:
     goal: float
     before: float
     messages: int = 1000
+    stretches: int = 12
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,16 +57,16 @@ class Row:
     @property
     def run(self) -> tuple[Any, ...]:
         """What rows have in common that are counted in one run."""
-        return (self.is_rpc or self.role, self.messages, tuple(self.options.items()))
+        return (self.is_rpc or self.role, self.messages, self.stretches, tuple(self.options.items()))
 
 
 HUNDRED = {'in_flight': 100}
 ROWS = (
     Row('publish', 'publish', limit=30, goal=20, before=28.3),
-    Row('consume', 'consume', limit=29, goal=25, before=26.2),
+    Row('consume', 'consume', limit=30, goal=25, before=26.2),
     Row('consume-callback', 'consume-by-callback', limit=40, goal=0, before=29.7),
-    Row('rpc-caller', 'call', limit=94, goal=50, before=89.9, messages=200),
-    Row('rpc-responder', 'respond', limit=150, goal=85, before=140.5, messages=200),
+    Row('rpc-caller', 'call', limit=94, goal=50, before=89.8, messages=50, stretches=36),
+    Row('rpc-responder', 'respond', limit=150, goal=85, before=139.5, messages=50, stretches=36),
     Row('rpc-100-caller', 'call', limit=78, goal=40, before=72.7, options=HUNDRED),
     Row('rpc-100-responder', 'respond', limit=75, goal=60, before=66.2, options=HUNDRED),
 )
@@ -89,8 +90,13 @@ class Counts:
         return [sum(sum(calls.values()) for calls in stretch.values()) / self.messages for stretch in self.stretches]
 
     @property
+    def figure(self) -> float:
+        """Calls a message: the lower quartile, for what disturbs a stretch adds to it, and hardly ever takes away."""
+        return statistics.quantiles(self.each, n=4)[0]
+
+    @property
     def median(self) -> float:
-        """Calls a message."""
+        """Calls a message, in half of the stretches at most."""
         return statistics.median(self.each)
 
     @property
@@ -117,7 +123,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--by-function', metavar='ROW', help='print which functions were called, and how often')
     parser.add_argument('--broker', choices=tuple(BROKERS), default='embedded', help='default: %(default)s')
     parser.add_argument('--url', help='use this broker instead, in an empty virtual host')
-    parser.add_argument('--stretches', type=int, default=STRETCHES, help='that are counted; default: %(default)s')
+    parser.add_argument('--stretches', type=int, metavar='NUMBER', help="that are counted; default: the row's")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write what was called in each stretch there too')
     options = parser.parse_args(words)
     wanted = [options.by_function] if options.by_function else [name for name in options.rows.split(',') if name]
@@ -125,9 +131,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in wanted if name not in known]
     if unknown:
         parser.error(f'no row {unknown[0]!r}; there are {names}')
-    if options.stretches < 1:
-        parser.error('--stretches must be 1 or more')
+    if options.stretches is not None and options.stretches < 2:
+        parser.error('--stretches must be 2 or more')
     options.rows = [known[name] for name in wanted] or list(ROWS)
+    if options.stretches is not None:
+        options.rows = [replace(row, stretches=options.stretches) for row in options.rows]
     return options
 
 
@@ -135,8 +143,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Count what the command line asks for. Returns the exit status: 1 where a limit is exceeded."""
     options = arguments(words)
     with broker_of(options) as broker, contextlib.closing(Administrator(broker)) as administrator:
-        counts = count_all(options.rows, options.stretches, broker, administrator)
-        about = f'Python {platform.python_version()}, {broker.name}, {options.stretches} stretches'
+        counts = count_all(options.rows, broker, administrator)
+        about = f'Python {platform.python_version()}, {broker.name}'
     if options.json:
         stretches = {name: {'messages': found.messages, 'stretches': found.stretches} for name, found in counts.items()}
         options.json.write_text(json.dumps({'about': about, 'rows': stretches}, indent=1) + '\n')
@@ -144,7 +152,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.write(f'{about}\n\n{function_table(counts[options.by_function])}\n')
         return 0
     sys.stdout.write(f'Python calls a message: {about}\n\n{call_table(options.rows, counts)}\n')
-    return int(any(counts[row.name].median > row.limit for row in options.rows))
+    return int(any(counts[row.name].figure > row.limit for row in options.rows))
 
 
 @contextlib.contextmanager
@@ -158,18 +166,18 @@ def broker_of(options: argparse.Namespace) -> Iterator[Broker]:
     yield Broker('a broker given', url.port or 5672, 0, url.hostname or '127.0.0.1', unquote(url.path[1:]) or '/')
 
 
-def count_all(rows: Sequence[Row], stretches: int, broker: Broker, administrator: Administrator) -> dict[str, Counts]:
+def count_all(rows: Sequence[Row], broker: Broker, administrator: Administrator) -> dict[str, Counts]:
     """The counts of these rows, by name; a caller and its responder are counted in one run."""
     counts: dict[str, Counts] = {}
     for row in rows:
         if row.name not in counts:
-            found = count(row, stretches, broker, administrator)
+            found = count(row, broker, administrator)
             together = [other for other in rows if other.run == row.run]
             counts |= {other.name: found[other.role] for other in together}
     return counts
 
 
-def count(row: Row, stretches: int, broker: Broker, administrator: Administrator) -> dict[str, Counts]:
+def count(row: Row, broker: Broker, administrator: Administrator) -> dict[str, Counts]:
     """Run what a row is about, and return the counts of the programs that took part, by role."""
     options = {
         'host': broker.host,
@@ -179,14 +187,14 @@ def count(row: Row, stretches: int, broker: Broker, administrator: Administrator
         'confirms': 1,
         'persistent': 1,
         'messages': row.messages,
-        'stretches': stretches,
+        'stretches': row.stretches,
         **row.options,
     }
     administrator.declare([QUEUE])
     try:
         if row.role.startswith('consume'):
             # More than is counted, so that the last stretch meets what those before it have met.
-            administrator.load(QUEUE, body_of({'role': row.role}), row.messages * (stretches + 2))
+            administrator.load(QUEUE, body_of({'role': row.role}), row.messages * (row.stretches + 2))
         with contextlib.ExitStack() as stack:
             programs: dict[str, Contender] = {}
             for role in ('respond', 'call') if row.is_rpc else (row.role,):
@@ -208,18 +216,19 @@ def count(row: Row, stretches: int, broker: Broker, administrator: Administrator
 
 def call_table(rows: Sequence[Row], counts: Mapping[str, Counts]) -> str:
     """A line for each row."""
-    head = ['', 'calls', 'lowest – highest', 'main thread', 'at most', '', 'goal', 'before']  # noqa: RUF001
+    head = ['', 'calls', 'median', 'lowest – highest', 'main thread', 'at most', '', 'goal', 'before']  # noqa: RUF001
     lines = []
     for row in rows:
         found = counts[row.name]
         lines.append(
             [
                 row.name,
+                f'{found.figure:.1f}',
                 f'{found.median:.1f}',
                 f'{min(found.each):.1f} – {max(found.each):.1f}',  # noqa: RUF001
                 f'{found.in_main_thread:.1f}',
                 f'{row.limit:g}',
-                'held' if found.median <= row.limit else 'EXCEEDED',
+                'held' if found.figure <= row.limit else 'EXCEEDED',
                 f'{row.goal or row.limit:g}',
                 f'{row.before:g}',
             ]
