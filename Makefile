@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NOTE := $(CURDIR)/.tox/note.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lanes lint bench rabbitmq redis amqp-tools clean
+.PHONY: help demo test soak lanes lint bench calls rabbitmq redis amqp-tools clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -50,6 +50,9 @@ bench: $(VENV)/.postage ## measure Postage beside its peers; BENCH=publish,rpc R
 
 # Microthreads beside asyncio, and the broker in memory beside RabbitMQ.
 OWN_BENCHES := microthreads broker
+
+calls: $(VENV)/.postage ## count the Python calls a message takes; ROWS=publish,rpc-caller, or FUNCTIONS=rpc-caller for each of them
+	@$(BIN)/python benchmarks/calls.py $(if $(ROWS),--rows '$(ROWS)') $(if $(FUNCTIONS),--by-function '$(FUNCTIONS)')
 
 rabbitmq: PACKAGE := rabbitmq-server
 rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run against it too

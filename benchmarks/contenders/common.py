@@ -47,6 +47,7 @@ class Options:
     :ivar in_flight: RPC requests under way at a time
     :ivar size: bytes of text in a message; 0 for an envelope of 270 bytes
     :ivar count: handlers, processors or threads, in scenarios about how cost grows
+    :ivar stretches: how many times that many messages, where calls are counted
     :ivar authority: file with the certificate to trust where the port is one for TLS; empty for plain text
     """
 
@@ -63,6 +64,7 @@ class Options:
     size: int = 0
     count: int = 1
     seconds: float = 1.0
+    stretches: int = 1
     authority: str = ''
 
     @property
