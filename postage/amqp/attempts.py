@@ -96,6 +96,7 @@ class Attempts:
             return
         link.add_on_connection_blocked_callback(self._on_blocked)
         link.add_on_connection_unblocked_callback(self._on_unblocked)
+        link.note_agreement()
         link.watch_for_silence()
         self._failures.clear()
         self._opened_at = time.monotonic()

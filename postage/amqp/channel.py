@@ -12,7 +12,9 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import pika.channel
@@ -21,9 +23,12 @@ import pika.spec
 
 from postage import errors
 from postage.amqp.cutter import Content
+from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
+from postage.amqp.tick import Tick
+from postage.amqp.topology import Queue, Topology
 
 logger = logging.getLogger('postage')
 
@@ -72,22 +77,40 @@ def describe(error: BaseException | None) -> str:
 
 
 class Host(Protocol):
-    """What a channel needs of its connection. For the I/O thread, but for the outbox.
+    """What a channel, and the control channel's users, need of their connection.
 
-    :ivar link: the socket to the broker, while there is a connection
-    :ivar outbox: where a channel says that it has something to send
+    :ivar link: the socket to the broker, while there is a connection; for the I/O thread
+    :ivar outbox: where a channel says that it has something to send; any thread
+    :ivar tick: at which it looks after its inbox
+    :ivar error: why the connection cannot be made again, if so
+    :ivar heartbeat: seconds between heartbeats; 0 where there are none
     """
 
+    link: Link | None
+    outbox: Outbox
+    tick: Tick
+    error: errors.BrokerError | None
+
     @property
-    def link(self) -> Link | None: ...
-    @property
-    def outbox(self) -> Outbox: ...
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between heartbeats; 0 where there are none."""
+    def heartbeat(self) -> float: ...
 
     def pause(self, seconds: float) -> Future[None]:
-        """A future that is done after that long."""
+        """A future that is done after that long. On the I/O thread."""
+
+    def tell(self, work: Callable[[], Steps | None]) -> None:
+        """Have something done on the I/O thread. Any thread."""
+
+    def awaited(self) -> AbstractContextManager[None]:
+        """Round everything in which a thread blocks until the connection has brought something."""
+
+    def replay(self, topology: Topology) -> Steps:
+        """Declare what is missing of it again. On the I/O thread."""
+
+    def replay_queue(self, topology: Topology, queue: Queue) -> Steps:
+        """The same for one queue, with the exchanges."""
+
+    def restore_exchanges(self, error: errors.BrokerError) -> Steps:
+        """Declare the exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
 
 
 class Channel:
@@ -95,6 +118,7 @@ class Channel:
 
     :ivar generation: how often it has been opened
     :ivar number: its number on the present connection
+    :ivar frame_max: bytes that a frame may have there
     :ivar is_open: whether frames may be sent on it; becomes false before pika answers the broker's close
     :ivar is_wanted: whether it is to be opened again after a loss
     :ivar is_awaited: whether what comes for it is wanted at once, and not a moment later; any thread
@@ -104,6 +128,7 @@ class Channel:
         self.host = host
         self.generation = 0
         self.number = 0
+        self.frame_max = FRAME_MIN
         self.is_open = False
         self.is_wanted = True
         self.is_awaited = True
@@ -168,7 +193,7 @@ class Channel:
         self._pika.add_callback(self._on_get_empty, [pika.spec.Basic.GetEmpty], one_shot=False)
         self.content = None
         self._cancelled_tags.clear()
-        self.number = self._pika.channel_number
+        self.number, self.frame_max = self._pika.channel_number, link.frame_max
         yield self._opening
         self._opening = None
         link.lanes[self.number] = self

@@ -20,16 +20,15 @@ from typing import Any, Literal
 from postage import errors
 from postage.amqp.attempts import Attempts, quieten_pika
 from postage.amqp.channel import Channel, describe
-from postage.amqp.control import ControlChannel, replay
+from postage.amqp.control import ControlChannel, replay, replay_exchanges, replay_queue
 from postage.amqp.forks import Stage, call_in_child
-from postage.amqp.frames import FRAME_MIN
 from postage.amqp.io_thread import IOThread
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.tick import Tick
-from postage.amqp.topology import Topologies
+from postage.amqp.topology import Queue, Topologies, Topology
 from postage.amqp.turns import Readership
 from postage.amqp.upkeep import Upkeep
 from postage.settings import BrokerSettings, FastLane, fast_lane
@@ -265,6 +264,15 @@ class Connection:
             self.add_channel(channel)
         return channel
 
+    def replay(self, topology: Topology) -> Steps:
+        """Declare all of it again. On the I/O thread."""
+        return replay(self.control, topology)
+
+    def replay_queue(self, topology: Topology, queue: Queue) -> Steps:
+        """Declare its exchanges and one of its queues again. On the I/O thread."""
+        yield from replay_exchanges(self.control, topology)
+        yield from replay_queue(self.control, topology, queue)
+
     def restore_exchanges(self, error: errors.BrokerError) -> Steps:
         """Declare all exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
         return self.upkeep.restore_exchanges(error)
@@ -273,11 +281,6 @@ class Connection:
     def heartbeat(self) -> float:
         """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
         return self.link.heartbeat if self.link is not None else 0.0
-
-    @property
-    def frame_max(self) -> int:
-        """Bytes that a frame may have on the present connection."""
-        return self.link.frame_max if self.link is not None else FRAME_MIN
 
     # The I/O thread
 

@@ -7,16 +7,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Container
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from postage import errors
 from postage.amqp.channel import Channel, Host
-from postage.amqp.control import ControlChannel, Patience, replay, replay_exchanges, replay_queue
+from postage.amqp.control import Patience
 from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
 from postage.amqp.steps import Steps, when_done
-from postage.amqp.tick import Tick
 from postage.amqp.topology import Topology
 
 logger = logging.getLogger('postage')
@@ -27,19 +26,6 @@ RECOVERY_SECONDS = 10.0  # for which a queue that goes away again and again is d
 Fate = Literal['ack', 'reject', 'requeue', 'return']
 """Of a delivery: handled; failed, to be dropped or dead-lettered; failed, to be tried again; untried, to be delivered
 again."""
-
-
-class ConsumingHost(Host, Protocol):
-    """What a consuming channel needs of its connection beside what every channel does."""
-
-    @property
-    def control(self) -> ControlChannel: ...
-
-    def tell(self, work: Callable[[], Steps | None]) -> None:
-        """Have something done on the I/O thread."""
-
-    @property
-    def tick(self) -> Tick: ...
 
 
 class ConsumingChannel(Channel):
@@ -54,9 +40,7 @@ class ConsumingChannel(Channel):
     :ivar wish: says the count that is wanted; called on the I/O thread
     """
 
-    host: ConsumingHost
-
-    def __init__(self, host: ConsumingHost, topology: Topology, prefetch: int) -> None:
+    def __init__(self, host: Host, topology: Topology, prefetch: int) -> None:
         super().__init__(host)
         self.topology = topology
         self.prefetch = prefetch
@@ -80,17 +64,16 @@ class ConsumingChannel(Channel):
 
         :param requeue: for one that failed: whether it goes back to its queue, or is dropped or dead-lettered
         """
-        self._settle(delivery, 'ack' if requeue is None else 'requeue' if requeue else 'reject')
-
-    def hand_back(self, delivery: Delivery) -> None:
-        """Have a delivery that was not tried delivered again. Never blocks."""
-        self._settle(delivery, 'return')
-
-    def _settle(self, delivery: Delivery, fate: Fate) -> None:
+        fate: Fate = 'ack' if requeue is None else 'requeue' if requeue else 'reject'
         self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
         self.host.outbox.submit(self)
         if len(self._outbox) >= ACKNOWLEDGEMENTS_HELD:
             self.host.outbox.flush()
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """Have a delivery that was not tried delivered again. Never blocks."""
+        self._outbox.append((delivery.generation, delivery.delivery_tag, 'return'))
+        self.host.outbox.submit(self)
 
     def resize(self) -> None:
         """Change how many messages are sent ahead to what is wished for now. Never blocks.
@@ -228,8 +211,7 @@ class ConsumingChannel(Channel):
     def _recover_steps(self, queue: str, tag: str) -> Steps:
         declared = self.topology.queues.get(queue)
         if declared is not None:
-            yield from replay_exchanges(self.host.control, self.topology)
-            yield from replay_queue(self.host.control, self.topology, declared)
+            yield from self.host.replay_queue(self.topology, declared)
         if self.is_open and self.consumers.get(queue) == tag:
             yield from self._consume_anew(queue)
 
@@ -245,7 +227,7 @@ class ConsumingChannel(Channel):
         """Declare what it needs, and open it. A queue that goes away in between is the likeliest reason to fail."""
         patience = Patience(self.host, RECOVERY_SECONDS)
         while self.is_wanted:
-            yield from replay(self.host.control, self.topology)
+            yield from self.host.replay(self.topology)
             try:
                 yield from self.ensure_open_steps()
                 return

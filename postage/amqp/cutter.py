@@ -109,7 +109,9 @@ def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: 
     content.tag_or_text = data[position + 1 : after_tag]
     content.delivery_tag, redelivered = _tag_and_bits.unpack_from(data, after_tag)
     content.redelivered = redelivered & 1 == 1
-    _cut_route(content, data, after_tag + 9)
+    after_exchange = after_tag + 10 + data[after_tag + 9]
+    content.exchange = data[after_tag + 10 : after_exchange]
+    content.routing_key = data[after_exchange + 1 : after_exchange + 1 + data[after_exchange]]
     if end - header < CONTENT_HEADER.size:
         return 0
     kind, number, size, _, _, length = CONTENT_HEADER.unpack_from(data, header)
@@ -134,14 +136,10 @@ def _cut_return(data: bytes, position: int) -> Content:
     (content.reply_code,) = _reply_code.unpack_from(data, position)
     end = position + 3 + data[position + 2]
     content.tag_or_text = data[position + 3 : end]
-    _cut_route(content, data, end)
+    after_exchange = end + 1 + data[end]
+    content.exchange = data[end + 1 : after_exchange]
+    content.routing_key = data[after_exchange + 1 : after_exchange + 1 + data[after_exchange]]
     return content
-
-
-def _cut_route(content: Content, data: bytes, position: int) -> None:
-    end = position + 1 + data[position]
-    content.exchange = data[position + 1 : end]
-    content.routing_key = data[end + 1 : end + 1 + data[end]]
 
 
 class Cutter:

@@ -167,6 +167,9 @@ class Settled:
         if not self._is_known:
             return 0, tags
         before = self._all_up_to
+        if not self._beyond and tags == list(range(before + 1, before + 1 + len(tags))):  # the usual case
+            self._all_up_to = tags[-1]
+            return tags[-1], []
         self._beyond.update(tag for tag in tags if tag > before)
         self._advance()
         at_once = [tag for tag in tags if before < tag <= self._all_up_to]

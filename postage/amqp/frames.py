@@ -134,7 +134,8 @@ def _write_table(value: Any, name: str) -> bytes:
 
 def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> bytes:
     """The same for what most messages have. The id is one of our own, short and of ASCII."""
-    return _usual_head(_MESSAGE_ID, content_type, delivery_mode) + _own_id(message_id)
+    own_id = message_id.encode()
+    return _usual_head(_MESSAGE_ID, content_type, delivery_mode) + bytes((len(own_id),)) + own_id
 
 
 def request_properties(content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int) -> bytes:
@@ -144,7 +145,8 @@ def request_properties(content_type: str, delivery_mode: int, own_id: str, reply
     :param expiration: in milliseconds
     """
     head = _usual_head(_CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID, content_type, delivery_mode)
-    encoded_id = _own_id(own_id)
+    encoded_id = own_id.encode()
+    encoded_id = bytes((len(encoded_id),)) + encoded_id
     return b''.join((head, encoded_id, _short_string_of(reply_to), _short_string_of(str(expiration)), encoded_id))
 
 
@@ -156,7 +158,10 @@ def reply_properties(content_type: str, own_id: str, correlation_id: str) -> byt
     if not correlation_id:
         return usual_properties(content_type, 1, own_id)
     head = _usual_head(_CORRELATION_ID | _MESSAGE_ID, content_type, 1)
-    return head + _write_short_string(correlation_id, 'correlation_id') + _own_id(own_id)
+    id_bytes, correlation = own_id.encode(), correlation_id.encode()
+    if len(correlation) > 255:
+        raise EncodingError(f'the message property correlation_id is longer than 255 bytes: {correlation_id[:60]!r}…')
+    return b''.join((head, bytes((len(correlation),)), correlation, bytes((len(id_bytes),)), id_bytes))
 
 
 @lru_cache(maxsize=256)
@@ -168,10 +173,6 @@ def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> by
 @lru_cache(maxsize=256)
 def _short_string_of(text: str) -> bytes:
     return short_string(text, 'a property')
-
-
-def _own_id(message_id: str) -> bytes:
-    return bytes((len(message_id),)) + message_id.encode('ascii')
 
 
 def _utf8(text: str, what: str) -> bytes:
@@ -301,12 +302,16 @@ def decode_answerable(data: bytes) -> Answerable:
         if flags & _PRIORITY:
             position += 1
         if flags & _CORRELATION_ID:
-            correlation_id, position = _read_short_string(data, position)
+            start, position = position + 1, position + 1 + data[position]
+            correlation_id = data[start:position].decode('utf-8')
         if flags & _REPLY_TO:
-            reply_to, position = _read_short_string(data, position)
+            start, position = position + 1, position + 1 + data[position]
+            reply_to = data[start:position].decode('utf-8')
+        if position > len(data):
+            raise ValueError('a string reaches beyond the end')
     except (IndexError, ValueError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
-    return Answerable(correlation_id, reply_to)
+    return tuple.__new__(Answerable, (correlation_id, reply_to))
 
 
 def _read_short_string(data: bytes, position: int) -> tuple[str, int]:

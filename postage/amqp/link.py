@@ -6,7 +6,7 @@ chosen by what is possible:
 * **Direct**, with a plain socket on Linux. Any thread sends: ready frames go out by a handle of our own on the socket,
   under :attr:`Link.writing`, as long as nothing waits in pika's transport; all that pika sends passes the same lock,
   and so keeps its place. What the socket does not take is left to the I/O thread. And a thread that waits may read the
-  socket in the I/O thread's place: see :mod:`postage.amqp.turns`.
+  socket in the I/O thread's place: see :class:`Turn`, and :mod:`postage.amqp.turns` for how they wait.
 * **Through the I/O thread**, with TLS, where one thread alone may touch the connection, and elsewhere.
 
 The seam: of pika's connection, the methods in :data:`SEAM` are overridden or called; of its transport, ``_sock`` is
@@ -16,26 +16,31 @@ release of pika that is supported; with another one the import fails and says so
 
 from __future__ import annotations
 
+import enum
 import functools
 import logging
+import os
+import select
 import socket
 import ssl
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import pika
 import pika.exceptions
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
 from postage.amqp.cutter import Cutter, Lane
-from postage.amqp.turns import CAN_READ, Turn
+from postage.amqp.frames import FRAME_MIN
 
 logger = logging.getLogger('postage.amqp')
 
 READ_SIZE = 64 * 1024  # bytes that one read takes at most
+PATIENCE = 1.0  # seconds that the end of a link waits for the thread that reads it
+CAN_READ = hasattr(os, 'eventfd') and hasattr(select, 'poll')  # another thread than its own: on Linux
 WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
 
 SEAM = (
@@ -87,6 +92,97 @@ class Services(SelectorIOServicesAdapter):
             return self.call_later(0, lambda: on_done(failure))
 
 
+class Reader(Protocol):
+    """What a thread waits by that may read in the I/O thread's place."""
+
+    def ring(self) -> None:
+        """Have the thread return from its wait. Any thread."""
+
+
+class Holder(enum.Enum):
+    """Which thread has the turn to read a link."""
+
+    IO_THREAD = 'the I/O thread: its loop watches the socket'
+    ASKED = 'the I/O thread still; a waiting thread has asked it for the turn'
+    LENT = 'a waiting thread: the loop does not watch the socket'
+
+
+class Turn:
+    """Whose turn it is to read one link.
+
+    ::
+
+                    ask (waiting thread)           grant (I/O thread)
+        IO_THREAD ───────────────────────▶ ASKED ────────────────────▶ LENT
+            ▲                                                           │
+            └───────────────────── take_back (I/O thread) ──────────────┘
+
+    until :attr:`is_over` is set, by any thread and for good; in every state that stops the reading.
+
+    What always holds, and why a look at a lock and a field is enough to know which thread reads:
+
+    1. Bytes are read and cut by one thread at a time: in IO_THREAD and ASKED by the I/O thread; in LENT by the thread
+       whose alarm is :attr:`reader`, and only while it holds :attr:`lock`.
+    2. The I/O thread alone changes :attr:`reader`. It takes a reader away only while it holds :attr:`lock` itself, so
+       never while that thread reads. The reading thread takes the lock first and looks at :attr:`reader` after that:
+       what it sees holds until it lets go.
+    3. In LENT no thread reads while the one with the turn works on what it has read. The tick bounds that: a turn whose
+       thread did not come back between two ticks is taken back. A thread that waits for the same link has it taken
+       back at once.
+    4. Frames that the reading thread meets for pika are queued, and fed to pika by the I/O thread in order; the I/O
+       thread itself feeds pika directly only when that queue is empty.
+    5. Before the I/O thread forgets a lost link it waits for the lock, for :data:`PATIENCE`: what a thread still reads
+       must not reach the channels of the next link.
+
+    :param call_soon: calls back on the I/O thread
+    :param set_loop_reads: has the loop watch the socket, or not; on the I/O thread
+    :ivar lock: held by the reading thread while it waits and reads. It is re-entrant, so that a thread which Ctrl-C
+        took out of its wait between the taking and the noting of it does not wait for itself.
+    """
+
+    def __init__(self, call_soon: Callable[[Callable[[], Any]], None], set_loop_reads: Callable[[bool], None]) -> None:
+        self._call_soon = call_soon
+        self._set_loop_reads = set_loop_reads
+        self.lock = threading.RLock()
+        self.holder = Holder.IO_THREAD
+        self.reader: Reader | None = None
+        self.is_over = False
+
+    def ask(self, reader: Reader) -> None:
+        """Ask the I/O thread to leave reading to a thread, whose alarm rings when it does. Any thread."""
+        if self.holder is Holder.IO_THREAD:
+            # Where two threads get here together, the I/O thread grants the first and passes over the second.
+            self.holder = Holder.ASKED
+            self._call_soon(functools.partial(self._grant, reader))
+
+    def _grant(self, reader: Reader) -> None:
+        if self.holder is Holder.ASKED and not self.is_over:
+            self._set_loop_reads(False)
+            self.reader = reader
+            self.holder = Holder.LENT
+            reader.ring()
+
+    def take_back(self) -> None:
+        """Have the I/O thread read again; where a thread reads at this moment, it asks for that as it ends its wait.
+
+        On the I/O thread.
+        """
+        if self.holder is Holder.LENT and not self.is_over and self.lock.acquire(blocking=False):
+            self.reader = None
+            self.holder = Holder.IO_THREAD
+            self.lock.release()
+            self._set_loop_reads(True)
+
+    def await_end(self) -> None:
+        """Have no thread read any more, and wait for the one that does. On the I/O thread."""
+        self.is_over = True
+        if self.reader is not None:
+            self.reader.ring()
+        if self.lock.acquire(timeout=PATIENCE):
+            self.lock.release()
+        self.reader = None
+
+
 class Link(pika.SelectConnection):
     """pika's connection over one socket. Made on the I/O thread.
 
@@ -98,6 +194,9 @@ class Link(pika.SelectConnection):
     :ivar number: of our own handle on the socket, by which a reading thread waits
     :ivar is_lost: whether it has gone; nothing may be sent any more
     :ivar is_direct: whether any thread may send; else the I/O thread alone
+    :ivar frame_max: bytes that a frame may have
+    :ivar heartbeat: seconds between heartbeats; 0 where there are none
+    :ivar may_lag: whether bytes may be waiting here; where it is false none are. Guarded by :attr:`writing`
     :ivar read_at: when something was last read, on the monotonic clock
     :ivar reason: why it was given up, where pika does not know
     """
@@ -109,6 +208,8 @@ class Link(pika.SelectConnection):
         self.number = -1
         self.is_lost = False
         self.is_direct = False
+        self.frame_max, self.heartbeat = FRAME_MIN, 0.0
+        self.may_lag = True
         self.read_at = 0.0
         self.reason: Exception | None = None
         self._may_be_direct = is_direct and CAN_READ
@@ -123,20 +224,13 @@ class Link(pika.SelectConnection):
         self._cutter = Cutter(self.lanes, self._pass_on)
         super().__init__(*args, custom_ioloop=services, **kwds)  # type: ignore[misc]
 
-    # What was agreed with the broker
-
-    @property
-    def frame_max(self) -> int:
-        """Bytes that a frame may have."""
-        return int(self.params.frame_max)
-
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between heartbeats; 0 where there are none."""
-        agreed = self.params.heartbeat
-        return float(agreed) if isinstance(agreed, int) else 0.0
-
     # Coming and going, on the I/O thread
+
+    def note_agreement(self) -> None:
+        """Note what was agreed with the broker, once the link is open."""
+        self.frame_max = int(self.params.frame_max)
+        agreed = self.params.heartbeat
+        self.heartbeat = float(agreed) if isinstance(agreed, int) else 0.0
 
     def _proto_connection_made(self, transport: Any) -> None:
         self._stream = transport
@@ -144,7 +238,7 @@ class Link(pika.SelectConnection):
         if self._may_be_direct and isinstance(sock, socket.socket) and not isinstance(sock, ssl.SSLSocket):
             self._socket, self._number_in_loop = sock.dup(), sock.fileno()
             self.number = self._socket.fileno()
-            self.is_direct = True
+            self.is_direct, self.may_lag = True, False
             self.turn = Turn(self.ioloop.add_callback_threadsafe, self._set_loop_reads)
             self._set_loop_reads(True)
         super()._proto_connection_made(transport)
@@ -230,7 +324,7 @@ class Link(pika.SelectConnection):
         if self._socket is None:
             self._stream.write(data)
             return
-        if not self.backlog:
+        if not self.may_lag or not self.backlog:
             try:
                 sent = self._socket.send(data)
             except (BlockingIOError, InterruptedError):
@@ -240,8 +334,10 @@ class Link(pika.SelectConnection):
                 self.ioloop.add_callback_threadsafe(functools.partial(self.fail, lost))
                 return
             if sent == len(data):
+                self.may_lag = False
                 return
             data = data[sent:]
+        self.may_lag = True
         self._leftover.append(data)
         if len(self._leftover) == 1:
             self.ioloop.add_callback_threadsafe(self._write_leftover)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import pika.exceptions
 
+from postage.amqp.link import Link
 from postage.amqp.threads import this_thread
 from postage.amqp.tick import Loop, Tick
 
@@ -42,29 +43,6 @@ class Sender(Protocol):
         """What was drained has been sent. Called by the same thread, without the lock."""
 
 
-class Writer(Protocol):
-    """What bytes are written to: a link.
-
-    :ivar writing: held by the thread that sends; all that pika sends passes it as well, and so the order holds
-    :ivar is_lost: whether it has gone; changes under :attr:`writing`
-    :ivar is_direct: whether any thread may write; else the I/O thread alone
-    """
-
-    writing: threading.Lock
-    is_lost: bool
-    is_direct: bool
-
-    @property
-    def backlog(self) -> int:
-        """Bytes that wait here because the broker does not read them."""
-
-    def write(self, data: bytes) -> None:
-        """Send ready frames. By the holder of :attr:`writing`."""
-
-    def fail_soon(self, error: Exception) -> None:
-        """Give the connection up. Any thread."""
-
-
 class Outbox:
     """What the channels of one connection have ready.
 
@@ -82,7 +60,7 @@ class Outbox:
         self._loop = loop
         self._tick = tick
         self._call_soon = call_soon
-        self.link: Writer | None = None
+        self.link: Link | None = None
         self.io_thread = 0
         self.gathered = 0
         self._ready: deque[Sender] = deque()
@@ -115,7 +93,7 @@ class Outbox:
             not self._is_requested and time.monotonic() - self._sent_at > LULL_SECONDS
         ):
             self.flush()
-        else:
+        elif not self._is_requested:
             self._request(GATHER_SECONDS)
 
     def flush(self) -> None:
@@ -133,7 +111,7 @@ class Outbox:
             with link.writing:
                 if link.is_lost:
                     return  # what opens the channels again has it sent
-                is_full = link.backlog > BACKLOG_MAX
+                is_full = link.may_lag and link.backlog > BACKLOG_MAX
                 self.gathered = 0
                 while self._ready and not is_full:
                     sender = self._ready.popleft()

@@ -18,7 +18,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from postage import errors
 from postage.amqp import frames as codec
@@ -35,25 +35,6 @@ WINDOW_BYTES = 32 * 1024 * 1024  # of bodies; one message is always let in
 FAILURES_KEPT = 1000  # a producer that is never asked must not remember its failures for ever
 HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
 SAFE_PROPERTIES = codec.FRAME_MIN - HEADER_OVERHEAD  # bytes that fit into a frame on every connection
-
-
-class PublishingHost(Host, Protocol):
-    """What a publishing channel needs of its connection beside what every channel does.
-
-    :ivar error: why the connection cannot be made again, if so
-    """
-
-    error: errors.BrokerError | None
-
-    @property
-    def frame_max(self) -> int:
-        """Bytes that a frame may have on the present connection."""
-
-    def awaited(self) -> contextlib.AbstractContextManager[None]:
-        """Round everything in which a thread blocks until the connection has brought something."""
-
-    def restore_exchanges(self, error: errors.BrokerError) -> Steps:
-        """Declare the exchanges again, after the broker has closed a channel with that error."""
 
 
 class Ledger:
@@ -211,10 +192,9 @@ class PublishingChannel(Channel):
     :ivar urgent: how many messages there are whose confirm is waited for
     """
 
-    host: PublishingHost
     ALWAYS_AWAITED = False  # whether what comes for it is wanted at once, whatever the window holds
 
-    def __init__(self, host: PublishingHost, confirms: bool) -> None:
+    def __init__(self, host: Host, confirms: bool) -> None:
         super().__init__(host)
         self.confirms = confirms
         self.is_awaited = self.ALWAYS_AWAITED
@@ -247,13 +227,21 @@ class PublishingChannel(Channel):
         """
         size = len(outgoing.body)
         if len(outgoing.properties) > SAFE_PROPERTIES:
-            self._check_fits(outgoing)
+            link = self.host.link
+            _check_fits(outgoing, link.frame_max if link is not None else self.frame_max)
         with self.lock:
             if not self.is_wanted or self.host.error is not None:
                 raise self._closed()
-            # What settles messages must not wait for it.
-            is_accepted = self._has_room(size) or this_thread.is_reading
+            # The first half has room for every message that is not huge. What settles messages must not wait for it.
+            is_accepted = self._in_flight < WINDOW_MESSAGES // 2 and self._bytes + size < WINDOW_BYTES // 2
             if is_accepted:
+                self._in_flight += 1
+                self._bytes += size
+                if outgoing.receipt is not None:
+                    outgoing.receipt.ledger.unsettled += 1
+                self._pending.append(outgoing)
+            elif self._has_room(size) or this_thread.is_reading:
+                is_accepted = True
                 self._accept(outgoing, size)
         if not is_accepted:
             self._accept_when_there_is_room(outgoing, size, timeout)
@@ -287,15 +275,6 @@ class PublishingChannel(Channel):
 
     def _closed(self) -> errors.BrokerError:
         return self.host.error or errors.Closed('the connection is closed')
-
-    def _check_fits(self, outgoing: Outgoing) -> None:
-        """See that a content header fits into one frame: AMQP has no way to split it (section 4.2.6)."""
-        limit = self.host.frame_max - HEADER_OVERHEAD
-        if len(outgoing.properties) > limit:
-            raise errors.EncodingError(
-                f'the properties and headers of {outgoing} are {len(outgoing.properties)} bytes, and a frame on this '
-                f'connection holds {limit}'
-            )
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Do not send what has not been sent yet. Any thread. Returns whether that was so."""
@@ -344,7 +323,7 @@ class PublishingChannel(Channel):
     # Sending: on the thread that sends, which holds the link's lock
 
     def drain(self, frames: list[bytes]) -> None:
-        channel, frame_max = self.number, self.host.frame_max
+        channel, frame_max = self.number, self.frame_max
         with self.lock:
             pending, unconfirmed = self._pending, self._unconfirmed
             while pending:
@@ -423,24 +402,24 @@ class PublishingChannel(Channel):
         told: list[Receipt] = []
         left = iter(taken_over)
         try:
-            self._settle_each(left, told)
+            with self.lock:
+                for outgoing in left:
+                    self._in_flight -= 1
+                    self._bytes -= len(outgoing.body)
+                    receipt = outgoing.receipt
+                    if receipt is not None:
+                        receipt.ledger.unsettled -= 1
+                        receipt.unsettled -= 1
+                        if not receipt.unsettled and (receipt._callbacks is not None or receipt._event is not None):
+                            told.append(receipt)
+        except BaseException:  # Ctrl-C, which must leave none of them unsettled
+            self._settle(list(left))
+            raise
         finally:
-            self._settle_each(left, told)  # after a Ctrl-C
             for receipt in told:
                 receipt._tell()
-            self._after_settling()
-
-    def _settle_each(self, left: Iterable[Outgoing], told: list[Receipt]) -> None:
-        with self.lock:
-            for outgoing in left:
-                self._in_flight -= 1
-                self._bytes -= len(outgoing.body)
-                receipt = outgoing.receipt
-                if receipt is not None:
-                    receipt.ledger.unsettled -= 1
-                    receipt.unsettled -= 1
-                    if not receipt.unsettled and (receipt._callbacks is not None or receipt._event is not None):
-                        told.append(receipt)
+            if self._waiting or self._settled or self.is_awaited:
+                self._after_settling()
 
     def _let_go(self, outgoing: Outgoing) -> None:
         """A message that is settled without being confirmed. With the lock held."""
@@ -569,6 +548,16 @@ class PublishingChannel(Channel):
         self.is_awaited = self.ALWAYS_AWAITED
         self._empty_window()
         return True
+
+
+def _check_fits(outgoing: Outgoing, frame_max: int) -> None:
+    """See that a content header fits into one frame: AMQP has no way to split it (section 4.2.6)."""
+    limit = frame_max - HEADER_OVERHEAD
+    if len(outgoing.properties) > limit:
+        raise errors.EncodingError(
+            f'the properties and headers of {outgoing} are {len(outgoing.properties)} bytes, and a frame on this '
+            f'connection holds {limit}'
+        )
 
 
 def _nothing(*_: object) -> None:

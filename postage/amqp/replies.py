@@ -9,8 +9,9 @@ import os
 from collections.abc import Callable
 
 from postage import errors
+from postage.amqp.channel import Host
 from postage.amqp.cutter import Content
-from postage.amqp.publishing import PublishingChannel, PublishingHost, _nothing
+from postage.amqp.publishing import PublishingChannel, _nothing
 from postage.amqp.steps import Steps
 
 
@@ -30,7 +31,7 @@ class ReplyChannel(PublishingChannel):
 
     def __init__(
         self,
-        host: PublishingHost,
+        host: Host,
         own_queue: bool,
         on_reply: Callable[[ReplyChannel, Content], None],
         on_lost: Callable[[ReplyChannel, errors.PostageError], None],

@@ -52,8 +52,9 @@ class Batch:
     def __exit__(self, *_: object) -> None:
         if self._is_outermost:
             try:
-                if this_thread.batch:
-                    flush_batch()
+                batch = this_thread.batch
+                while batch:
+                    batch.pop().flush()
             finally:
                 this_thread.batch = None
 

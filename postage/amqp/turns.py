@@ -5,154 +5,36 @@ links of its connections itself (:class:`ReadingAlarm`) and acts on what it has 
 on that, for it will be back soon; where it is not, the I/O thread takes the turn back at a tick
 (:mod:`postage.amqp.tick`), and at once where another thread waits for the same connection (:class:`Readership`).
 
-Confirms that no thread waits for, those of replies above all, do not wake it: they are read together a moment later
-(:meth:`Readership.may_lie`), and the acknowledgements that follow from them go out as one.
+Confirms that no thread waits for, those of replies above all, do not wake it: they lie unread for a moment, and the
+acknowledgements that follow from them go out as one. So a component that answers RPCs, or hands messages on, is woken
+by its next message, and not for each confirm.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import enum
-import functools
 import math
 import os
 import select
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 import pika.exceptions
 
 from postage.amqp.forks import Stage, call_in_child
+from postage.amqp.link import CAN_READ, Holder, Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.threads import check_may_block, flush_batch, this_thread
 from postage.amqp.tick import Loop, Tick
 
-PATIENCE = 1.0  # seconds that the end of a link waits for the thread that reads it
 SHARED_SECONDS = 0.1  # for which the I/O thread alone reads a connection that several threads wait for
 LONGEST_WAIT = 86400.0  # seconds that poll() is asked to wait at once; it takes no more than 24 days
 MILLISECONDS_UNREAD = 2  # for which confirms that no thread waits for may lie unread
-CAN_READ = hasattr(os, 'eventfd') and hasattr(select, 'poll')  # on Linux
-
-
-class Reader(Protocol):
-    """What a thread waits by that may read in the I/O thread's place."""
-
-    def ring(self) -> None:
-        """Have the thread return from its wait. Any thread."""
-
-
-class Holder(enum.Enum):
-    """Which thread has the turn to read a link."""
-
-    IO_THREAD = 'the I/O thread: its loop watches the socket'
-    ASKED = 'the I/O thread still; a waiting thread has asked it for the turn'
-    LENT = 'a waiting thread: the loop does not watch the socket'
-
-
-class Turn:
-    """Whose turn it is to read one link.
-
-    ::
-
-                    ask (waiting thread)           grant (I/O thread)
-        IO_THREAD ───────────────────────▶ ASKED ────────────────────▶ LENT
-            ▲                                                           │
-            └───────────────────── take_back (I/O thread) ──────────────┘
-
-    until :attr:`is_over` is set, by any thread and for good; in every state that stops the reading.
-
-    What always holds, and why a look at a lock and a field is enough to know which thread reads:
-
-    1. Bytes are read and cut by one thread at a time: in IO_THREAD and ASKED by the I/O thread; in LENT by the thread
-       whose alarm is :attr:`reader`, and only while it holds :attr:`lock`.
-    2. The I/O thread alone changes :attr:`reader`. It takes a reader away only while it holds :attr:`lock` itself, so
-       never while that thread reads. The reading thread takes the lock first and looks at :attr:`reader` after that:
-       what it sees holds until it lets go.
-    3. In LENT no thread reads while the one with the turn works on what it has read. The tick bounds that: a turn whose
-       thread did not come back between two ticks is taken back. A thread that waits for the same link has it taken
-       back at once.
-    4. Frames that the reading thread meets for pika are queued, and fed to pika by the I/O thread in order; the I/O
-       thread itself feeds pika directly only when that queue is empty.
-    5. Before the I/O thread forgets a lost link it waits for the lock, for :data:`PATIENCE`: what a thread still reads
-       must not reach the channels of the next link.
-
-    :param call_soon: calls back on the I/O thread
-    :param set_loop_reads: has the loop watch the socket, or not; on the I/O thread
-    :ivar lock: held by the reading thread while it waits and reads. It is re-entrant, so that a thread which Ctrl-C
-        took out of its wait between the taking and the noting of it does not wait for itself.
-    """
-
-    def __init__(self, call_soon: Callable[[Callable[[], Any]], None], set_loop_reads: Callable[[bool], None]) -> None:
-        self._call_soon = call_soon
-        self._set_loop_reads = set_loop_reads
-        self.lock = threading.RLock()
-        self.holder = Holder.IO_THREAD
-        self.reader: Reader | None = None
-        self.is_over = False
-
-    def ask(self, reader: Reader) -> None:
-        """Ask the I/O thread to leave reading to a thread, whose alarm rings when it does. Any thread."""
-        if self.holder is Holder.IO_THREAD:
-            # Where two threads get here together, the I/O thread grants the first and passes over the second.
-            self.holder = Holder.ASKED
-            self._call_soon(functools.partial(self._grant, reader))
-
-    def _grant(self, reader: Reader) -> None:
-        if self.holder is Holder.ASKED and not self.is_over:
-            self._set_loop_reads(False)
-            self.reader = reader
-            self.holder = Holder.LENT
-            reader.ring()
-
-    def take_back(self) -> None:
-        """Have the I/O thread read again; where a thread reads at this moment, it asks for that as it ends its wait.
-
-        On the I/O thread.
-        """
-        if self.holder is Holder.LENT and not self.is_over and self.lock.acquire(blocking=False):
-            self.reader = None
-            self.holder = Holder.IO_THREAD
-            self.lock.release()
-            self._set_loop_reads(True)
-
-    def await_end(self) -> None:
-        """Have no thread read any more, and wait for the one that does. On the I/O thread."""
-        self.is_over = True
-        if self.reader is not None:
-            self.reader.ring()
-        if self.lock.acquire(timeout=PATIENCE):
-            self.lock.release()
-        self.reader = None
-
-
-class Readable(Protocol):
-    """What is read: a link.
-
-    :ivar turn: whose turn it is; ``None`` where the I/O thread alone reads
-    :ivar number: of the socket, to be polled
-    :ivar read_at: when something was last read, on the monotonic clock
-    """
-
-    turn: Turn | None
-    number: int
-    read_at: float
-
-    def read(self) -> Exception | None:
-        """Read what has come and act on it. Returns why it is the end, if it is."""
-
-    def fail_soon(self, error: Exception) -> None:
-        """Give the link up. Any thread."""
-
-
-class Awaited(Protocol):
-    """A channel, to whoever has to know whether what comes for it may lie unread for a moment."""
-
-    is_awaited: bool
 
 
 class Readership:
@@ -170,7 +52,7 @@ class Readership:
     _tick: Tick
     _outbox: Outbox
 
-    def __init__(self, channels: Sequence[Awaited]) -> None:
+    def __init__(self, channels: Sequence[Any]) -> None:
         self._channels = channels
         self.is_over = False
 
@@ -181,7 +63,7 @@ class Readership:
         self._outbox = outbox
         self._waiting: set[object] = set()  # one for each waiting thread
         self._shared_until = 0.0
-        self.link: Readable | None = None
+        self.link: Link | None = None
         tick.add(self._look)
 
     @contextlib.contextmanager
@@ -204,20 +86,26 @@ class Readership:
         finally:
             self._waiting.discard(token)
 
-    def begin(self, alarm: ReadingAlarm) -> Readable | None:
-        """A thread begins to wait. Returns what it is to read meanwhile, if it has the turn; it holds its lock then."""
+    def begin(self, alarm: ReadingAlarm) -> None:
+        """A thread begins to wait. Where it has the turn, it takes its lock, and the link is added to what it reads."""
         if self._outbox.gathered:
             self._outbox.flush()
         self._waiting.add(alarm)
         link = self.link
         turn = link.turn if link is not None else None
-        if turn is None or turn.is_over:
-            return None
+        if link is None or turn is None or turn.is_over:
+            return
         if turn.reader is alarm:
             alarm.held.append(turn.lock)  # first: what Ctrl-C leaves held is in this list
             turn.lock.acquire()
             if turn.reader is alarm and not turn.is_over:
-                return link
+                alarm.reading[link.number] = link
+                if time.monotonic() - link.read_at <= MILLISECONDS_UNREAD / 1000:
+                    for channel in self._channels:
+                        if channel.is_awaited:
+                            return
+                    alarm.unread.append(link.number)  # nothing can come but confirms that no thread waits for
+                return
             alarm.held.pop()
             turn.lock.release()
         elif turn.reader is None:
@@ -226,7 +114,6 @@ class Readership:
                 self._tick.stir()  # the thread may have gone by the time it gets the turn
         else:
             self._take_back()
-        return None
 
     def end(self, alarm: ReadingAlarm, has_read: bool) -> None:
         """The thread waits no more; it holds no lock any more."""
@@ -240,18 +127,6 @@ class Readership:
             tick.is_stirred = True
             if not tick.is_ticking:
                 tick.begin()
-
-    def may_lie(self, link: Readable) -> bool:
-        """Whether nothing can come now but confirms that no thread waits for: in a moment they are read at one go.
-
-        A component that answers RPCs, or hands messages on, is woken by its next message, and not for each confirm.
-        """
-        if time.monotonic() - link.read_at > MILLISECONDS_UNREAD / 1000:
-            return False
-        for channel in self._channels:  # noqa: SIM110 - a generator would cost a call for each
-            if channel.is_awaited:
-                return False
-        return True
 
     def _take_back(self) -> None:
         link = self.link
@@ -274,6 +149,8 @@ class ReadingAlarm:
     Only :meth:`ring` may be called from other threads.
 
     :ivar held: the locks of the turns that the thread has
+    :ivar reading: the links that it reads, by number
+    :ivar unread: those of them on which what comes may lie unread for a moment
     """
 
     def __init__(self) -> None:
@@ -289,8 +166,10 @@ class ReadingAlarm:
         self._close.atexit = False  # connections that close at exit may still ring it
         self._poll = select.poll()
         self._poll.register(self._bell, select.POLLIN)
-        self._polled: dict[int, Readable] = {}
-        self._unread: list[int] = []  # of these
+        self.reading: dict[int, Link] = {}
+        self.unread: list[int] = []
+        self._polled: dict[int, Link] = {}
+        self._unpolled: list[int] = []  # of these
         self._is_acting = False  # on what it has read
         self._has_rung = False
 
@@ -313,13 +192,10 @@ class ReadingAlarm:
             self._futures.add(future)
             future.add_done_callback(lambda _: self.ring())
 
-    def wait(self, timeout: float | None) -> None:
-        """Sleep until it rings, or for so many seconds."""
-        self.wait_for(self._readerships, timeout)
+    def wait(self, timeout: float | None, readerships: Sequence[Readership] | None = None) -> None:
+        """Sleep until it rings, or for so many seconds, and read meanwhile.
 
-    def wait_for(self, readerships: Sequence[Readership], timeout: float | None) -> None:
-        """The same, reading those.
-
+        :param readerships: of which connections; by default of those that were added
         :raises RuntimeError: in a callback of a connection
         """
         if this_thread.is_reading:
@@ -328,23 +204,24 @@ class ReadingAlarm:
             flush_batch()
         if self.held:
             self._let_go()  # of what Ctrl-C left held
-        reading: dict[int, Readable] = {}
-        unread: list[int] = []
+        if readerships is None:
+            readerships = self._readerships
+        self.reading, self.unread = {}, []
         try:
             for readership in readerships:
-                link = readership.begin(self)
-                if link is not None:
-                    reading[link.number] = link
-                    if readership.may_lie(link):
-                        unread.append(link.number)
-            if reading != self._polled:
-                self._poll_instead(reading)
-            self._read_until_it_rings(reading, unread, timeout)
+                readership.begin(self)
+            if self.reading != self._polled:
+                self._poll_instead()
+            self._read_until_it_rings(timeout)
+            while self.held:
+                self.held[-1].release()
+                self.held.pop()
         finally:
             if self.held:
                 self._let_go()
+            has_read = bool(self.reading)
             for readership in readerships:
-                readership.end(self, bool(reading))
+                readership.end(self, has_read)
 
     def _let_go(self) -> None:
         """Give up the locks of all turns. One that Ctrl-C kept from being taken is passed over."""
@@ -355,26 +232,27 @@ class ReadingAlarm:
                 pass  # it is not ours
             self.held.pop()
 
-    def _poll_instead(self, reading: dict[int, Readable]) -> None:
+    def _poll_instead(self) -> None:
         for number in self._polled:
             self._poll.unregister(number)
-        for number in reading:
+        for number in self.reading:
             self._poll.register(number, select.POLLIN)
-        self._polled = reading
-        self._unread = []
+        self._polled = self.reading
+        self._unpolled = []
 
-    def _poll_but(self, unread: list[int]) -> None:
+    def _poll_all_but(self, unread: list[int]) -> None:
         """Of those links, watch for nothing but their end."""
-        for number in self._unread:
+        for number in self._unpolled:
             self._poll.modify(number, select.POLLIN)
         for number in unread:
             self._poll.modify(number, 0)
-        self._unread = unread
+        self._unpolled = unread
 
-    def _read_until_it_rings(self, reading: dict[int, Readable], unread: list[int], timeout: float | None) -> None:
+    def _read_until_it_rings(self, timeout: float | None) -> None:
         self._has_rung = False
-        if unread != self._unread:
-            self._poll_but(unread)
+        unread = self.unread
+        if unread != self._unpolled:
+            self._poll_all_but(unread)
         deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
         while not self._has_rung:
             rest = None if deadline is None else math.ceil(max(0.0, deadline - time.monotonic()) * 1000)
@@ -388,12 +266,12 @@ class ReadingAlarm:
                     os.eventfd_read(self._bell)
                     self._has_rung = True
                 else:
-                    self._read(reading[number])
+                    self._read(self.reading[number])
             if unread and not self._has_rung:
                 unread = []  # no longer than for one look
-                self._poll_but(unread)
+                self._poll_all_but(unread)
 
-    def _read(self, link: Readable) -> None:
+    def _read(self, link: Link) -> None:
         error: Exception | None = None
         thread = this_thread
         outer, thread.batch = thread.batch, []
@@ -455,7 +333,7 @@ def wait_until_done(future: Future[Any], readership: Readership, timeout: float 
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
             return
-        alarm.wait_for((readership,), remaining)
+        alarm.wait(remaining, (readership,))
 
 
 def _after_fork_in_child() -> None:

@@ -93,7 +93,7 @@ class Answer:
     def wait(self, connection: Connection) -> MessageResult:
         """Wait for it, reading the connection meanwhile. In the thread that the alarm is of."""
         while not self._is_done:
-            self._alarm.wait_for((connection.readership,), None)
+            self._alarm.wait(None, (connection.readership,))
         if self._error is not None:
             raise self._error
         result: MessageResult = self._result
