@@ -1,27 +1,50 @@
 """The way to the broker. pika's connections are known here and nowhere else.
 
-``connection.py``
-    a connection that heals itself, on an I/O thread of its own
-``registry.py``
-    the connections of this process, and who holds them
-``traffic.py``
-    when a connection sends, and which thread reads it
-``waiting.py``
-    how a thread waits for what a connection brings, and reads meanwhile
-``transport.py``
-    the seam in pika: sockets in and out, beside pika's own handling
-``fallback.py``
-    the same by pika's public API alone
-``io_services.py``
-    what pika's way to sockets does not expect
-``wire.py``
-    the codec: frames made, frames cut
-``channel.py``
-    a channel that is opened again, and the operations on it
-``publishing.py``
-    messages out: the window, confirms, receipts
-``consuming.py``
-    deliveries in, acknowledgements out; the channel of RPC's caller
-``topology.py``
-    what was declared, so that it can be declared again
+Three layers; a module knows only those above it in this list.
+
+Bytes, without state or I/O:
+
+``frames.py``, ``cutter.py``
+    the codec: frames and properties made and read; what was read cut into deliveries and confirms
+
+Threads and one socket:
+
+``forks.py``, ``threads.py``, ``steps.py``, ``tick.py``
+    what a forked child does first; what is known of the present thread; work written in sequence; the regular look
+``link.py``, ``outbox.py``, ``turns.py``
+    one socket under pika; when it is written to; which thread reads it
+
+What is on a connection, and the connection:
+
+``channel.py``, ``topology.py``, ``control.py``
+    a channel that is opened again; what was declared; declaring it, and blocking access
+``publishing.py``, ``replies.py``, ``deliveries.py``, ``consuming.py``
+    messages out; requests out and replies in; one delivery; messages in
+``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
+    the thread of a connection; attempts to connect; bindings that went away; the connection; all of them
+
+Words
+-----
+I/O thread
+    the thread of one connection, on which pika lives. It reads and sends what no other thread does.
+link
+    one socket to the broker, under pika; a connection has one after the other.
+turn
+    the right to read a link. The I/O thread has it, or lends it to a waiting thread.
+alarm, to ring
+    what a thread waits by, and what ends its wait.
+outbox, to submit, to flush
+    where channels say that they have something to send; to say so; to send it.
+batch
+    messages handled one after the other; what they send goes out together at its end.
+steps, to ask, to tell
+    work on the I/O thread, written in sequence; to have it done and wait; to have it done.
+window
+    the messages that were accepted and are not settled yet.
+to settle
+    a message out: to learn that it was confirmed, or failed. A delivery: to acknowledge, reject or hand it back.
+generation
+    how often a channel has been opened. A delivery tag means something in its own generation only.
+lane
+    a channel, to the cutter.
 """
