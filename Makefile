@@ -39,9 +39,11 @@ lanes: $(VENV)/.tox ## the tests of reliability with POSTAGE_FAST_LANE=send, thr
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint
 
-# The first one makes environments of its own, below benchmarks/.
+# The first one makes environments of its own, below benchmarks/: with the distribution's Python where that is an optimised
+# build, or with the one that PYTHON says.
 bench: $(VENV)/.postage ## measure Postage beside its peers; BENCH=publish,rpc ROUNDS=3 SIZE=0.1 CONTENDERS=postage,kombu SEED=1
-	@$(if $(filter-out $(OWN_BENCHES),$(or $(BENCH),all)),$(PYTHON) benchmarks/run.py $(if $(BENCH),--bench '$(BENCH)') \
+	@$(if $(filter-out $(OWN_BENCHES),$(or $(BENCH),all)),$(PYTHON) benchmarks/run.py \
+	    $(if $(filter-out file,$(origin PYTHON)),--python '$(PYTHON)') $(if $(BENCH),--bench '$(BENCH)') \
 	    $(if $(ROUNDS),--rounds '$(ROUNDS)') $(if $(SIZE),--size '$(SIZE)') \
 	    $(if $(CONTENDERS),--contenders '$(CONTENDERS)') $(if $(SEED),--seed '$(SEED)'))
 	@for bench in $(if $(BENCH),$(filter $(OWN_BENCHES),$(BENCH)),$(OWN_BENCHES)); do \

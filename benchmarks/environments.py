@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from builds import build_of
 from scenarios import WAYS
 
 HERE = Path(__file__).resolve().parent
@@ -41,15 +41,15 @@ class NotAvailable(Exception):
     """A contender cannot run here; the text says why."""
 
 
-def prepare_command(contender: str, use_this_python: bool) -> list[str]:
+def prepare_command(contender: str, base: Path | None) -> list[str]:
     """Return the command that runs a contender, having prepared what it needs.
 
-    :param use_this_python: run it with this interpreter, which has what it needs
+    :param base: the interpreter that environments are made with; ``None`` to use this one, which has what it needs
     :raises NotAvailable: it cannot be prepared
     """
     if contender == 'rabbitmq-c':
         return [str(compile_c())]
-    python = Path(sys.executable) if use_this_python else prepare(ENVIRONMENT_OF.get(contender, contender))
+    python = Path(sys.executable) if base is None else prepare(ENVIRONMENT_OF.get(contender, contender), base)
     return [str(python), str(CONTENDERS / PROGRAMS[contender])]
 
 
@@ -63,19 +63,20 @@ def python_of(name: str) -> Path:
     return FOLDER / name / 'bin' / 'python'
 
 
-def prepare(name: str) -> Path:
+def prepare(name: str, base: Path) -> Path:
     """Make a virtual environment unless it is there as it should be, and return its interpreter.
 
+    :param base: the interpreter that it is made with
     :raises NotAvailable: its packages cannot be installed
     """
     stamp = FOLDER / name / 'stamp.json'
-    wanted = {'python': platform.python_version(), 'requirements': _requirements_text(name)}
+    wanted = {'python': f'{base}: {build_of(base)}', 'requirements': _requirements_text(name)}
     if stamp.exists() and json.loads(stamp.read_text())['wanted'] == wanted:
         return python_of(name)
     sys.stderr.write(f'preparing the environment of {name}\n')
     shutil.rmtree(FOLDER / name, ignore_errors=True)
     python = str(python_of(name))
-    _run([sys.executable, '-m', 'venv', str(FOLDER / name)])
+    _run([str(base), '-m', 'venv', str(FOLDER / name)])
     pip = [python, '-m', 'pip', '--disable-pip-version-check']
     _run([*pip, 'install', '--quiet', *REQUIREMENTS[name]])
     packages = json.loads(_run([*pip, 'list', '--format', 'json']))

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import builds
 import environments
 from scenarios import CONTENDERS, SCENARIOS, Scenario, Task, tasks_of
 
@@ -38,7 +39,35 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--here', action='store_true', help='use this interpreter for all, and make no environments')
     parser.add_argument('--no-plots', action='store_true')
     parser.add_argument('--list', action='store_true', help='list the scenarios')
-    return parser.parse_args(words)
+    parser.add_argument(
+        '--python',
+        metavar='NAME',
+        help=f'the interpreter to measure with; default: {builds.DISTRIBUTION} if that is optimised, else this one',
+    )
+    options = parser.parse_args(words)
+    check(options, parser)
+    return options
+
+
+def check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with a line that says what is wrong with the command line, before anything is made or started."""
+    known = [scenario.name for scenario in SCENARIOS]
+    for contender in options.contenders.split(','):
+        if contender not in CONTENDERS:
+            parser.error(f'no contender {contender!r}; there are {", ".join(CONTENDERS)}')
+    for word in options.bench.split(','):
+        if not any(name.startswith(word) for name in known):
+            parser.error(f'no scenario begins with {word!r}; there are {", ".join(known)}')
+    if options.rounds < 1:
+        parser.error('--rounds must be 1 or more')
+    if not options.size > 0:
+        parser.error('--size must be more than 0')
+    if not any(shuffled_rounds(chosen_scenarios(options.bench), options.contenders.split(','), options, random)):
+        parser.error('none of these contenders takes part in these scenarios; see --list')
+    try:
+        options.python = builds.choose(sys.executable if options.here else options.python)
+    except builds.NotSuitable as reason:
+        parser.error(str(reason))
 
 
 def main() -> int:
@@ -49,14 +78,15 @@ def main() -> int:
             sys.stdout.write(f'{scenario.name:<24}{scenario.title}\n')
         return 0
     if not options.here:
-        enter_own_environment()
+        enter_own_environment(options.python)
     scenarios = chosen_scenarios(options.bench)
     commands = prepare(options)
     seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     rounds = shuffled_rounds(scenarios, list(commands), options, random.Random(seed))
     if not any(rounds):
-        sys.stderr.write('nothing to run: see --list and --help\n')
+        sys.stderr.write('nothing to run: none of these contenders can run here\n')
         return 2
+    say(f'measured with {options.python}: {builds.build_of(options.python)}')
     say(f'seed {seed}; {len(rounds)} rounds of {len(rounds[0])} runs')
     runs: list[dict[str, Any]] = []
     # SIGTERM ends it as Ctrl-C does: with a report of what there is, and with no process left behind.
@@ -69,14 +99,17 @@ def main() -> int:
     return 0
 
 
-def enter_own_environment() -> None:
-    """Go on in the harness's own environment, which has what plots and queues need."""
+def enter_own_environment(base: Path) -> None:
+    """Go on in the harness's own environment, which has what plots and queues need.
+
+    :param base: the interpreter that environments are made with
+    """
     try:
-        python = environments.prepare('harness')
+        python = environments.prepare('harness', base)
     except environments.NotAvailable as reason:
         sys.exit(f'the environment of the benchmarks cannot be made: {reason}')
     if Path(sys.prefix) != python.parents[1]:
-        os.execv(python, [str(python), *sys.argv])
+        os.execv(python, [str(python), *sys.argv, '--python', str(base)])
 
 
 def chosen_scenarios(names: str) -> list[Scenario]:
@@ -89,17 +122,15 @@ def prepare(options: argparse.Namespace) -> dict[str, list[str]]:
     """The commands of the contenders that can run here; of the others it is said why they cannot."""
     commands = {}
     for contender in options.contenders.split(','):
-        if contender not in CONTENDERS:
-            sys.exit(f'no contender {contender!r}; there are {", ".join(CONTENDERS)}')
         try:
-            commands[contender] = environments.prepare_command(contender, options.here)
+            commands[contender] = environments.prepare_command(contender, None if options.here else options.python)
         except environments.NotAvailable as reason:
             say(f'{CONTENDERS[contender]} is left out: {reason}')
     return commands
 
 
 def shuffled_rounds(
-    scenarios: list[Scenario], contenders: list[str], options: argparse.Namespace, order: random.Random
+    scenarios: list[Scenario], contenders: list[str], options: argparse.Namespace, order: Any
 ) -> list[list[Task]]:
     """Every run once in each round, in a new order each time, so that no contender has the machine's better hours."""
     tasks = [
@@ -173,7 +204,7 @@ def description(
         'rounds': options.rounds,
         'size': options.size,
         'broker': broker.name,
-        'python': platform.python_version(),
+        'python': str(builds.build_of(options.python)),
         'system': platform.platform(),
         'cores': os.cpu_count(),
         'versions': {name: environments.versions(name, command) for name, command in commands.items()},
@@ -188,7 +219,7 @@ def publish_results(runs: list[dict[str, Any]], about: dict[str, Any], options: 
     folder = options.results / about['began'].replace(':', '')
     folder.mkdir(parents=True, exist_ok=True)
     (folder / 'results.json').write_text(json.dumps({'about': about, 'runs': runs}, indent=2) + '\n')
-    text = f'{about["broker"]}, Python {about["python"]}, {about["cores"]} cores, seed {about["seed"]}, '
+    text = f'{about["broker"]}; {about["python"]}; {about["cores"]} cores, seed {about["seed"]}, '
     text += f'rounds {about["rounds"]}, size {about["size"]:g}\n\n{report(results)}'
     (folder / 'report.txt').write_text(text)
     if not options.no_plots:

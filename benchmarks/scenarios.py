@@ -232,9 +232,9 @@ class Target:
 
 
 TARGETS = (
-    Target('publish-20k', 3, 0.8, 8),
-    Target('publish-confirmed', None, 0.9, 10),
-    Target('consume', 2.5, 0.9, 12),
+    Target('publish-20k', 3, 0.9, 8),
+    Target('publish-confirmed', None, 0.95, 10),
+    Target('consume', 2.5, 1.1, 12),
     Target('rpc-in-turn', 1.6, 0.75, 70),
     Target('rpc-100-in-flight', 6, 0.8, 18),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -59,6 +60,40 @@ def test_the_other_ways_than_the_fast_lane_yield_figures(run_benchmarks: Callabl
     }
     assert len(results['runs']) == 6
     assert program.count('× Postage') == 2  # noqa: RUF001  (as in the table)
+
+
+@pytest.mark.parametrize(
+    ('words', 'text'),
+    [
+        (['--contenders', 'postage,blokcing'], "no contender 'blokcing'; there are postage, rabbitmq-c, "),
+        (['--bench', 'publish,rcp'], "no scenario begins with 'rcp'; there are publish-20k, "),
+        (['--bench', 'idle', '--contenders', 'kombu'], 'none of these contenders takes part in these scenarios'),
+        (['--rounds', '0'], '--rounds must be 1 or more'),
+        (['--size', '-1'], '--size must be more than 0'),
+        (['--python', 'python-of-nowhere'], 'there is no python-of-nowhere'),
+    ],
+)
+def test_what_cannot_be_run_is_told_before_any_environment_is_made(
+    words: list[str], text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import run
+
+    made: list[str] = []
+    monkeypatch.setattr(run.environments, 'prepare', lambda name, *_: made.append(name))
+    monkeypatch.setattr(sys, 'argv', ['run.py', *words])
+    with pytest.raises(SystemExit) as ended:
+        run.main()
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
+    assert made == []
+
+
+def test_the_report_names_the_build_of_python(run_benchmarks: Callable[..., Any]) -> None:
+    program, results = run_benchmarks('--contenders', 'postage', '--bench', 'publish-20k')
+    program.expect(f'the embedded broker; {results["about"]["python"]}; ')
+    assert results['about']['python'].startswith(f'Python {platform.python_version()}, ')
+    assert platform.python_compiler() in results['about']['python']
 
 
 def test_a_contender_that_loses_messages_has_no_figure(
