@@ -15,7 +15,7 @@ import pytest
 from missive.conftest import RedisServer, Run, wait_until
 from postage import errors, messaging, microthreads, missive
 from postage.generic_application import GenericApplication
-from postage.messaging.local import LocalClient
+from postage.messaging.local_client import LocalClient
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from postage.missive.adapters.redis import RedisPubSubAdapter
 from postage.missive.adapters.stdin import StdinAdapter
