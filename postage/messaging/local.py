@@ -306,6 +306,9 @@ class LocalRun:
         else:
             delivery.done.wait(timeout)
         self._pending.discard(delivery)
+        if not delivery.done.is_set():
+            with contextlib.suppress(ValueError):  # a handler has begun
+                self.source.inbox.remove(delivery)
         if self._dispatcher.ends_by is not None:
             if self._thread is None:
                 for _ in self._turns:
