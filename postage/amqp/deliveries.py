@@ -29,12 +29,14 @@ class Settler(Protocol):
     """The channel of a delivery, to its processor.
 
     :ivar generation: how often it was opened
+    :ivar is_open: whether it is open now
     :ivar is_wanted: whether it is to be opened again after a loss; else what it delivered has gone back
     :ivar prefetch: messages that are sent ahead of their acknowledgement; 0 for no limit
     :ivar topology: what its consumer declared
     """
 
     generation: int
+    is_open: bool
     is_wanted: bool
     prefetch: int
     topology: Topology
