@@ -120,6 +120,7 @@ def test_a_publisher_declares_its_exchange_again_behind_a_refused_operation(
     eventually(lambda: bench.broker.channels() < channels)  # and the news of that are under way
     with pytest.raises(REFUSALS[kind]):
         refused()
+    proxied.delay(0)
     receipt.wait(TIMEOUT)
     assert receipt.confirmed
 
