@@ -36,6 +36,9 @@ class Broker(Protocol):
     def messages(self) -> dict[str, int]:
         """Return the name of every queue, with the number of all its messages, the unacknowledged included."""
 
+    def channels(self) -> int:
+        """Return how many channels are open in the virtual host, of all connections together."""
+
     def add_vhost(self, name: str) -> None:
         """Add another virtual host in which ``guest`` may do everything."""
 
@@ -81,6 +84,9 @@ class RabbitMQ:
     def messages(self) -> dict[str, int]:
         return self.node.queues(self.vhost, 'messages')
 
+    def channels(self) -> int:
+        return self.node.channels(self.vhost)
+
     def add_vhost(self, name: str) -> None:
         self.node.add_vhost(name)
 
@@ -114,6 +120,11 @@ class Embedded:
 
     def messages(self) -> dict[str, int]:
         return {name: ready + unacked for name, (ready, unacked, _) in self.server.queues(self.vhost).items()}
+
+    def channels(self) -> int:
+        server = self.server
+        connections = server._call(lambda: [each for each in server._node.connections if each.vhost_name == self.vhost])
+        return sum(len(connection.channels) for connection in connections)
 
     def add_vhost(self, name: str) -> None:
         self.server.add_virtual_host(name)

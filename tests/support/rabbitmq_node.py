@@ -237,6 +237,15 @@ class RabbitMQNode:
             time.sleep(0.02)  # nothing tells when a queue that is being declared, deleted or recovered is done with it
         return {name: number for name, number in queues.items() if number is not None}
 
+    def channels(self, vhost: str) -> int:
+        """Return how many channels are open in a virtual host."""
+        return int(
+            self.evaluate(
+                'integer_to_list(length([Info || Info <- rabbit_channel:info_all([vhost]),'
+                f' proplists:get_value(vhost, Info) =:= {binary(vhost)}]))'
+            )
+        )
+
     def _queues(self, vhost: str, count: str) -> dict[str, int | None]:
         answer = self.evaluate(
             'lists:join(" ", [[base64:encode(element(4, proplists:get_value(name, Info))), ":",'
