@@ -5,8 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 NOTE := $(CURDIR)/.tox/note.txt
 
+# BROKER=4.3 or 4.0, which `make brokers` prepares, in place of the RabbitMQ that is installed.
+export POSTAGE_TEST_BROKER ?= $(BROKER)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lanes lint bench calls rabbitmq redis amqp-tools clean
+.PHONY: help demo test soak lanes lint bench calls rabbitmq brokers redis amqp-tools clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -16,7 +19,7 @@ demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_U
 	@$(BIN)/python demos/run_all.py
 
 # A missing RabbitMQ is said at the very end, below what tox prints.
-test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
+test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, BROKER=4.3, ARGS="-k word" goes to pytest
 	@rm -f '$(NOTE)'
 	@status=0; POSTAGE_TEST_NOTE='$(NOTE)' SEED='$(SEED)' RUNS='$(RUNS)' \
 	    $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
@@ -59,6 +62,10 @@ calls: $(VENV)/.postage ## count the Python calls a message takes; ROWS=publish,
 rabbitmq: PACKAGE := rabbitmq-server
 rabbitmq: ## install rabbitmq-server (Debian, Ubuntu), so that the tests run against it too
 	$(INSTALL)
+
+# About a minute each, once for a machine: $POSTAGE_BROKERS, by default /var/cache/postage/brokers, keeps them.
+brokers: ## prepare RabbitMQ 4.0 and 4.3 beside the installed one, for BROKER=4.3 (Debian, as root)
+	@sh tests/support/prepare_brokers.sh $(BROKER)
 
 redis: PACKAGE := redis-server
 redis: ## install redis-server (Debian, Ubuntu), so that the tests of the Redis adapter run

@@ -18,7 +18,8 @@ import pika
 from contenders import common
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tests'))
-from support.rabbitmq_node import NOT_INSTALLED, RabbitMQNode, find_server
+from support.rabbitmq_node import RabbitMQNode
+from support.rabbitmq_versions import find_server, not_installed
 
 PATIENCE = 20.0
 
@@ -55,15 +56,14 @@ class Broker:
 def rabbitmq() -> Iterator[Broker]:
     """A private RabbitMQ node, as the tests have it."""
     if find_server() is None:
-        sys.exit(f'{NOT_INSTALLED}. `make rabbitmq` installs it (Debian, Ubuntu).')
+        sys.exit(f'{not_installed()}. `make rabbitmq` installs it (Debian, Ubuntu).')
     node = RabbitMQNode()
     try:
         node.start()
-        version = node.evaluate('rabbit_misc:version()')
         pid = int(node.evaluate('os:getpid()'))
         with tempfile.TemporaryDirectory(prefix='postage-benchmark-') as folder:
             tls_port, authority = listen_with_tls(node, Path(folder))
-            yield Broker(f'RabbitMQ {version}', node.port, pid, tls_port=tls_port, authority=authority)
+            yield Broker(f'RabbitMQ {node.version}', node.port, pid, tls_port=tls_port, authority=authority)
     finally:
         node.close()
 

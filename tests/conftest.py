@@ -1,8 +1,8 @@
 """Fixtures that every test may use.
 
 ``broker`` runs a test twice, on the embedded broker and on a private RabbitMQ node, each time in an empty
-virtual host of its own. Where ``rabbitmq-server`` is not installed the second run skips, and the last lines of
-the output say so; with ``POSTAGE_REQUIRE_RABBITMQ=1`` it fails instead.
+virtual host of its own. ``POSTAGE_TEST_BROKER`` says which RabbitMQ that is. Where it is not installed the second run
+skips, and the last lines of the output say so; with ``POSTAGE_REQUIRE_RABBITMQ=1`` it fails instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from support.leftovers import child_processes, leftovers, postage_threads
 from support.missing_servers import MissingServers
 from support.notes import NOTE, Notes
 from support.programs import Module, Program
-from support.rabbitmq_node import NOT_INSTALLED, RabbitMQNode, find_server
+from support.rabbitmq_node import RabbitMQNode
+from support.rabbitmq_versions import find_server, not_installed
 
 # Brokers
 
@@ -67,7 +68,7 @@ def private_rabbitmq_node() -> Iterator[RabbitMQNode]:
 
 def running_node() -> Iterator[RabbitMQNode]:
     if find_server() is None:
-        pytest.skip(NOT_INSTALLED)
+        pytest.skip(not_installed())
     node = RabbitMQNode()
     try:
         node.start()

@@ -16,7 +16,7 @@ from postage.microthreads import MicroScheduler, MicroThread, sleep
 from support.brokers import Broker
 from support.loops import Loop
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer, Processor, eventually
-from support.rabbitmq_node import find_server
+from support.rabbitmq_versions import find_server
 
 THREADS = 8
 MESSAGES_EACH = 500

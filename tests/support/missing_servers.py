@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from support.rabbitmq_versions import PREPARED
+
 # The variable that makes it a failure, and the target that installs the server.
 SERVERS = {
     'rabbitmq-server': ('POSTAGE_REQUIRE_RABBITMQ', 'make rabbitmq'),
+    **{f'rabbitmq-server {version}': ('POSTAGE_REQUIRE_RABBITMQ', 'make brokers') for version in PREPARED},
     'redis-server': ('POSTAGE_REQUIRE_REDIS', 'make redis'),
 }
 

@@ -18,16 +18,13 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
 from support.ports import free_ports
-
-# Called directly: the script of the same name in /usr/sbin of Debian changes the user.
-DEBIAN_SERVER = '/usr/lib/rabbitmq/bin/rabbitmq-server'
-
-NOT_INSTALLED = 'rabbitmq-server is not installed'
+from support.rabbitmq_versions import WANTED, find_server, not_installed
 
 START_TIMEOUT = 50.0
 COMMAND_TIMEOUT = 20.0
@@ -58,13 +55,6 @@ num_acceptors.tcp = 2
 """
 
 
-def find_server() -> str | None:
-    """Return the path of the script that starts RabbitMQ, or ``None`` where it is not installed."""
-    if os.access(DEBIAN_SERVER, os.X_OK):
-        return DEBIAN_SERVER
-    return shutil.which('rabbitmq-server')
-
-
 class NodeFailed(Exception):
     """The node did not start, did not answer or did not end in time; the text carries its log."""
 
@@ -75,25 +65,32 @@ class RabbitMQNode:
     It keeps its port and its data from :meth:`start` to :meth:`start`; :meth:`close` removes both. Use it in
     one thread.
 
+    :param version: which RabbitMQ, see :mod:`support.rabbitmq_versions`; by default that of this run of tests
+    :param configuration: further lines for its ``rabbitmq.conf``
     :ivar port: where it listens for AMQP
+    :ivar version: its whole version once it has started, such as ``4.3.6``
+    :raises NodeFailed: where there is no such RabbitMQ here
     """
 
     running: set[int] = set()
     """Process ids that belong to nodes which run now: the check for left-over processes passes them over."""
 
-    def __init__(self) -> None:
-        server = find_server()
+    def __init__(self, version: str = WANTED, configuration: str = '') -> None:
+        server = find_server(version)
         if server is None:
-            raise NodeFailed(NOT_INSTALLED)
+            raise NodeFailed(not_installed(version))
         self._server = server
         self._directory = Path(tempfile.mkdtemp(prefix='postage-rabbitmq-'))
         self.port, self._distribution_port, self._epmd_port = free_ports(3)
         self._process: subprocess.Popen[str] | None = None
         self._pid = 0
         self._answers: queue.Queue[str | None] = queue.Queue()
+        self._reader: threading.Thread | None = None
+        self._said: deque[str] = deque(maxlen=20)
         self._asked = 0
         self._vhosts = 0
-        self._write_configuration()
+        self.version = version
+        self._write_configuration(configuration)
 
     # Life and death
 
@@ -106,7 +103,7 @@ class RabbitMQNode:
             return
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
-            ['/bin/sh', '-c', START_SCRIPT, 'sh', self._server],
+            self._server.command('/bin/sh', '-c', START_SCRIPT, 'sh', self._server.path),
             env=self._environment(),
             cwd=self._directory,
             stdin=subprocess.PIPE,
@@ -118,13 +115,14 @@ class RabbitMQNode:
             start_new_session=True,
         )
         self.running.add(self._process.pid)
-        reader = threading.Thread(
+        self._reader = threading.Thread(
             target=self._read_answers, args=(self._process, self._answers), name='rabbitmq-shell', daemon=True
         )
-        reader.start()
+        self._reader.start()
         try:
             self.evaluate(AWAIT_BOOT, START_TIMEOUT)
             self._pid = int(self.evaluate('os:getpid()'))
+            self.version = self.evaluate('rabbit_misc:version()')
         except BaseException:
             self.kill()
             raise
@@ -271,9 +269,9 @@ class RabbitMQNode:
 
     # Inside
 
-    def _write_configuration(self) -> None:
+    def _write_configuration(self, more: str) -> None:
         directory = self._directory
-        (directory / 'rabbitmq.conf').write_text(CONFIGURATION.format(port=self.port))
+        (directory / 'rabbitmq.conf').write_text(CONFIGURATION.format(port=self.port) + more)
         (directory / 'enabled_plugins').write_text('[].\n')
 
     def _environment(self) -> dict[str, str]:
@@ -308,10 +306,10 @@ class RabbitMQNode:
         except BrokenPipeError:
             raise NodeFailed(f'the node ended\n{self._log()}') from None
 
-    @staticmethod
-    def _read_answers(process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
+    def _read_answers(self, process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
+            self._said.append(line)
             answers.put(line)
         answers.put(None)
 
@@ -329,13 +327,13 @@ class RabbitMQNode:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         self.running.discard(process.pid)
-        while self._answers.get(timeout=COMMAND_TIMEOUT) is not None:
-            pass
+        assert self._reader is not None
+        self._reader.join(COMMAND_TIMEOUT)
         process.stdout.close()
 
     def _log(self) -> str:
         logs = sorted((self._directory / 'log').glob('*.log'))
-        return '\n'.join(log.read_text(errors='replace')[-4000:] for log in logs)
+        return '\n'.join([''.join(self._said), *(log.read_text(errors='replace')[-4000:] for log in logs)])
 
 
 def binary(text: str) -> str:
