@@ -20,8 +20,8 @@ PEERS = {
     'aio-pika': 'aio-pika',
 }
 TLS = 'postage-tls'
-LANES = {'postage-send': 'send', 'postage-thread': 'thread', 'postage-off': 'off'}
-"""Postage with less of its fast lane, by what ``POSTAGE_FAST_LANE`` is then."""
+LANES = {'postage-thread': 'thread'}
+"""Postage by another fast lane than the default, by what ``POSTAGE_FAST_LANE`` is then."""
 WAYS = {TLS: 'Postage, TLS', **{name: f'Postage, fast lane {lane!r}' for name, lane in LANES.items()}}
 CONTENDERS = PEERS | WAYS
 

@@ -53,7 +53,7 @@ def test_the_scenarios_about_postage_alone_yield_figures(run_benchmarks: Callabl
 
 def test_the_other_ways_than_the_fast_lane_yield_figures(run_benchmarks: Callable[..., Any]) -> None:
     program, results = run_benchmarks(
-        '--bench', 'ways-publish,ways-rpc', '--contenders', 'postage,postage-off,postage-tls'
+        '--bench', 'ways-publish,ways-rpc', '--contenders', 'postage,postage-thread,postage-tls'
     )
     assert {failure.partition(': ')[2] for failure in failures_of(results)} == {
         'the embedded broker has no port for TLS here'

@@ -10,7 +10,6 @@ import pytest
 
 from postage import messaging
 from postage.amqp.connection import Connection
-from support.lanes import needs_own_decoder
 from support.messaging import (
     EQK,
     HOSTILE,
@@ -466,7 +465,6 @@ def test_consuming_goes_on_after_the_connection_was_closed(bench):
             bench.close_all_connections()
 
 
-@needs_own_decoder
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_hostile_headers_do_not_stop_a_consumer(bench, headers):
     consumer = bench.consumer()

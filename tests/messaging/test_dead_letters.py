@@ -11,7 +11,6 @@ from postage import messaging, microthreads
 from postage.messaging import failures
 from postage.messaging.properties import from_plain
 from postage.messaging.unsettled import Unsettled
-from support.lanes import needs_own_decoder
 from support.messaging import (
     EQK,
     HOSTILE,
@@ -128,7 +127,6 @@ def test_what_is_no_message_is_stored(bench, store, body):
     assert (letter.reason, letter.body, letter.attempts) == ('undecodable', body, 0)
 
 
-@needs_own_decoder
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_a_message_with_hostile_headers_is_stored_without_them(bench, store, headers):
     bench.publish_hostile(headers)

@@ -7,7 +7,6 @@ import threading
 import pytest
 
 from postage import messaging
-from support.lanes import needs_own_decoder
 from support.messaging import (
     EQK,
     GUARDED_EQK,
@@ -912,7 +911,6 @@ def test_whoever_waits_for_a_reply_to_what_makes_no_sense_is_told(bench):
     assert "'content' must be a dictionary" in got.body['content']['message']
 
 
-@needs_own_decoder
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_a_message_with_hostile_headers_harms_nothing_where_no_handler_asks_for_them(bench, headers):
     processor = run(bench, Echo)
@@ -921,7 +919,6 @@ def test_a_message_with_hostile_headers_harms_nothing_where_no_handler_asks_for_
     assert processor.seen.take(2) == [None, 'good']
 
 
-@needs_own_decoder
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_a_handler_that_asks_for_hostile_headers_has_the_message_rejected(bench, headers):
     class Curious(Processor):
@@ -938,7 +935,6 @@ def test_a_handler_that_asks_for_hostile_headers_has_the_message_rejected(bench,
     assert bench.broker.queues() == {'echo-queue': 0, 'dead': 1}
 
 
-@needs_own_decoder
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_an_rpc_with_hostile_headers_is_rejected_and_the_next_is_answered(bench, headers):
     _, running = guarded(bench, Echo)

@@ -8,7 +8,6 @@ import time
 import pytest
 
 from postage import messaging
-from support.lanes import needs_own_decoder
 from support.messaging import (
     GUARDED_EQK,
     TIMEOUT,
@@ -105,7 +104,6 @@ def test_a_message_comes_back_as_it_was(bench):
     assert second.body == third.body == first.body
 
 
-@needs_own_decoder
 def test_headers_that_pika_cannot_send_come_back_as_well(bench):
     processor = Twice()
     bench.run(processor)

@@ -11,7 +11,6 @@ import time
 import pytest
 
 from postage import messaging
-from support.lanes import needs_own_decoder
 from support.messaging import (
     EQK,
     HOSTILE,
@@ -397,7 +396,6 @@ def test_a_time_out_leaves_no_reply_queue_behind(bench):
     eventually(lambda: list(bench.broker.queues()) == ['echo-queue'])
 
 
-@needs_own_decoder
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_a_reply_with_hostile_headers_is_dropped_and_the_call_goes_on(bench, headers):
     processor = silent(bench)

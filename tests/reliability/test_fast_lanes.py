@@ -1,6 +1,6 @@
-"""What the other modules show of the full fast lane, in short and for each of the lanes.
+"""What the other modules show of the fast lane that is the default, in short and for each of the lanes.
 
-``make soak`` runs all of them in each lane.
+``make lanes`` runs all of them in the other one.
 """
 
 from __future__ import annotations

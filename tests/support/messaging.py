@@ -426,8 +426,8 @@ class HeldConfirms:
         """Let through those that have arrived, and the next ones."""
         self.forget()
         for channel, *confirm in self._held:
-            channel.connection.call_soon(lambda channel=channel, confirm=confirm: channel.confirmed(*confirm))
-            channel.connection.call_soon(channel.end_of_read)
+            channel.host.tell(lambda channel=channel, confirm=confirm: channel.confirmed(*confirm))
+            channel.host.tell(channel.end_of_read)
 
 
 def command(name: str = 'echo', parameters: Any = None, category: str = 'message', **changes: Any) -> dict[str, Any]:

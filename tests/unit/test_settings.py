@@ -526,9 +526,9 @@ def test_without_debug_mode_the_logger_is_left_alone():
 # The fast lane
 
 
-def test_the_fast_lane_is_full_by_default():
-    assert fast_lane({}) is FastLane.FULL
-    assert fast_lane({'POSTAGE_FAST_LANE': ''}) is FastLane.FULL
+def test_the_fast_lane_is_direct_by_default():
+    assert fast_lane({}) is FastLane.DIRECT
+    assert fast_lane({'POSTAGE_FAST_LANE': ''}) is FastLane.DIRECT
 
 
 @pytest.mark.parametrize('lane', FastLane)
@@ -537,22 +537,13 @@ def test_a_variable_chooses_the_lane(lane):
 
 
 def test_the_lane_is_read_from_the_environment(monkeypatch):
-    monkeypatch.setenv('POSTAGE_FAST_LANE', 'send')
-    assert fast_lane() is FastLane.SEND
-
-
-@pytest.mark.parametrize(
-    ('lane', 'sends_directly', 'waiting_thread_reads'),
-    [('full', True, True), ('send', True, False), ('thread', False, False), ('off', False, False)],
-)
-def test_each_lane_does_less_than_the_one_before_it(lane, sends_directly, waiting_thread_reads):
-    chosen = FastLane(lane)
-    assert (chosen.sends_directly, chosen.waiting_thread_reads) == (sends_directly, waiting_thread_reads)
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'thread')
+    assert fast_lane() is FastLane.THREAD
 
 
 @pytest.mark.parametrize('make', [messaging.GenericProducer, messaging.GenericConsumer, messaging.MessageProcessor])
 def test_a_lane_that_there_is_not_is_told_at_the_constructor_with_those_that_there_are(monkeypatch, make):
     monkeypatch.setenv('POSTAGE_FAST_LANE', 'nonsense')
     monkeypatch.setenv('POSTAGE_URL', 'amqp://127.0.0.1:1')
-    with pytest.raises(ConfigurationError, match=r"POSTAGE_FAST_LANE is 'nonsense'.*full, send, thread, off"):
+    with pytest.raises(ConfigurationError, match=r"POSTAGE_FAST_LANE is 'nonsense'.*direct, thread"):
         make()
