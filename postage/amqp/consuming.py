@@ -205,7 +205,7 @@ class ConsumingChannel(Channel):
         queue = self._queues.get(tag.encode())
         if queue is None or self.consumers.get(queue) != tag:
             return
-        logger.warning('the broker ended the consumer of queue %r; it is declared and consumed again', queue)
+        logger.warning('queue %r went away, or the broker ended its consumer: it is declared and consumed again', queue)
         when_done(self._recover_steps(queue, tag), self._on_recovered)
 
     def _recover_steps(self, queue: str, tag: str) -> Steps:

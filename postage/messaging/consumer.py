@@ -259,7 +259,11 @@ class GenericConsumer(Connected):
             raise
 
     def _consume_all_steps(self, channel: ConsumingChannel) -> Steps:
-        for queue in list(self._topology.queues):
+        queues = list(self._topology.queues)
+        for queue in queues:  # first all, for one that is missing would have the others deliver in vain
+            doing = f'find queue {queue!r}'
+            yield self._connection.control.operate('queue_declare', doing, queue=queue, passive=True)
+        for queue in queues:
             yield from channel.consume_steps(queue)
 
     def end(self) -> None:

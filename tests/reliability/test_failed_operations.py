@@ -264,7 +264,7 @@ def check_untouched(bench: Bench, channels: int) -> None:
     """Check that nothing consumes from ``kept``, and that nothing of it is on its way to anybody."""
     assert bench.consumers('kept') == 0
     assert bench.broker.queues()['kept'] == KEPT
-    eventually(lambda: bench.broker.channels() == channels)
+    eventually(lambda: bench.broker.channels() <= channels)
 
 
 @pytest.fixture
