@@ -1,53 +1,25 @@
-"""The fast lane makes the bytes that pika's codec makes, and cuts what comes in however it is chopped up."""
+"""Frames and properties are the bytes that pika's codec makes of the same, and come back as they went."""
 
 from __future__ import annotations
 
 import datetime
-import inspect
-import itertools
-import logging
+import math
 import struct
 import time
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import pika
-import pika.adapters.base_connection
-import pika.adapters.select_connection
-import pika.exceptions
 import pika.frame
 import pika.spec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from postage.amqp import wire
-from postage.amqp.consuming import decode_properties
-from postage.amqp.io_services import IOServices
-from postage.amqp.transport import WireConnection
-from postage.amqp.wire import Content
-from postage.errors import ConfigurationError, EncodingError
-from postage.settings import FastLane
-
-# The same examples in every run; a failing one is printed with what reproduces it.
-PROFILE = settings(derandomize=True, print_blob=True, deadline=None, max_examples=100, database=None)
-
-FRAME_MAX = 4096
-
-
-# What pika makes of the same
-
-
-def by_pika(channel: int, *methods: Any) -> bytes:
-    return b''.join(pika.frame.Method(channel, method).marshal() for method in methods)
-
-
-def content_by_pika(channel: int, body: bytes, properties: Any = None, room: int = FRAME_MAX - 8) -> bytes:
-    """The header and the body frames of a message."""
-    header = pika.frame.Header(channel, len(body), properties or pika.BasicProperties()).marshal()
-    pieces = [body[start : start + room] for start in range(0, len(body), room)]
-    return header + b''.join(pika.frame.Body(channel, piece).marshal() for piece in pieces)
-
+from postage.amqp import frames
+from postage.errors import DecodingError, EncodingError
+from support.frames import FRAME_MAX, PROFILE, by_pika, content_by_pika
 
 names = some.text(some.characters(exclude_categories=['Cs', 'Cc']), max_size=60)
 
@@ -66,10 +38,10 @@ names = some.text(some.characters(exclude_categories=['Cs', 'Cc']), max_size=60)
 def test_a_publish_is_what_pika_makes_of_it(
     channel: int, exchange: str, routing_key: str, mandatory: bool, body: bytes
 ) -> None:
-    made = wire.publish_frames(
+    made = frames.publish_frames(
         channel,
-        wire.publish_arguments(exchange, routing_key, mandatory),
-        wire.encode_properties(),
+        frames.publish_arguments(exchange, routing_key, mandatory),
+        frames.encode_properties(),
         body,
         FRAME_MAX,
     )
@@ -81,15 +53,17 @@ def test_a_publish_is_what_pika_makes_of_it(
 @given(size=some.integers(0, 3 * FRAME_MAX + 1), frame_max=some.integers(64, FRAME_MAX))
 def test_a_body_is_cut_to_frames_as_pika_cuts_it(size: int, frame_max: int) -> None:
     body = bytes(number % 251 for number in range(size))
-    made = wire.publish_frames(7, wire.publish_arguments('e', 'k', False), wire.encode_properties(), body, frame_max)
+    made = frames.publish_frames(
+        7, frames.publish_arguments('e', 'k', False), frames.encode_properties(), body, frame_max
+    )
     publish = pika.spec.Basic.Publish(exchange='e', routing_key='k')
     assert made == by_pika(7, publish) + content_by_pika(7, body, room=frame_max - 8)
 
 
 @pytest.mark.parametrize('size', [0, 1, FRAME_MAX - 9, FRAME_MAX - 8, FRAME_MAX - 7, 2 * (FRAME_MAX - 8)])
 def test_no_frame_is_longer_than_frame_max(size: int) -> None:
-    made = wire.publish_frames(
-        1, wire.publish_arguments('e', 'k', False), wire.encode_properties(), b'x' * size, FRAME_MAX
+    made = frames.publish_frames(
+        1, frames.publish_arguments('e', 'k', False), frames.encode_properties(), b'x' * size, FRAME_MAX
     )
     lengths = []
     while made:
@@ -110,50 +84,148 @@ header_values = some.recursive(
     | some.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2100, 1, 1)).map(
         lambda time: time.replace(microsecond=0)
     )
-    | some.decimals(-1000, 1000, places=2),
+    | some.decimals(-1000, 1000, places=2).map(Decimal.normalize),
     lambda values: some.lists(values, max_size=3) | some.dictionaries(names, values, max_size=3),
     max_leaves=8,
 )
 
 
+maybe_text = some.none() | names
+
+
 @PROFILE
 @given(
-    content_type=names,
-    delivery_mode=some.sampled_from([0, 1, 2]),
-    message_id=names,
-    correlation_id=names,
-    reply_to=names,
+    content_type=maybe_text,
+    content_encoding=maybe_text,
     headers=some.none() | some.dictionaries(names, header_values, max_size=4),
+    delivery_mode=some.sampled_from([None, 1, 2]),
     priority=some.none() | some.integers(0, 255),
-    expiration=some.sampled_from(['', '0', '60000']),
+    correlation_id=maybe_text,
+    reply_to=maybe_text,
+    expiration=some.sampled_from([None, '0', '60000']),
+    message_id=maybe_text,
+    timestamp=some.none() | some.integers(0, 2**64 - 1),
+    type=maybe_text,
+    user_id=maybe_text,
+    app_id=maybe_text,
+    cluster_id=maybe_text,
 )
-def test_properties_are_what_pika_makes_of_them(**properties: Any) -> None:
-    given_ = {name: value for name, value in properties.items() if value or (name == 'priority' and value == 0)}
-    expected = b''.join(pika.BasicProperties(**given_).encode())
-    assert wire.encode_properties(**properties) == expected
+def test_all_fourteen_properties_are_what_pika_makes_of_them(**properties: Any) -> None:
+    of_pika = pika.BasicProperties(**properties)
+    assert frames.encode_properties(**properties) == b''.join(of_pika.encode())
+    assert frames.encode_all(of_pika) == b''.join(of_pika.encode())
 
 
 @PROFILE
 @given(
-    content_type=names.filter(bool),
-    message_id=names.filter(bool),
-    headers=some.dictionaries(names, some.integers(-(2**31), 2**31 - 1) | names, min_size=1, max_size=4),
-    priority=some.integers(0, 255),
+    content_type=maybe_text,
+    content_encoding=maybe_text,
+    headers=some.dictionaries(names, some.integers(-(2**63), 2**63 - 1) | names, min_size=1, max_size=4),
+    delivery_mode=some.sampled_from([None, 1, 2]),
+    priority=some.none() | some.integers(0, 255),
+    correlation_id=maybe_text,
+    reply_to=maybe_text,
+    expiration=maybe_text,
+    message_id=maybe_text,
+    timestamp=some.none() | some.integers(0, 2**64 - 1),
+    type=maybe_text,
+    user_id=maybe_text,
+    app_id=maybe_text,
+    cluster_id=maybe_text,
 )
 def test_properties_come_back_as_they_went(**properties: Any) -> None:
-    decoded = decode_properties(wire.encode_properties(**properties))
+    decoded = frames.decode_properties(frames.encode_properties(**properties))
     assert {name: getattr(decoded, name) for name in properties} == properties
+
+
+def test_what_is_empty_is_sent_and_what_is_none_is_left_out() -> None:
+    decoded = frames.decode_properties(frames.encode_properties(content_type='', headers={}, priority=0, type=None))
+    assert (decoded.content_type, decoded.headers, decoded.priority, decoded.type) == ('', {}, 0, None)
+
+
+@PROFILE
+@given(content_type=names, delivery_mode=some.sampled_from([1, 2]), reply_to=names, expiration=some.integers(1, 10**9))
+def test_the_properties_of_most_messages_are_quicker_made_and_the_same(
+    content_type: str, delivery_mode: int, reply_to: str, expiration: int
+) -> None:
+    head = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': 'id-1'}
+    assert frames.usual_properties(content_type, delivery_mode, 'id-1') == frames.encode_properties(**head)
+    request = frames.request_properties(content_type, delivery_mode, 'id-1', reply_to, expiration)
+    assert request == frames.encode_properties(
+        **head, correlation_id='id-1', reply_to=reply_to, expiration=str(expiration)
+    )
+    for correlation_id in ('', 'of the request, längér'):
+        reply = frames.reply_properties(content_type, 'id-1', correlation_id)
+        transient = {**head, 'delivery_mode': 1, 'correlation_id': correlation_id or None}
+        assert reply == frames.encode_properties(**transient)
+
+
+# Headers as they came by AMQP, with every type that there is (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3).
+RAW_FIELDS = {
+    'a signed octet': (b'b\xff', -1),
+    'an octet': (b'B\xff', 255),
+    'a signed short': (b's\xff\xfe', -2),
+    'a short': (b'u\xff\xfe', 65534),
+    'a signed long': (b'I\xff\xff\xff\xff', -1),
+    'a long': (b'i\xff\xff\xff\xff', 2**32 - 1),
+    'a signed long long': (b'l' + b'\xff' * 8, -1),
+    'a long long of other clients': (b'L' + b'\xff' * 8, -1),
+    'a short float': (b'f' + struct.pack('>f', 0.5), 0.5),
+    'a float': (b'd' + struct.pack('>d', -0.1), -0.1),
+    'a decimal': (b'D\x02\x00\x00\x00\x96', Decimal('1.50')),
+    'a decimal below zero': (b'D\xff' + struct.pack('>i', -(2**31)), Decimal(-(2**31)).scaleb(-255)),
+    'a text': (b'S\x00\x00\x00\x03\xc3\xa4!', 'ä!'),
+    'a text of another encoding': (b'S\x00\x00\x00\x01\xe4', b'\xe4'),
+    'bytes': (b'x\x00\x00\x00\x02\x00\xff', b'\x00\xff'),
+    'a time': (
+        b'T' + struct.pack('>Q', 1_800_000_000),
+        datetime.datetime(2027, 1, 15, 8, tzinfo=datetime.timezone.utc),
+    ),
+    'true': (b't\x01', True),
+    'nothing': (b'V', None),
+    'an array': (b'A\x00\x00\x00\x05t\x00t\x01V', [False, True, None]),
+    'a table': (b'F\x00\x00\x00\x04\x01at\x01', {'a': True}),
+}
+
+
+@pytest.mark.parametrize(('raw', 'value'), RAW_FIELDS.values(), ids=RAW_FIELDS)
+def test_a_header_of_any_type_is_decoded_and_sent_on_as_what_it_was(raw: bytes, value: Any) -> None:
+    table = b'\x01h' + raw
+    decoded = frames.decode_properties(b'\x20\x00' + struct.pack('>I', len(table)) + table)
+    assert decoded.headers == {'h': value}
+    again = frames.decode_properties(frames.encode_all(decoded))
+    assert again.headers == {'h': value}
+    assert str(again.headers['h']) == str(value)
+
+
+@pytest.mark.parametrize(
+    'properties',
+    [
+        {
+            'headers': {'x': [None, 1.5]},
+            'content_type': 'a',
+            'content_encoding': 'b',
+            'delivery_mode': 2,
+            'priority': 3,
+        },
+        {'correlation_id': 'c', 'reply_to': 'r', 'expiration': '5', 'message_id': 'm', 'timestamp': 7, 'type': 't'},
+        {'user_id': 'u', 'app_id': 'a', 'cluster_id': 'c', 'headers': {}},
+    ],
+)
+def test_a_message_is_sent_on_with_all_the_properties_it_came_with(properties: dict[str, Any]) -> None:
+    decoded = frames.decode_properties(frames.encode_all(pika.BasicProperties(**properties)))
+    assert vars(decoded) == vars(pika.BasicProperties(**properties))
 
 
 def test_a_header_may_be_a_floating_point_number() -> None:
     """AMQP has a type for it, and so has RabbitMQ (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3)."""
     table = b'\x01n' + b'd' + struct.pack('>d', -0.5)
-    assert wire.encode_properties(headers={'n': -0.5}) == b'\x20\x00' + struct.pack('>I', len(table)) + table
+    assert frames.encode_properties(headers={'n': -0.5}) == b'\x20\x00' + struct.pack('>I', len(table)) + table
 
 
 @pytest.mark.parametrize('value', [0.5, -1e300, [0.25], {'nested': 1.5}])
 def test_a_header_that_is_a_floating_point_number_comes_back_as_it_went(value: Any) -> None:
-    assert decode_properties(wire.encode_properties(headers={'number': value})).headers == {'number': value}
+    assert frames.decode_properties(frames.encode_properties(headers={'number': value})).headers == {'number': value}
 
 
 @pytest.fixture
@@ -172,381 +244,179 @@ def test_a_date_in_a_header_means_the_same_everywhere(zone: datetime.timezone | 
     """One without a zone counts as UTC, as it does in pika and, on the way in, in what pika makes of it."""
     moment = datetime.datetime(2026, 11, 21, 9, 30, tzinfo=zone)
     expected = b''.join(pika.BasicProperties(headers={'moment': moment}).encode())
-    assert wire.encode_properties(headers={'moment': moment}) == expected
+    assert frames.encode_properties(headers={'moment': moment}) == expected
 
 
-def test_a_header_that_amqp_has_no_type_for_is_an_error_that_shows_it() -> None:
-    with pytest.raises(EncodingError, match='complex'):
-        wire.encode_properties(headers={'number': complex(1, 2), 'kind': 'complex'})
+@pytest.mark.parametrize('value', ['2.50', '2.5000000000000', '100', '1E+2', '-0.5', '0', '0.00', '1E-255'])
+def test_a_decimal_comes_back_equal_and_keeps_its_places_where_amqp_has_room_for_them(value: str) -> None:
+    decoded = frames.decode_properties(frames.encode_properties(headers={'x': Decimal(value)})).headers
+    assert decoded == {'x': Decimal(value)}
+    assert (
+        str(frames.decode_properties(frames.encode_properties(headers={'x': Decimal('2.50')})).headers['x']) == '2.50'
+    )
+
+
+# What AMQP cannot hold
+
+
+def _nested(depth: int, wrap: Callable[[Any], Any]) -> Any:
+    value: Any = 'in the middle'
+    for _ in range(depth):
+        value = wrap(value)
+    return value
+
+
+def _of_itself() -> tuple[dict[str, Any], list[Any]]:
+    table: dict[str, Any] = {}
+    table.update(a=table, b=table)
+    array: list[Any] = []
+    array.extend([array, array])
+    return table, array
+
+
+OF_ITSELF, ARRAY_OF_ITSELF = _of_itself()
+
+IMPOSSIBLE_HEADERS = {
+    'NaN': ({'x': math.nan}, r"header 'x' cannot be nan: RabbitMQ takes finite numbers only"),
+    'infinity': ({'x': math.inf}, r"header 'x' cannot be inf"),
+    'infinity below zero': ({'x': [1, -math.inf]}, r"header 'x' cannot be -inf"),
+    'NaN in a table': ({'x': {'y': math.nan}}, r"header 'x' → 'y' cannot be nan"),
+    'NaN as a decimal': ({'x': Decimal('NaN')}, r"header 'x' cannot be Decimal\('NaN'\)"),
+    'a signaling NaN': ({'x': Decimal('sNaN')}, r"header 'x' cannot be Decimal\('sNaN'\)"),
+    'an infinite decimal': ({'x': Decimal('-Infinity')}, r"header 'x' cannot be Decimal"),
+    'a decimal of 32 bits': ({'x': Decimal(2**31)}, r"header 'x' cannot be Decimal\('2147483648'\): a decimal of AMQP"),
+    'a decimal of many digits': ({'x': Decimal('1.' + 40 * '0' + '1')}, r"header 'x' cannot be Decimal"),
+    'a decimal of a great scale': ({'x': Decimal('1E-256')}, r"header 'x' cannot be Decimal"),
+    'a huge decimal': ({'x': Decimal('1E+300')}, r"header 'x' cannot be Decimal"),
+    'a number of 65 bits': ({'x': 2**63}, r"header 'x' cannot be 9223372036854775808: AMQP has no type for int"),
+    'a number below 64 bits': ({'x': -(2**63) - 1}, r"header 'x' cannot be -9223372036854775809"),
+    'a time before 1970': (
+        {'x': datetime.datetime(1969, 12, 31, 23, 59, 59)},
+        r"header 'x' cannot be 1969-12-31 23:59:59: AMQP has no time before 1970",
+    ),
+    'a time before 1970, elsewhere': (
+        {'x': datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=9)))},
+        r"header 'x' cannot be 1970-01-01 00:00:00\+09:00",
+    ),
+    'a lone surrogate': ({'x': 'a\ud800'}, r"header 'x' has a lone surrogate"),
+    'a lone surrogate in a name': ({'a\ud800': 1}, r"header 'a\\ud800': its name has a lone surrogate"),
+    'a table of itself': ({'x': OF_ITSELF}, r"header 'x' → 'a' → 'a' .* is nested more than 64 deep"),
+    'an array of itself': ({'x': ARRAY_OF_ITSELF}, r"header 'x' is nested more than 64 deep"),
+    'tables 65 deep': ({'x': _nested(65, lambda value: {'t': value})}, r'nested more than 64 deep'),
+    'arrays 66 deep': ({'x': _nested(66, lambda value: [value])}, r'nested more than 64 deep'),
+    'a name that is no text': ({'x': {5: 'five'}}, r"header 'x' → 5: the name of a header must be text"),
+    'a name of 256 bytes': ({'ü' * 128: 1}, r"header 'ü+.*: its name is 256 bytes long, AMQP allows 255"),
+    'an object': ({'x': {'y': [object()]}}, r"header 'x' → 'y' cannot be <object .*: AMQP has no type for object"),
+    'a complex number': ({'x': complex(1, 2), 'y': 1}, r"header 'x' cannot be \(1\+2j\): AMQP has no type for complex"),
+    'no table': ('text', r"headers must be a dictionary, not 'text'"),
+}
+
+
+@pytest.mark.parametrize(('headers', 'message'), IMPOSSIBLE_HEADERS.values(), ids=IMPOSSIBLE_HEADERS)
+def test_headers_that_amqp_cannot_hold_are_an_error_that_names_the_header_and_says_why(
+    headers: Any, message: str
+) -> None:
+    with pytest.raises(EncodingError, match=message) as caught:
+        frames.encode_properties(headers=headers)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize('headers', [{'x': _nested(64, lambda value: {'t': value})}, {'x': _nested(64, lambda v: [v])}])
+def test_what_is_nested_as_deep_as_allowed_comes_back(headers: Any) -> None:
+    assert frames.decode_properties(frames.encode_properties(headers=headers)).headers == headers
+
+
+@pytest.mark.parametrize('moment', [0, 1, 2**31, 253402300799])
+def test_a_time_from_1970_on_comes_back(moment: int) -> None:
+    time_of_it = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    assert frames.decode_properties(frames.encode_properties(headers={'x': time_of_it})).headers == {'x': time_of_it}
+
+
+@pytest.mark.parametrize(
+    ('properties', 'message'),
+    [
+        ({'priority': 256}, 'priority must be a number from 0 to 255, not 256'),
+        ({'priority': -1}, 'priority must be a number from 0 to 255, not -1'),
+        ({'priority': 'high'}, "priority must be a number from 0 to 255, not 'high'"),
+        ({'delivery_mode': 2.0}, 'delivery_mode must be a number from 0 to 255, not 2.0'),
+        ({'timestamp': -1}, 'timestamp must be whole seconds since 1970, not -1'),
+        ({'timestamp': 2**64}, 'timestamp must be whole seconds since 1970'),
+        ({'timestamp': datetime.datetime(2026, 1, 1)}, 'timestamp must be whole seconds since 1970'),
+        ({'correlation_id': b'bytes'}, "correlation_id must be text, not b'bytes'"),
+        ({'expiration': 1000}, 'expiration must be text, not 1000'),
+        ({'message_id': 'a\udfff'}, 'message_id has a lone surrogate'),
+    ],
+)
+def test_a_property_that_amqp_cannot_hold_is_an_error_that_names_it(properties: dict[str, Any], message: str) -> None:
+    with pytest.raises(EncodingError, match=f'the message property {message}'):
+        frames.encode_properties(**properties)
 
 
 @pytest.mark.parametrize('text', ['x' * 256, 'ü' * 128])
 @pytest.mark.parametrize(
     ('make', 'named'),
     [
-        (lambda text: wire.publish_arguments('e', text, False), 'routing key'),
-        (lambda text: wire.publish_arguments(text, 'k', False), 'exchange name'),
-        (lambda text: wire.encode_properties(correlation_id=text), 'correlation id'),
-        (lambda text: wire.encode_properties(expiration=text), 'expiration'),
+        (lambda text: frames.publish_arguments('e', text, False), 'the routing key'),
+        (lambda text: frames.publish_arguments(text, 'k', False), 'the exchange name'),
+        (lambda text: frames.encode_properties(correlation_id=text), 'property correlation_id'),
+        (lambda text: frames.encode_properties(expiration=text), 'property expiration'),
+        (lambda text: frames.reply_properties('', 'id', text), 'property correlation_id'),
     ],
 )
 def test_a_text_longer_than_255_bytes_is_an_error_that_names_it(
     make: Callable[[str], bytes], named: str, text: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=f'{named} is 256 bytes'):
+    with pytest.raises(EncodingError, match=f'{named} is 256 bytes long, AMQP allows 255'):
         make(text)
 
 
+@pytest.mark.parametrize('key', [5, b'key', None])
+def test_a_routing_key_that_is_no_text_is_an_error_that_names_it(key: Any) -> None:
+    with pytest.raises(EncodingError, match=f'the routing key must be text, not {key!r}'):
+        frames.publish_arguments('e', key, False)
+
+
+def test_a_routing_key_with_a_lone_surrogate_is_an_error_that_names_it() -> None:
+    with pytest.raises(EncodingError, match='the routing key has a lone surrogate'):
+        frames.publish_arguments('e', 'a\ud800', False)
+
+
 def test_a_text_of_255_bytes_is_not_too_long() -> None:
-    assert wire.short_string('x' * 255, 'text') == b'\xff' + b'x' * 255
+    assert frames.short_string('x' * 255, 'text') == b'\xff' + b'x' * 255
 
 
 @PROFILE
 @given(channel=some.integers(1, 65535), tag=some.integers(1, 2**64 - 1))
 def test_settlements_are_what_pika_makes_of_them(channel: int, tag: int) -> None:
-    assert wire.ack_frame(channel, tag) == by_pika(channel, pika.spec.Basic.Ack(delivery_tag=tag))
+    assert frames.ack_frame(channel, tag) == by_pika(channel, pika.spec.Basic.Ack(delivery_tag=tag))
     all_up_to = pika.spec.Basic.Ack(delivery_tag=tag, multiple=True)
-    assert wire.ack_frame(channel, tag, multiple=True) == by_pika(channel, all_up_to)
-    reject = pika.spec.Basic.Reject(delivery_tag=tag, requeue=False)
-    assert wire.reject_frame(channel, tag) == by_pika(channel, reject)
+    assert frames.ack_frame(channel, tag, multiple=True) == by_pika(channel, all_up_to)
+    for requeue in (False, True):
+        reject = pika.spec.Basic.Reject(delivery_tag=tag, requeue=requeue)
+        assert frames.reject_frame(channel, tag, requeue) == by_pika(channel, reject)
     returned = pika.spec.Basic.Nack(delivery_tag=tag, multiple=False, requeue=True)
-    assert wire.return_frame(channel, tag) == by_pika(channel, returned)
+    assert frames.return_frame(channel, tag) == by_pika(channel, returned)
 
 
-# Frames in
-
-
-class Lane:
-    """A lane that notes what is cut for it."""
-
-    def __init__(self, notes: list[Any]) -> None:
-        self.content: Content | None = None
-        self.notes = notes
-        self.reads = 0
-
-    def delivered(self, content: Content) -> None:
-        self.notes.append(
-            (
-                'delivered',
-                content.tag_or_text,
-                content.delivery_tag,
-                content.redelivered,
-                content.exchange,
-                content.routing_key,
-                content.properties,
-                content.body,
-            )
-        )
-
-    def returned(self, content: Content) -> None:
-        self.notes.append(
-            (
-                'returned',
-                content.reply_code,
-                content.tag_or_text,
-                content.exchange,
-                content.routing_key,
-                content.properties,
-                content.body,
-            )
-        )
-
-    def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
-        self.notes.append(('confirmed', delivery_tag, multiple, positive))
-
-    def closing(self) -> None:
-        self.notes.append(('closing',))
-
-    def end_of_read(self) -> None:
-        self.reads += 1
-
-
-class Cutter(WireConnection):
-    """A connection without a socket: bytes are fed to it, and what it would hand to pika is noted."""
-
-    def __init__(self, notes: list[Any]) -> None:
-        services = IOServices(pika.adapters.select_connection.IOLoop())
-        super().__init__(
-            pika.ConnectionParameters(),
-            internal_connection_workflow=False,
-            fast_lane=FastLane.THREAD,
-            services=services,
-        )
-        self.notes = notes
-        self.lane = Lane(notes)
-        self.lanes[1] = self.lane
-        self.terminated: list[BaseException] = []
-
-    def _on_data_available(self, data: bytes) -> None:
-        self.notes.append(('pika', bytes(data)))
-
-    def _terminate_stream(self, error: Any) -> None:
-        self.terminated.append(error)
-
-
-@pytest.fixture
-def cutters() -> Iterator[Callable[[], Cutter]]:
-    made = []
-
-    def make() -> Cutter:
-        made.append(Cutter([]))
-        return made[-1]
-
-    yield make
-    for cutter in made:
-        cutter.ioloop.close()
-
-
-DELIVER = pika.spec.Basic.Deliver(
-    consumer_tag='postage-1', delivery_tag=5, redelivered=False, exchange='exchange', routing_key='kéy'
-)
-AGAIN = pika.spec.Basic.Deliver(
-    consumer_tag='postage-2', delivery_tag=2**40, redelivered=True, exchange='', routing_key='queue'
-)
-RETURN = pika.spec.Basic.Return(reply_code=312, reply_text='NO_ROUTE', exchange='exchange', routing_key='nowhere')
-GET_OK = pika.spec.Basic.GetOk(
-    delivery_tag=9, redelivered=False, exchange='exchange', routing_key='key', message_count=0
-)
-PROPERTIES = pika.BasicProperties(content_type='application/json', headers={'a': 1}, message_id='m')
-
-HEARTBEAT = pika.frame.Heartbeat().marshal()
-LONG = bytes(range(256)) * 20
-PIECES: list[tuple[bytes, list[Any]]] = [
-    (HEARTBEAT, [('pika', HEARTBEAT)]),
-    (
-        by_pika(1, DELIVER) + content_by_pika(1, b'body', PROPERTIES),
-        [('delivered', b'postage-1', 5, False, b'exchange', 'kéy'.encode(), b''.join(PROPERTIES.encode()), b'body')],
-    ),
-    (by_pika(1, pika.spec.Basic.Ack(3, True)), [('confirmed', 3, True, True)]),
-    (
-        by_pika(1, AGAIN) + content_by_pika(1, b''),
-        [('delivered', b'postage-2', 2**40, True, b'', b'queue', b'\0\0', b'')],
-    ),
-    (by_pika(1, pika.spec.Basic.Nack(4, False)), [('confirmed', 4, False, False)]),
-    (
-        by_pika(1, RETURN) + content_by_pika(1, b'came back', PROPERTIES),
-        [('returned', 312, b'NO_ROUTE', b'exchange', b'nowhere', b''.join(PROPERTIES.encode()), b'came back')],
-    ),
-    (
-        by_pika(1, DELIVER) + content_by_pika(1, LONG, room=2000),
-        [('delivered', b'postage-1', 5, False, b'exchange', 'kéy'.encode(), b'\0\0', LONG)],
-    ),
-    (by_pika(2, DELIVER), [('pika', by_pika(2, DELIVER))]),
-    (by_pika(1, pika.spec.Basic.ConsumeOk('t')), [('pika', by_pika(1, pika.spec.Basic.ConsumeOk('t')))]),
-    (by_pika(1, GET_OK), [('pika', by_pika(1, GET_OK))]),
-    (pika.frame.Header(1, 4, PROPERTIES).marshal(), [('pika', pika.frame.Header(1, 4, PROPERTIES).marshal())]),
-    (pika.frame.Body(1, b'got!').marshal(), [('pika', pika.frame.Body(1, b'got!').marshal())]),
-    (
-        by_pika(1, pika.spec.Channel.Close(404, 'NOT_FOUND', 60, 40)),
-        [('closing',), ('pika', by_pika(1, pika.spec.Channel.Close(404, 'NOT_FOUND', 60, 40)))],
-    ),
-]
-STREAM = b''.join(data for data, _ in PIECES)
-NOTES = [note for _, notes in PIECES for note in notes]
-
-
-def cut(cutter: Cutter, *chunks: bytes) -> list[Any]:
-    """Feed chunks and return what was made of them."""
-    cutter.notes.clear()
-    for chunk in chunks:
-        cutter._proto_data_received(chunk)
-    assert cutter.terminated == []
-    return list(cutter.notes)
-
-
-def test_a_stream_is_cut_to_messages_confirms_and_frames_for_pika_in_order(cutters: Callable[[], Cutter]) -> None:
-    assert cut(cutters(), STREAM) == NOTES
-
-
-def test_a_stream_split_at_any_position_gives_the_same(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    for position in range(len(STREAM) + 1):
-        assert cut(cutter, STREAM[:position], STREAM[position:]) == NOTES, f'split at {position}'
-
-
-def test_a_stream_that_comes_byte_by_byte_gives_the_same(cutters: Callable[[], Cutter]) -> None:
-    assert cut(cutters(), *(STREAM[i : i + 1] for i in range(len(STREAM)))) == NOTES
-
-
-def test_a_stream_in_any_chunks_gives_the_same(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-
-    @PROFILE
-    @given(cuts=some.lists(some.integers(0, len(STREAM)), max_size=40))
-    def check(cuts: list[int]) -> None:
-        edges = [0, *sorted(cuts), len(STREAM)]
-        assert cut(cutter, *(STREAM[a:b] for a, b in itertools.pairwise(edges))) == NOTES
-
-    check()
-
-
-def test_a_message_between_two_pieces_of_another_channel_s_is_kept_apart(cutters: Callable[[], Cutter]) -> None:
-    """Frames of different channels may be mixed (section 4.2.6), those of one message on one channel may not."""
-    cutter = cutters()
-    other = cutter.lanes[3] = Lane([])
-    first, second = b'a' * 10, b'b' * 10
-    stream = (
-        by_pika(1, DELIVER)
-        + by_pika(3, AGAIN)
-        + pika.frame.Header(1, 10, PROPERTIES).marshal()
-        + pika.frame.Header(3, 10, PROPERTIES).marshal()
-        + pika.frame.Body(3, second[:5]).marshal()
-        + HEARTBEAT
-        + pika.frame.Body(1, first).marshal()
-        + pika.frame.Body(3, second[5:]).marshal()
-    )
-    notes = cut(cutter, stream)
-    assert [note[-1] for note in notes] == [HEARTBEAT, first]
-    assert [note[-1] for note in other.notes] == [second]
-
-
-def test_what_follows_a_delivery_may_be_the_content_of_another_channel_s(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    other = cutter.lanes[3] = Lane([])
-    first, second = b'a' * 10, b'b' * 10
-    stream = (
-        by_pika(3, AGAIN)
-        + by_pika(1, DELIVER)
-        + pika.frame.Header(3, 10, PROPERTIES).marshal()
-        + pika.frame.Body(3, second).marshal()
-        + pika.frame.Header(1, 10, PROPERTIES).marshal()
-        + pika.frame.Body(1, first).marshal()
-    )
-    assert [note[-1] for note in cut(cutter, stream)] == [first]
-    assert [note[-1] for note in other.notes] == [second]
-
-
-def test_the_lane_is_told_once_when_a_read_has_been_cut(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    cut(cutter, PIECES[1][0] * 10)
-    assert cutter.lane.reads == 1
-
-
-def test_bytes_and_frames_are_counted_for_the_heartbeats(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    message = PIECES[1][0]
-    before = cutter.bytes_received, cutter.frames_received
-    cut(cutter, message[:20], message[20:])
-    assert cutter.bytes_received - before[0] == len(message)
-    assert cutter.frames_received - before[1] == 3
-
-
-def test_the_answer_of_a_broker_that_refuses_the_version_goes_to_pika(cutters: Callable[[], Cutter]) -> None:
-    assert cut(cutters(), b'AMQP\0\0\x09\x01') == [('pika', b'AMQP\0\0\x09\x01')]
-
-
-def test_a_frame_with_a_wrong_end_terminates_the_stream(
-    cutters: Callable[[], Cutter], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL, logger='postage.amqp')
-    cutter = cutters()
-    good, bad = PIECES[2][0], PIECES[4][0][:-1] + b'\0'
-    cutter._proto_data_received(good + bad + good)
-    assert cutter.notes[:1] == PIECES[2][1]
-    assert len(cutter.notes) == 1
-    assert [type(error) for error in cutter.terminated] == [pika.exceptions.InvalidFrameError]
-
-
-def test_a_body_that_comes_in_pieces_is_checked_for_its_end_as_well(
-    cutters: Callable[[], Cutter], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL, logger='postage.amqp')
-    cutter = cutters()
-    message = PIECES[1][0]
-    cutter._proto_data_received(message[:-3])
-    cutter._proto_data_received(message[-3:-1] + b'\0')
-    assert cutter.notes == []
-    assert [type(error) for error in cutter.terminated] == [pika.exceptions.InvalidFrameError]
-
-
-def test_the_rest_of_a_body_whose_channel_was_opened_anew_is_dropped(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    message = PIECES[1][0]
-    cut(cutter, message[:-3])
-    cutter.lane.content = None
-    assert cut(cutter, message[-3:-2], message[-2:] + HEARTBEAT + message) == [('pika', HEARTBEAT), *PIECES[1][1]]
-
-
-def test_an_exception_while_reading_terminates_the_stream_and_does_not_leave_it(
-    cutters: Callable[[], Cutter], caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.CRITICAL, logger='postage.amqp')
-    cutter = cutters()
-
-    def fails(_data: bytes) -> None:
-        raise ValueError('inside pika')
-
-    cutter._on_data_available = fails  # type: ignore[method-assign]
-    cutter._proto_data_received(HEARTBEAT)
-    assert [str(error) for error in cutter.terminated] == ['inside pika']
+# Properties in
 
 
 @PROFILE
-@given(data=some.binary(max_size=300))
-def test_no_bytes_make_it_raise(data: bytes) -> None:
-    logging.getLogger('postage.amqp').disabled = True
-    cutter = Cutter([])
-    try:
-        cutter._proto_data_received(b'\x01\x00\x01\x00\x00\x00' + data)
-        cutter._proto_data_received(data)
-    finally:
-        cutter.ioloop.close()
-        logging.getLogger('postage.amqp').disabled = False
-
-
-# What the lane takes for granted in pika
-
-
-@pytest.mark.parametrize(
-    ('owner', 'name', 'parameters'),
-    [
-        (pika.SelectConnection, '_proto_data_received', ['self', 'data']),
-        (pika.SelectConnection, '_on_data_available', ['self', 'data_in']),
-        (pika.SelectConnection, '_terminate_stream', ['self', 'error']),
-        (pika.SelectConnection, '_output_marshaled_frames', ['self', 'marshaled_frames']),
-    ],
+@given(
+    correlation_id=maybe_text, reply_to=maybe_text, content_type=maybe_text, headers=some.none() | some.just({'a': 1})
 )
-def test_pika_s_connection_has_the_method(owner: type, name: str, parameters: list[str]) -> None:
-    assert list(inspect.signature(getattr(owner, name)).parameters) == parameters
+def test_what_an_answer_depends_on_is_the_same_decoded_by_itself(**properties: Any) -> None:
+    encoded = frames.encode_properties(**properties, content_encoding='e', delivery_mode=1, priority=3)
+    answerable = frames.decode_answerable(encoded)
+    assert (answerable.correlation_id, answerable.reply_to) == (properties['correlation_id'], properties['reply_to'])
 
 
-def test_pika_s_transport_hands_data_to_the_method_that_is_overridden(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    protocol = pika.adapters.base_connection._StreamingProtocolShim(cutter)
-    protocol.data_received(HEARTBEAT)
-    assert cutter.notes == [('pika', HEARTBEAT)]
-
-
-def test_pika_s_connection_has_the_attributes(cutters: Callable[[], Cutter]) -> None:
-    cutter = cutters()
-    assert cutter.bytes_received == 0
-    assert cutter.frames_received == 0
-    assert cutter.params.frame_max == pika.ConnectionParameters().frame_max
-
-
-def test_pika_counts_what_is_sent_and_writes_it_to_the_transport(cutters: Callable[[], Cutter]) -> None:
-    """pika's heartbeats look at the counters; the lane sends through the method that keeps them."""
-
-    class Transport:
-        written = b''
-
-        def write(self, data: bytes) -> None:
-            self.written += data
-
-        def get_write_buffer_size(self) -> int:
-            return len(self.written)
-
-    cutter = cutters()
-    transport: Any = Transport()
-    cutter._stream = transport
-    with cutter.writing:
-        cutter.write(HEARTBEAT * 2)
-    assert transport.written == HEARTBEAT * 2
-    assert cutter.bytes_sent == len(HEARTBEAT * 2)
-    assert cutter.backlog == len(HEARTBEAT * 2)
-
-
-def test_pika_s_transport_has_what_the_lane_asks_of_it() -> None:
-    transport = pika.adapters.utils.io_services_utils._AsyncPlaintextTransport
-    assert callable(transport.get_write_buffer_size)
-    assert callable(transport.write)
+@PROFILE
+@given(data=some.binary(max_size=60), flags=some.integers(0, 2**16 - 1))
+def test_whatever_bytes_come_as_properties_nothing_but_a_decoding_error_is_raised(data: bytes, flags: int) -> None:
+    for decode in (frames.decode_properties, frames.decode_answerable):
+        for bytes_ in (data, struct.pack('>H', flags) + data):
+            try:
+                decode(bytes_)
+            except DecodingError as error:
+                assert 'cannot be decoded' in str(error)
