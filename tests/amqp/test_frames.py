@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import math
 import struct
@@ -14,7 +15,7 @@ import pika
 import pika.frame
 import pika.spec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from postage.amqp import frames
@@ -416,7 +417,5 @@ def test_what_an_answer_depends_on_is_the_same_decoded_by_itself(**properties: A
 def test_whatever_bytes_come_as_properties_nothing_but_a_decoding_error_is_raised(data: bytes, flags: int) -> None:
     for decode in (frames.decode_properties, frames.decode_answerable):
         for bytes_ in (data, struct.pack('>H', flags) + data):
-            try:
+            with contextlib.suppress(DecodingError):
                 decode(bytes_)
-            except DecodingError as error:
-                assert 'cannot be decoded' in str(error)
