@@ -65,6 +65,8 @@ def short_string(text: str, what: str) -> bytes:
 
     :raises EncodingError: where it is longer than 255 bytes, or no text, naming ``what`` it was
     """
+    if not isinstance(text, str):
+        raise EncodingError(f'{what} must be text, not {text!r:.80}')
     data = _utf8(text, what)
     if len(data) > 255:
         raise EncodingError(f'{what} is {len(data)} bytes long, AMQP allows 255: {text[:60]!r}…')
@@ -237,13 +239,14 @@ def _field(value: Any, path: str, depth: int) -> bytes:
 
 
 def _decimal(value: Decimal, path: str) -> bytes:
-    """A decimal as AMQP has it: a signed 32-bit number and its scale."""
-    _, digits, exponent = value.as_tuple()
-    if isinstance(exponent, int) and -255 <= exponent <= 10 and len(digits) <= 20:
-        scale = max(0, -exponent)
-        number = int(value.scaleb(scale))
-        if -(2**31) <= number < 2**31:
-            return b'D' + bytes((scale,)) + _int32.pack(number)
+    """A decimal as AMQP has it: a signed 32-bit number and its scale. It keeps its places where these have room."""
+    for candidate in (value, value.normalize()) if value.is_finite() else ():
+        _, digits, exponent = candidate.as_tuple()
+        if candidate == value and isinstance(exponent, int) and -255 <= exponent <= 10 and len(digits) <= 20:
+            scale = max(0, -exponent)
+            number = int(candidate.scaleb(scale))
+            if -(2**31) <= number < 2**31:
+                return b'D' + bytes((scale,)) + _int32.pack(number)
     raise EncodingError(f'{path} cannot be {value!r:.80}: a decimal of AMQP has 31 bits and a scale up to 255')
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pika
 import pytest
+from postage.amqp.fallback import PublicConnection, encoded, is_complete
 
 from postage import errors, messaging
 from postage.amqp import wire
-from postage.amqp.fallback import PublicConnection, encoded, is_complete
 from support.brokers import Embedded
 from support.fixtures import bench_on
 from support.messaging import (

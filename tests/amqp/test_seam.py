@@ -14,12 +14,14 @@ import pika
 import pika.adapters.select_connection
 import pika.frame
 import pytest
+from pika.adapters import base_connection
+from pika.adapters.utils import io_services_utils
 from pika.adapters.utils.nbio_interface import AbstractStreamTransport
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
-from postage.amqp.channel import WITH_ANSWER, WITHOUT_ANSWER
-from postage.amqp.fallback import Encoded
-from postage.amqp.transport import SEAM
+from postage.amqp.channel import WITHOUT_ANSWER
+from postage.amqp.control import WITH_ANSWER
+from postage.amqp.link import SEAM, Link, Services
 from postage.broker.server import BrokerServer
 from support.messaging import TIMEOUT, EchoProducer, eventually
 
@@ -48,11 +50,6 @@ LOOP = {
 TRANSPORT = {
     'write': ['data'],
     'get_write_buffer_size': [],
-    'abort': [],
-}
-
-PROPERTIES = {
-    'encode': [],
 }
 
 SERVICES = {
@@ -66,7 +63,6 @@ CHANNEL = {
     'add_on_close_callback': ['callback'],
     'add_on_cancel_callback': ['callback'],
     'add_callback': ['callback', 'replies', 'one_shot'],
-    'add_on_return_callback': ['callback'],
     'basic_publish': ['exchange', 'routing_key', 'body', 'properties', 'mandatory'],
     'basic_ack': ['delivery_tag', 'multiple'],
     'basic_nack': ['delivery_tag', 'multiple', 'requeue'],
@@ -99,7 +95,6 @@ def parameters(function: Callable[..., Any]) -> list[str]:
             (pika.adapters.select_connection.IOLoop, LOOP),
             (SelectorIOServicesAdapter, SERVICES),
             (AbstractStreamTransport, TRANSPORT),
-            (pika.BasicProperties, PROPERTIES),
             (pika.channel.Channel, CHANNEL),
         ]
         for name, expected in methods.items()
@@ -124,26 +119,26 @@ def test_a_method_without_an_answer_takes_none(method: str) -> None:
     assert 'callback' not in parameters(getattr(pika.channel.Channel, method))
 
 
-def test_an_open_connection_has_what_the_fast_lane_reads_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_connection_has_what_a_link_reads_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with BrokerServer() as server:
         monkeypatch.setenv('POSTAGE_URL', server.url)
         with EchoProducer() as producer:
-            wire: Any = producer.conn_broker.wire
-            assert isinstance(wire, pika.SelectConnection)
-            assert wire.is_open
-            assert not wire.is_closing
-            assert not wire.is_closed
-            assert wire.params.frame_max >= 4096
-            assert wire.params.heartbeat >= 0
-            assert isinstance(wire.ioloop, pika.adapters.select_connection.IOLoop)
-            assert wire._transport._sock.fileno() >= 0
-            assert wire._transport.get_write_buffer_size() == 0
-            assert callable(wire._transport.write)
+            link: Any = producer.conn_broker.link
+            assert isinstance(link, pika.SelectConnection)
+            assert link.is_open
+            assert not link.is_closing
+            assert not link.is_closed
+            assert link.params.frame_max >= 4096
+            assert link.params.heartbeat >= 0
+            assert isinstance(link.ioloop, pika.adapters.select_connection.IOLoop)
+            assert link._transport._sock.fileno() >= 0
+            assert link._transport.get_write_buffer_size() == 0
+            assert callable(link._transport.write)
             counted = ('bytes_sent', 'bytes_received', 'frames_sent', 'frames_received')
-            before = [getattr(wire, name) for name in counted]
+            before = [getattr(link, name) for name in counted]
             assert min(before) > 0
             producer.message_echo().wait(TIMEOUT)
-            eventually(lambda: all(getattr(wire, name) > old for name, old in zip(counted, before, strict=True)))
+            eventually(lambda: all(getattr(link, name) > old for name, old in zip(counted, before, strict=True)))
 
 
 def test_every_name_of_the_seam_is_pinned_here() -> None:
@@ -151,7 +146,7 @@ def test_every_name_of_the_seam_is_pinned_here() -> None:
 
 
 def test_the_loop_calls_back_in_order_and_leaves_what_comes_meanwhile_for_the_next_round() -> None:
-    """The lane counts on the order, and does not count on more: see WireConnection._pass_on."""
+    """A link counts on the order, and does not count on more: see Link._pass_on."""
     loop = pika.adapters.select_connection.IOLoop()
     order: list[str] = []
     loop.add_callback_threadsafe(lambda: (order.append('a'), loop.add_callback_threadsafe(lambda: order.append('c'))))
@@ -169,18 +164,26 @@ def test_a_loop_that_was_closed_may_still_be_asked_to_call_back() -> None:
     loop.add_callback_threadsafe(lambda: None)
 
 
-def test_properties_that_are_encoded_already_are_sent_as_they_are() -> None:
-    header = pika.frame.Header(1, 5, Encoded(b'\x80\x00\x04text'))
-    assert header.marshal() == pika.frame.Header(1, 5, pika.BasicProperties(content_type='text')).marshal()
+def test_pika_s_transport_hands_data_to_the_method_that_is_overridden() -> None:
+    received: list[bytes] = []
+    link: Any = Link(
+        pika.ConnectionParameters(),
+        internal_connection_workflow=False,
+        services=Services(pika.adapters.select_connection.IOLoop()),
+        is_direct=False,
+    )
+    link._proto_data_received = received.append
+    base_connection._StreamingProtocolShim(link).data_received(b'bytes')
+    link.ioloop.close()
+    assert received == [b'bytes']
+    assert (link.bytes_received, link.frames_received) == (0, 0)
+    assert link.params.frame_max == pika.ConnectionParameters().frame_max
 
 
-def test_without_the_lane_the_socket_is_known_by_which_a_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('POSTAGE_FAST_LANE', 'off')
-    with BrokerServer() as server:
-        monkeypatch.setenv('POSTAGE_URL', server.url)
-        with EchoProducer() as producer:
-            wire: Any = producer.conn_broker.wire
-            assert wire._services.sock.fileno() == wire._transport._sock.fileno()
+@pytest.mark.parametrize('transport', ['_AsyncPlaintextTransport', '_AsyncSSLTransport'])
+def test_pika_s_transports_have_what_a_link_asks_of_them(transport: str) -> None:
+    for name in TRANSPORT:
+        assert callable(getattr(getattr(io_services_utils, transport), name))
 
 
 def test_a_channel_tells_its_number_and_its_consumers() -> None:

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from postage import errors, messaging
-from postage.amqp import waiting
-from postage.amqp.consuming import ReplyChannel
-from postage.amqp.traffic import TICK_SECONDS
-from postage.amqp.waiting import Batch, ReadingAlarm, alarm_of_thread, this_thread, wait_until_done
+from postage.amqp import link, tick, turns
+from postage.amqp.replies import ReplyChannel
+from postage.amqp.threads import Batch
+from postage.amqp.turns import ReadingAlarm, alarm_of_thread, wait_until_done
 from support.messaging import (
     TIMEOUT,
     BareResponder,
@@ -32,7 +32,6 @@ from support.messaging import (
     EchoExchange,
     EchoProducer,
     HeldConfirms,
-    Processor,
     Seen,
     eventually,
     result,
@@ -45,8 +44,8 @@ AT_ONCE = 1.0
 
 
 @pytest.fixture(autouse=True)
-def full_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv('POSTAGE_FAST_LANE', 'full')
+def direct_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'direct')
 
 
 class Asking(EchoProducer):
@@ -78,83 +77,9 @@ def descriptors() -> int:
 def become_reader(producer: EchoProducer) -> None:
     """Ask until this thread reads the connection."""
     alarm, connection, deadline = alarm_of_thread(), producer.conn_broker, time.monotonic() + TIMEOUT
-    while connection.wire is None or connection.wire.reader is not alarm:  # type: ignore[union-attr]
+    while connection.link is None or connection.link.turn.reader is not alarm:  # type: ignore[union-attr]
         producer.rpc_echo()
         assert time.monotonic() < deadline, 'it never came to read'
-
-
-# Batches
-
-
-class Sent:
-    """What stands for a connection in a batch."""
-
-    def __init__(self) -> None:
-        self.times = 0
-
-    def send(self) -> None:
-        self.times += 1
-
-
-def test_what_a_batch_gathers_is_sent_at_its_end() -> None:
-    connection: Any = Sent()
-    with Batch():
-        assert this_thread.batch == []
-        this_thread.batch.append(connection)
-        assert connection.times == 0
-    assert connection.times == 1
-    assert this_thread.batch is None
-
-
-def test_a_batch_inside_another_one_is_part_of_it() -> None:
-    connection: Any = Sent()
-    with Batch():
-        with Batch():
-            assert this_thread.batch == []
-            this_thread.batch.append(connection)
-        assert connection.times == 0
-    assert connection.times == 1
-
-
-def test_what_was_gathered_before_an_exception_is_sent_all_the_same() -> None:
-    connection: Any = Sent()
-    with contextlib.suppress(ZeroDivisionError), Batch():
-        assert this_thread.batch == []
-        this_thread.batch.append(connection)
-        raise ZeroDivisionError
-    assert connection.times == 1
-
-
-def test_a_failure_of_the_sending_does_not_leave_the_batch_open() -> None:
-    class Failing(Sent):
-        def send(self) -> None:
-            raise KeyboardInterrupt
-
-    with contextlib.suppress(KeyboardInterrupt), Batch():
-        assert this_thread.batch == []
-        this_thread.batch.append(Failing())  # type: ignore[arg-type]
-    assert this_thread.batch is None
-
-
-def test_what_a_handler_publishes_leaves_while_it_runs_on(bench: Bench) -> None:
-    class Talking(Processor):
-        @messaging.MessageHandler('command', 'echo')
-        def msg_echo(self, content: dict[str, Any]) -> None:
-            producer.message_echo('out', _key='out')
-            self.seen.put('published')
-            released.wait(TIMEOUT)
-
-    released = threading.Event()
-    queue = bench.collect(key='out')
-    producer = bench.producer()
-    talking = Talking()
-    bench.run(talking)
-    try:
-        bench.producer().message_echo()
-        talking.seen.next()
-        assert bench.await_message(queue).parameters == 'out'
-    finally:
-        released.set()
 
 
 # The alarm
@@ -210,13 +135,13 @@ def test_a_forked_child_has_a_bell_of_its_own() -> None:
     assert not select.select([alarm._bell], [], [], 0)[0]
 
 
-# What can wait
+# What may lie unread
 
 
 class Line:
-    """A connection of which only the socket matters, and what is read from it.
+    """The readership of a connection and its link in one, of which only the socket matters, and what is read from it.
 
-    :ivar is_patient: whether it can wait
+    :ivar is_patient: whether what comes may lie unread
     :ivar rings: whether what is read rings the thread's alarm
     """
 
@@ -224,18 +149,19 @@ class Line:
         self.is_patient = False
         self.rings = rings
         self.reads = 0
-        self.reading = threading.Lock()
+        self.lock = threading.RLock()
         self._socket, self.peer = socket.socketpair()
         self.number = self._socket.fileno()
 
-    def begin_reading(self, _alarm: ReadingAlarm) -> Line:
-        self.reading.acquire()
+    def begin(self, alarm: ReadingAlarm) -> Line:
+        alarm.held.append(self.lock)
+        self.lock.acquire()
         return self
 
-    def can_wait(self, _wire: Line) -> bool:
+    def may_lie(self, _link: Line) -> bool:
         return self.is_patient
 
-    def end_reading(self, _alarm: ReadingAlarm, has_read: bool) -> None:
+    def end(self, _alarm: ReadingAlarm, has_read: bool) -> None:
         assert has_read
 
     def read(self) -> None:
@@ -257,14 +183,14 @@ def alarm_of(_line: Line) -> ReadingAlarm:
 
 @pytest.fixture
 def lines() -> Iterator[tuple[Line, Line]]:
-    """One that can wait, and one on which messages come."""
+    """One of which what comes may lie unread, and one on which messages come."""
     patient, other = Line(), Line(rings=True)
     patient.is_patient = True
     with contextlib.closing(patient), contextlib.closing(other):
         yield patient, other
 
 
-def test_what_can_wait_is_not_read_while_there_are_messages(lines: tuple[Line, Line]) -> None:
+def test_what_may_lie_is_not_read_while_there_are_messages(lines: tuple[Line, Line]) -> None:
     patient, other = lines
     alarm = alarm_of(patient)
     for number in range(1, 4):
@@ -278,7 +204,7 @@ def test_what_can_wait_is_not_read_while_there_are_messages(lines: tuple[Line, L
     assert (patient.reads, other.reads) == (1, 3)
 
 
-def test_what_can_wait_is_read_in_a_moment_where_nothing_else_comes(lines: tuple[Line, Line]) -> None:
+def test_what_may_lie_is_read_in_a_moment_where_nothing_else_comes(lines: tuple[Line, Line]) -> None:
     patient, _ = lines
     patient.rings = True
     patient.peer.send(b'.')
@@ -286,7 +212,7 @@ def test_what_can_wait_is_read_in_a_moment_where_nothing_else_comes(lines: tuple
     assert patient.reads == 1
 
 
-def test_what_can_wait_does_not_do_so_for_a_message_that_comes_piece_by_piece(lines: tuple[Line, Line]) -> None:
+def test_what_may_lie_does_not_do_so_for_a_message_that_comes_piece_by_piece(lines: tuple[Line, Line]) -> None:
     patient, other = lines
     patient.rings, other.rings = True, False
     patient.peer.send(b'.')
@@ -303,44 +229,44 @@ def test_a_patient_wait_ends_in_time(lines: tuple[Line, Line]) -> None:
 
 
 JUST_NOW: Any = types.SimpleNamespace(read_at=math.inf)
-"""A wire that was read a moment ago."""
+"""A link that was read a moment ago."""
 
 
-def test_a_connection_with_nothing_but_confirms_to_come_can_wait(bench: Bench) -> None:
+def test_a_connection_with_nothing_but_confirms_to_come_may_lie(bench: Bench) -> None:
     producer = bench.producer()
     producer.message_echo().wait(TIMEOUT)
-    assert producer.conn_broker.can_wait(JUST_NOW)
-    assert not producer.conn_broker.can_wait(types.SimpleNamespace(read_at=0.0))
+    assert producer.conn_broker.readership.may_lie(JUST_NOW)
+    assert not producer.conn_broker.readership.may_lie(types.SimpleNamespace(read_at=0.0))
 
 
 def test_a_connection_on_which_answers_are_awaited_cannot_wait(answered: EchoProducer) -> None:
     assert answered.rpc_echo()
-    assert not answered.conn_broker.can_wait(JUST_NOW)
+    assert not answered.conn_broker.readership.may_lie(JUST_NOW)
 
 
 def test_a_connection_that_consumes_cannot_wait(bench: Bench) -> None:
     echo = Echo()
     bench.run(echo)
-    eventually(lambda: not echo.consumer.conn_broker.can_wait(JUST_NOW))
+    eventually(lambda: not echo.consumer.conn_broker.readership.may_lie(JUST_NOW))
 
 
 def test_a_confirm_that_somebody_waits_for_cannot_wait(bench: Bench, held: HeldConfirms) -> None:
     producer = bench.producer()
     connection = producer.conn_broker
     receipt = producer.message_echo()
-    assert connection.can_wait(JUST_NOW)
+    assert connection.readership.may_lie(JUST_NOW)
     told = Seen()
     receipt.add_done_callback(lambda: told.put('settled'))
     receipt.add_done_callback(lambda: told.put('settled'))
-    assert not connection.can_wait(JUST_NOW)
+    assert not connection.readership.may_lie(JUST_NOW)
     held.arrived.next()
     held.release()
     told.take(2)
-    assert connection.can_wait(JUST_NOW)
+    assert connection.readership.may_lie(JUST_NOW)
 
 
 @pytest.mark.parametrize(('prefetch', 'is_urgent'), [(1, True), (2, True), (3, False), (None, False)])
-def test_the_confirm_of_a_reply_can_wait_where_more_requests_may_come_meanwhile(
+def test_the_confirm_of_a_reply_may_lie_where_more_requests_may_come_meanwhile(
     bench: Bench, held: HeldConfirms, prefetch: int | None, is_urgent: bool
 ) -> None:
     class Consumer(messaging.GenericConsumer):
@@ -354,9 +280,10 @@ def test_the_confirm_of_a_reply_can_wait_where_more_requests_may_come_meanwhile(
     assert producer.rpc_echo()
     held.arrived.next()
     connection = producer.conn_broker  # on which the reply went out, too
-    assert bool(connection.urgent) == is_urgent
+    (publisher,) = connection.publishers
+    assert bool(publisher.urgent) == is_urgent
     held.release()
-    eventually(lambda: not connection.urgent)
+    eventually(lambda: not publisher.urgent)
 
 
 # Who reads
@@ -374,7 +301,7 @@ def test_a_scheduler_that_waits_reads_its_deliveries_itself(bench: Bench) -> Non
     def is_read_by_the_scheduler() -> bool:
         producer.message_echo()
         echo.seen.next()
-        return echo.consumer.conn_broker.wire.reader is not None
+        return echo.consumer.conn_broker.link.turn.reader is not None
 
     eventually(is_read_by_the_scheduler)
 
@@ -382,22 +309,22 @@ def test_a_scheduler_that_waits_reads_its_deliveries_itself(bench: Bench) -> Non
 def test_a_reader_that_stays_away_gives_reading_back(answered: EchoProducer) -> None:
     become_reader(answered)
     begin = time.monotonic()
-    eventually(lambda: answered.conn_broker.wire.reader is None)  # type: ignore[union-attr]
-    assert time.monotonic() - begin < 10 * TICK_SECONDS + AT_ONCE
+    eventually(lambda: answered.conn_broker.link.turn.reader is None)  # type: ignore[union-attr]
+    assert time.monotonic() - begin < 10 * tick.SECONDS + AT_ONCE
 
 
 def test_a_reader_that_never_came_to_read_gives_reading_back(answered: EchoProducer) -> None:
     connection: Any = answered.conn_broker
-    eventually(lambda: connection.wire.reader is None)
+    eventually(lambda: connection.link.turn.reader is None)
     granted = threading.Event()
 
     class Absent:
         ring = granted.set
 
-    connection.wire.ask_to_read(Absent())
-    connection.stir()
+    connection.link.turn.ask(Absent())
+    connection.tick.stir()
     assert granted.wait(TIMEOUT)
-    eventually(lambda: connection.wire.reader is None)
+    eventually(lambda: connection.link.turn.reader is None)
 
 
 def test_whoever_blocks_otherwise_is_not_kept_waiting_by_a_reader_that_is_away(answered: EchoProducer) -> None:
@@ -447,16 +374,17 @@ def test_several_schedulers_may_share_a_connection(bench: Bench) -> None:
         assert echo.seen.take(50) == list(range(50))
 
 
-def test_where_the_system_has_no_eventfd_nobody_but_the_i_o_thread_reads(
+def test_where_the_system_has_no_eventfd_the_i_o_thread_alone_reads(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, 'CAN_READ', False)
+    monkeypatch.setattr(turns, 'CAN_READ', False)
+    monkeypatch.setattr(link, 'CAN_READ', False)
 
     def ask() -> None:
         assert alarm_of_thread() is None
         for number in range(20):
             assert producer.rpc_echo(number).body['content']['value'] == number
-            assert producer.conn_broker.wire.reader is None
+            assert producer.conn_broker.link.turn is None
         future = producer.rpc_future_echo('future')
         assert future.result(TIMEOUT).body['content']['value'] == 'future'
 
@@ -520,7 +448,7 @@ def test_a_call_that_blocks_in_a_callback_is_refused_at_once(
         future.add_done_callback(called_back)
         assert future.result(TIMEOUT).body['content']['value'] == 'asked'
     else:
-        answered.conn_broker.call_soon(lambda: called_back(Future()))
+        answered.conn_broker.tell(lambda: called_back(Future()))
     error = outcome.next()
     assert isinstance(error, RuntimeError)
     assert 'callback of a connection' in str(error)
@@ -638,21 +566,6 @@ def test_a_program_that_catches_ctrl_c_goes_on_and_has_lost_nothing(
     assert program.wait() == 0, program.output
 
 
-# Forking
-
-
-def test_a_child_forked_in_a_batch_leaves_what_was_gathered_to_the_parent(bench: Bench) -> None:
-    producer = bench.producer()
-    with Batch():
-        receipt = producer.message_echo()
-        pid = os.fork()
-        if not pid:
-            os._exit(len(this_thread.batch or ()))
-        assert os.waitpid(pid, 0)[1] == 0
-        assert this_thread.batch
-    receipt.wait(TIMEOUT)
-
-
 # Nothing is left behind
 
 
@@ -718,7 +631,7 @@ def test_a_connection_whose_broker_never_answers_its_farewell_leaves_no_descript
     producer = EchoProducer()
     producer.message_echo().wait(TIMEOUT)
     proxied.swallow()
-    messaging_close(producer)
+    close_in_half_a_second(producer)
     proxied.cut()
 
     def is_clean() -> bool:
@@ -728,7 +641,7 @@ def test_a_connection_whose_broker_never_answers_its_farewell_leaves_no_descript
     eventually(is_clean)
 
 
-def messaging_close(producer: EchoProducer) -> None:
+def close_in_half_a_second(producer: EchoProducer) -> None:
     producer.conn_broker.close(timeout=0.5)
     producer.close()
 
@@ -739,7 +652,7 @@ def messaging_close(producer: EchoProducer) -> None:
 def test_a_future_that_is_not_done_in_time_is_left_alone(answered: EchoProducer) -> None:
     future: Future[None] = Future()
     begin = time.monotonic()
-    wait_until_done(future, answered.conn_broker, 0.05)
+    wait_until_done(future, answered.conn_broker.readership, 0.05)
     assert time.monotonic() - begin >= 0.05
     assert not future.done()
 
@@ -755,32 +668,6 @@ def test_an_rpc_whose_headers_amqp_cannot_hold_is_an_error_and_others_still_time
     assert unanswered.body['content']['value'] == 'TimeoutError'
 
 
-# A slow broker
-
-
-def test_a_broker_that_reads_nothing_costs_no_processor_time(bench: Bench, proxied: Proxy) -> None:
-    """However often somebody would like to send meanwhile, the I/O thread looks again at its own pace."""
-    producer = bench.producer()
-    producer.message_echo().wait(TIMEOUT)
-    connection: Any = producer.conn_broker
-    looks: list[float] = []
-    flush_again = connection._flush_again
-    connection._flush_again = lambda: (looks.append(time.monotonic()), flush_again())
-    proxied.hold()
-    receipts = [producer.message_echo('x' * 10_000) for _ in range(1000)]
-    eventually(lambda: connection._is_backed_up)
-    begin = time.monotonic()
-    while time.monotonic() - begin < 0.3:
-        connection.stir()
-        connection.send()
-        threading.Event().wait(0.001)
-    recent = [look for look in looks if look > begin]
-    assert len(recent) <= 0.4 / 0.005
-    proxied.resume()
-    for receipt in receipts:
-        receipt.wait(TIMEOUT)
-
-
 def test_a_future_that_is_waited_for_again_and_again_is_given_one_callback(answered: messaging.GenericProducer) -> None:
     class Counting(Future[None]):
         callbacks = 0
@@ -791,5 +678,5 @@ def test_a_future_that_is_waited_for_again_and_again_is_given_one_callback(answe
 
     future = Counting()
     for _ in range(3):
-        wait_until_done(future, answered.conn_broker, 0.001)
+        wait_until_done(future, answered.conn_broker.readership, 0.001)
     assert future.callbacks == 1
