@@ -284,8 +284,10 @@ class GenericConsumer(Connected):
             except IndexError:
                 pass  # it has been handed back in that very moment
             else:
-                if self._pace is not None:
-                    self._pace.took_out(len(delivery.body))
+                pace = self._pace
+                if pace is not None:
+                    pace.taken_at = time.monotonic()
+                    pace.bytes_taken += len(delivery.body)
         if delivery is None and channel.error is not None:
             raise channel.error
         return delivery
@@ -408,7 +410,7 @@ class GenericConsumer(Connected):
             return None
         if not isinstance(message, Message):
             message = MessageResult(message)
-        return self.reply(header, self.encode(message.body), self.encoder.content_type)
+        return self._replies.send(header, self.encode(message.body), self.encoder.content_type)
 
     def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
         """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.

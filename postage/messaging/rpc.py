@@ -17,17 +17,19 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from postage import errors
 from postage.amqp import frames
 from postage.amqp.connection import Connection
+from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.publishing import Outgoing, new_message_id
 from postage.amqp.replies import ReplyChannel
+from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
@@ -43,10 +45,10 @@ class RpcFuture(Future[MessageResult]):
     :ivar routing_key: with which key
     """
 
-    def __init__(self, exchange: str, routing_key: str, connection: Connection) -> None:
+    exchange = routing_key = ''
+
+    def __init__(self, connection: Connection) -> None:
         super().__init__()
-        self.exchange = exchange
-        self.routing_key = routing_key
         self._connection = connection
 
     def result(self, timeout: float | None = None) -> MessageResult:
@@ -103,65 +105,69 @@ class Answer:
 class Call(Outgoing):
     """One RPC under way; it is sent again for each attempt.
 
-    :param usual_properties: content type and delivery mode
-    :param further_properties: by the names of ``frames.encode_properties``, where it has any
+    :param future: of the result message; never carries an exception unless the connection is closed
+    :param content_type: of the request
+    :param delivery_mode: 1 for a transient, 2 for a persistent request
+    :param further: more properties, by the names of ``frames.encode_properties``, where it has any
+    :param decode: of the reply's body
     :param timeout: seconds for each attempt
     :param max_retry: how often it is sent again
-    :param future: of the result message; never carries an exception unless the connection is closed
+    :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
+    :ivar sent: how often it was sent to its present address
     """
 
     __slots__ = (
-        *('attempt', 'channel', 'correlation_id', 'decode', 'further_properties', 'future', 'gives_up_at'),
-        *('max_retry', 'name', 'queue_per_call', 'sent', 'timeout', 'usual_properties'),
+        *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
+        *('gives_up_at', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
     )
 
     def __init__(
         self,
         name: str,
-        exchange: str,
-        routing_key: str,
+        route: tuple[str, str],
         future: RpcFuture | Answer,
-        usual_properties: tuple[str, int],
-        further_properties: dict[str, Any] | None,
+        content_type: str,
+        delivery_mode: int,
+        further: dict[str, Any] | None,
         body: bytes,
         decode: Callable[[bytes], Any],
         timeout: float,
         max_retry: int,
         queue_per_call: bool,
     ) -> None:
-        super().__init__(exchange, routing_key, False, b'', body, None, False)
+        # What Outgoing() does, without the call: this is on the way of each RPC.
+        self.exchange, self.routing_key = route
+        self.arguments = frames.publish_arguments(*route, False)
+        self.body = body
+        self.properties = b''
+        self.receipt, self.resend, self.returned = None, False, ''
         self.name = name
-        self.usual_properties = usual_properties
-        self.further_properties = further_properties
+        self.future = future
+        self.content_type = content_type
+        self.delivery_mode = delivery_mode
+        self.further = further
         self.decode = decode
         self.timeout = timeout
         self.max_retry = max_retry
         self.queue_per_call = queue_per_call
         self.correlation_id = new_message_id()
-        self.attempt = 0
-        self.sent = 0  # how often on its present address
+        self.attempt = self.sent = 0
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
-        self.future = future
 
     def address(self, reply_to: str) -> None:
-        """Make the request's properties. The broker drops it when its caller does not wait for the answer any more."""
-        content_type, delivery_mode = self.usual_properties
+        """Make the request's properties. The broker drops it when its caller does not wait for the answer any more.
+
+        :raises errors.EncodingError: one of them cannot be encoded
+        """
+        own_id, mode = self.correlation_id, self.delivery_mode
         remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
-        if self.further_properties is None:
-            self.properties = frames.request_properties(
-                content_type, delivery_mode, self.correlation_id, reply_to, remaining
-            )
+        if self.further is None:
+            self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining)
             return
-        properties = {
-            'content_type': content_type or None,
-            'delivery_mode': delivery_mode,
-            'message_id': self.correlation_id,
-            'correlation_id': self.correlation_id,
-            'reply_to': reply_to,
-            'expiration': str(remaining),
-        }
-        self.properties = frames.encode_properties(**(properties | self.further_properties))
+        properties: dict[str, Any] = {'content_type': self.content_type or None, 'delivery_mode': mode}
+        properties |= {'message_id': own_id, 'correlation_id': own_id, 'reply_to': reply_to}
+        self.properties = frames.encode_properties(**{**properties, 'expiration': str(remaining), **self.further})
 
 
 class _Address:
@@ -198,16 +204,17 @@ class RpcClient:
         if self._connection.error is not None:
             raise self._connection.error
         with self._lock:
-            channel = call.channel = self._channel_for(call)
+            channel = self._shared
+            if channel is None or call.queue_per_call or not channel.is_wanted:
+                channel = self._new_channel(call)
+            call.channel = channel
             call.address(channel.address)
             self._addresses[channel].calls[call.correlation_id] = call
             self._begin_attempt(call)
         self._send(call, channel)
 
-    def _channel_for(self, call: Call) -> ReplyChannel:
-        """The reply address for a new call: the shared one, unless it is spent or the call wants its own."""
-        if not call.queue_per_call and self._shared is not None and self._shared.is_wanted:
-            return self._shared
+    def _new_channel(self, call: Call) -> ReplyChannel:
+        """A new reply address: for this call alone, or for those that follow, too."""
         channel = ReplyChannel(self._connection, call.queue_per_call, self._on_reply, self._on_lost)
         self._addresses[channel] = _Address()
         if not call.queue_per_call:
@@ -414,6 +421,32 @@ def _nothing() -> None:
 def _call_all(callbacks: list[Callable[[], None]]) -> None:
     for callback in callbacks:
         callback()
+
+
+def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -> Generator[bytes, None, None]:
+    """Consume so many messages from a queue, as long as the time lasts. Blocks; to be closed.
+
+    Each is acknowledged when the caller comes back for the next one.
+    """
+    arrived = threading.Semaphore(0)
+    channel = ConsumingChannel(connection, Topology(), prefetch=count)
+    channel.notify = arrived.release
+    try:
+        connection.ask(lambda: channel.consume_steps(queue))
+        connection.add_channel(channel)
+        while count:
+            with connection.awaited():
+                if not channel.inbox and not arrived.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    return
+            if channel.error is not None:
+                raise channel.error
+            if channel.inbox:
+                delivery = channel.inbox.popleft()
+                yield delivery.body
+                channel.settle(delivery)
+                count -= 1
+    finally:
+        connection.remove_channel(channel)
 
 
 def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
