@@ -30,4 +30,4 @@ def test_whatever_threads_do_at_once_each_gets_its_answers_and_nothing_is_lost_o
         stress.judge()
     finally:
         record_note(f'{title}: {stress}')
-    assert not bench.log.find('Traceback'), bench.log.text
+    assert not (found := bench.log.find('Traceback')), f'{title}\n{found[0]}'

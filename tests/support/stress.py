@@ -159,6 +159,7 @@ class Stress:
         while time.monotonic() < end and not self.failures:
             pause.wait(0.1)
             self.failures += [hang for worker in self.workers if (hang := worker.hang())]
+            self.failures += self.bench.log.find('Traceback')
         self._stop.set()
         deadline = time.monotonic() + LIMIT
         for worker in self.workers:
