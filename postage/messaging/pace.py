@@ -1,6 +1,6 @@
 """How many messages to prefetch where the user leaves it open: fair to other consumers, and fast.
 
-A consumer with one message in hand is fair, for whoever is idle gets the next; but each message costs a round trip.
+A consumer with one message in hand is fair, for an idle one gets the next; but each message costs a round trip.
 One with hundreds in hand is fast; but where its handlers are slow it sits on work that idle ones could do. So the
 prefetch count follows the handlers: it begins with a few messages, grows to what they handle in :data:`HELD_SECONDS`,
 and falls to one as soon as they are slow; what was fetched and not begun goes back then. Big bodies keep it low, too,
@@ -17,10 +17,10 @@ HELD_SECONDS = 0.2  # work that may wait in one consumer's inbox while others ar
 HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
 FIRST_DEPTH = 8  # before anything is known: small bursts are still dealt out evenly among consumers
 DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
-STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
+STUCK_SECONDS = 0.05  # an inbox from which nothing was taken for so long is given back
 EVIDENCE = 16  # messages to judge by before prefetching more, or less; a stuck inbox speaks for itself
 EVIDENCE_SECONDS = 0.01  # that fewer messages may have taken for their average to be looked at
-MARGIN = 2  # times as quick as a depth asks for is who gets to it, so that nobody goes to and fro between two
+MARGIN = 2  # times as quick as a depth asks for are the messages that lead to it: no going to and fro between two
 WEIGHT = 0.1  # of a message in the moving average
 SINGLE_ACTIVE_PREFETCH = 64
 
@@ -42,7 +42,7 @@ class Pace:
         """Start again, knowing nothing.
 
         :param at_once: how many messages are handled at the same time
-        :param is_fixed: whether the count must not change, because a change would hand the queue to somebody else
+        :param is_fixed: whether the count must not change, because a change would hand the queue to another consumer
         """
         self._at_once = at_once
         self._is_fixed = is_fixed
@@ -85,7 +85,7 @@ class Pace:
         return 1
 
     def is_stuck(self, since: float) -> bool:
-        """Whether nobody takes the messages that wait in the inbox. Any thread.
+        """Whether the messages that wait in the inbox are not taken out. Any thread.
 
         :param since: the moment, on the monotonic clock, from which on there have been some
         """

@@ -67,7 +67,7 @@ class GenericProducer(Connected):
     :cvar publish_timeout: seconds that a call waits at a full window, and :meth:`close` for what is unconfirmed
     :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
         correlation id, where several calls are under way at once
-    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that nobody reads
+    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
     """
 
     eks: Sequence[ExchangeKey] = ()
@@ -274,7 +274,8 @@ class GenericProducer(Connected):
             return self._rpc_queue(name, message, options)
         scheduler = running_scheduler()
         if scheduler is not None:
-            deadlocks.refuse(scheduler, self, name, self._rpc_route(options))
+            route = self._rpc_route(options)
+            deadlocks.refuse(scheduler, self._settings, name, route, self._consumers_of)
         alarm = alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
@@ -282,6 +283,9 @@ class GenericProducer(Connected):
         with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
             self._call(name, message, options, answer)
         return answer.wait(self._connection)
+
+    def _consumers_of(self, queue: str) -> int:
+        return self.channel.queue_declare(queue, passive=True).method.consumer_count  # type: ignore[no-any-return]
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)

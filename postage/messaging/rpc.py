@@ -77,17 +77,17 @@ class Answer:
         self._error: BaseException | None = None
 
     def cancelled(self) -> bool:
-        """Never: who could have done it?"""
+        """Never: only the thread that waits knows of it."""
         return False
 
     def set_result(self, result: MessageResult) -> None:
-        """It has come. From any thread."""
+        """The result has come. From any thread."""
         self._result = result
         self._is_done = True
         self._alarm.ring()
 
     def set_exception(self, error: BaseException) -> None:
-        """It will not come. From any thread."""
+        """The result will not come. From any thread."""
         self._error = error
         self._is_done = True
         self._alarm.ring()
@@ -174,7 +174,7 @@ class _Address:
     """What is known of one reply address.
 
     :ivar calls: those that wait for a reply on it, by correlation id
-    :ivar strays: replies that may still come for calls that wait no more
+    :ivar strays: replies that may still come for calls that have ended
     """
 
     __slots__ = ('calls', 'strays')
@@ -384,7 +384,7 @@ class Deadlines:
         return deadline
 
     def forget(self, call: Call) -> None:
-        """It has none any more."""
+        """Take a call's deadline away."""
         calls = self._by_timeout.get(call.timeout)
         if calls is not None:
             calls.pop(call, None)
