@@ -14,7 +14,7 @@ from postage.amqp import frames
 from postage.amqp.control import BlockingAccess, declare_exchange, declare_queue
 from postage.amqp.deliveries import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
-from postage.amqp.threads import Batch
+from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
 from postage.amqp.turns import alarm_of_thread, read_by_this_thread
 from postage.messaging import deadlocks
@@ -280,9 +280,16 @@ class GenericProducer(Connected):
         if alarm is None:
             return self._rpc_future(name, message, options).result()
         answer = Answer(alarm)
-        with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
+        thread = this_thread
+        outer = thread.batch
+        if outer is None:
+            thread.batch = []  # sent as soon as it is complete, by the wait: this thread has nothing else to do
+        try:
             self._call(name, message, options, answer)
-        return answer.wait(self._connection)
+            return answer.wait(self._connection)
+        finally:
+            if outer is None:
+                thread.batch = None
 
     def _consumers_of(self, queue: str) -> int:
         return self.channel.queue_declare(queue, passive=True).method.consumer_count  # type: ignore[no-any-return]
@@ -320,7 +327,7 @@ class GenericProducer(Connected):
             max_retry,
             self.reply_queue_per_call,
         )
-        client_of(self._connection).call(call)
+        (self._connection.rpc_client or client_of(self._connection)).call(call)
         return route
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:

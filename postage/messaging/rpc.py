@@ -50,6 +50,7 @@ class RpcFuture(Future[MessageResult]):
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self._connection = connection
+        self.arrived: MessageResult | None = None  # the result, once it is set
 
     def result(self, timeout: float | None = None) -> MessageResult:
         """Wait for the result message. Blocks; any thread, which reads the connection meanwhile where that helps.
@@ -57,6 +58,8 @@ class RpcFuture(Future[MessageResult]):
         :param timeout: seconds; by default as long as it takes, which the RPC's own time-out bounds
         :raises concurrent.futures.TimeoutError: it did not come in time
         """
+        if self.arrived is not None:
+            return self.arrived  # without the lock of the future
         if not self.done():
             wait_until_done(self, self._connection.readership, timeout)
         return super().result(0)
@@ -68,7 +71,7 @@ class Answer:
     :param alarm: what that thread waits by
     """
 
-    __slots__ = ('_alarm', '_error', '_is_done', '_result')
+    __slots__ = ('_alarm', '_error', '_is_done', '_result', 'arrived')
 
     def __init__(self, alarm: ReadingAlarm) -> None:
         self._alarm = alarm
@@ -210,8 +213,15 @@ class RpcClient:
             call.channel = channel
             call.address(channel.address)
             self._addresses[channel].calls[call.correlation_id] = call
-            self._begin_attempt(call)
-        self._send(call, channel)
+            call.attempt = call.sent = 1
+            deadline = self._deadlines.set(call, call.timeout)
+            if deadline < self._armed_for:
+                self._armed_for = deadline
+                self._connection.tell(self._arm)
+        try:
+            channel.publish(call, call.timeout)
+        except errors.PostageError as error:
+            self._not_sent(call, error)
 
     def _new_channel(self, call: Call) -> ReplyChannel:
         """A new reply address: for this call alone, or for those that follow, too."""
@@ -236,23 +246,25 @@ class RpcClient:
     def _send(self, call: Call, channel: ReplyChannel) -> None:
         try:
             channel.publish(call, call.timeout)
-        except errors.PublishTimeout as error:  # the window was full for the whole attempt
-            self._end_attempt(call, str(error))
         except errors.PostageError as error:
-            with self._lock:
-                call.sent -= 1
+            self._not_sent(call, error)
+
+    def _not_sent(self, call: Call, error: errors.PostageError) -> None:
+        """This attempt has come to nothing: the window was full for as long as it lasted, or the connection ended."""
+        with self._lock:
+            call.sent -= 1
+            if call.channel is None:
+                return  # the call has ended meanwhile
+            if isinstance(error, errors.PublishTimeout):
+                tell = self._fail_attempt(call, str(error))
+            else:
                 tell = self._finish(call, None, error)
-            tell()
+        tell()
 
     def _withdraw(self, call: Call) -> None:
         """Take back a request that an outage held back, so that it is not sent twice."""
         if call.channel is not None and call.channel.withdraw(call):
             call.sent -= 1
-
-    def _end_attempt(self, call: Call, reason: str) -> None:
-        with self._lock:
-            tell = self._fail_attempt(call, reason) if call.channel is not None else _nothing
-        tell()
 
     def _arm(self) -> None:
         """Have one timer run, for the earliest deadline. On the I/O thread."""
@@ -323,20 +335,27 @@ class RpcClient:
             return
         with self._lock:
             address = self._addresses.get(channel)
-            call = self._call_of(address, correlation_id) if address is not None else None
-            if call is None:
+            if address is None:
                 return
-            tell = self._finish(call, decode_result(content.body, call.decode), answered=True)
-        tell()
+            call = address.calls.get(correlation_id) if correlation_id else None
+            if call is None:
+                call = self._call_of(address, correlation_id)
+                if call is None:
+                    return
+            result = decode_result(content.body, call.decode)
+            self._finish(call, result, answered=True)
+        try:
+            call.future.set_result(result)
+            call.future.arrived = result
+        except InvalidStateError:
+            pass  # its caller cancelled it
 
     @staticmethod
     def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
         """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
         if correlation_id:
-            call = address.calls.get(correlation_id)
-            if call is None:
-                logger.debug('a reply was dropped: nobody waits for correlation id %r any more', correlation_id)
-            return call
+            logger.debug('a reply was dropped: no call waits for correlation id %r any more', correlation_id)
+            return None
         if len(address.calls) == 1 and not address.strays:
             return next(iter(address.calls.values()))
         logger.warning(
@@ -459,27 +478,20 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
 
 
-_clients: weakref.WeakKeyDictionary[Connection, RpcClient] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def client_of(connection: Connection) -> RpcClient:
-    """The one client of a publishing connection."""
-    known = _clients.get(connection)
-    if known is not None:
-        return known
+    """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
     with _lock:
-        client = _clients.get(connection)
-        if client is None:
-            client = _clients[connection] = RpcClient(connection)
-        return client
+        if connection.rpc_client is None:
+            connection.rpc_client = RpcClient(connection)
+        return connection.rpc_client  # type: ignore[no-any-return]
 
 
-def _after_fork_in_child() -> None:
-    """The calls under way are the parent's."""
+def _lock_anew() -> None:
     global _lock
     _lock = threading.Lock()
-    _clients.clear()
 
 
-call_in_child(Stage.CALLS, _after_fork_in_child)
+call_in_child(Stage.LOCKS, _lock_anew)
