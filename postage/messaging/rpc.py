@@ -78,6 +78,7 @@ class Answer:
         self._is_done = False
         self._result: Any = None
         self._error: BaseException | None = None
+        self.arrived: MessageResult | None = None
 
     def cancelled(self) -> bool:
         """Never: only the thread that waits knows of it."""
