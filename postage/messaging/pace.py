@@ -11,7 +11,11 @@ https://www.rabbitmq.com/docs/consumer-prefetch
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+
+from postage import errors
 
 HELD_SECONDS = 0.2  # work that may wait in one consumer's inbox while others are idle
 HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
@@ -102,3 +106,63 @@ class Pace:
         self.prefetch = prefetch
         self._seen = 0
         return True
+
+
+class Prefetch:
+    """How many messages a consumer prefetches: what the user says, else what its pace says; more while some are aside.
+
+    :param count: what the user says; ``None`` to follow the pace
+    :param where: where the user says it, for the error
+    :raises errors.ConfigurationError: it is no such count
+    :ivar pace: what says it otherwise
+    :ivar count: how many, as asked for last
+    """
+
+    def __init__(self, count: int | None, where: str) -> None:
+        self.pace = Pace() if count is None else None
+        count = self.pace.prefetch if self.pace is not None else count
+        if not isinstance(count, int) or not 0 <= count <= 65535:
+            raise errors.ConfigurationError(f'{where} must be None or a number from 0 to 65535, not {count!r:.80}')
+        self._given = self._base = self.count = count
+        self._aside = 0
+        self._resize: Callable[[], None]
+        # The thread that consumes and the I/O thread both change the count. What is asked for last must be what is
+        # wanted last, so it is looked up and asked for under one lock.
+        self._lock = threading.Lock()
+
+    def begin(self, at_once: int, is_fixed: bool, resize: Callable[[], None]) -> int:
+        """Start again, knowing nothing. Returns the count to begin with.
+
+        :param at_once: how many messages are handled at the same time; no fewer are prefetched
+        :param is_fixed: whether the count must not change
+        :param resize: has the channel look at :attr:`count`, and does not block
+        """
+        self._aside, self._resize = 0, resize
+        if self.pace is not None:
+            self.pace.begin(at_once, is_fixed)
+            self.count = self.pace.prefetch
+        elif self._given:
+            self.count = max(self._given, at_once)
+        self._base = self.count
+        return self.count
+
+    def set_aside(self, change: int) -> None:
+        """One message more (1), or less (-1), stays unsettled while others of its queue are to be delivered."""
+        self._aside += change
+        self.resize()
+
+    def slow_down(self) -> None:
+        """The inbox has not been touched for long: give it back to others. On the I/O thread."""
+        if self.pace is not None and self.pace.slow_down():
+            self.resize()
+
+    def resize(self) -> None:
+        """Have the channel prefetch what is wanted now. Never blocks; any thread."""
+        with self._lock:
+            wanted = self._base if self.pace is None else self.pace.prefetch
+            if self._aside and wanted:
+                # By powers of two, for each change ends the consumer and begins a new one; and never back meanwhile.
+                wanted = max(self.count, wanted + max(8, 1 << (2 * self._aside).bit_length()))
+            if wanted != self.count:
+                self.count = wanted
+                self._resize()

@@ -129,7 +129,7 @@ class MessageProcessor(MicroThread):
                         more = self.step()
                     except StopIteration:
                         return
-                    if isinstance(more, Generator):
+                    if more is not True and more is not False and isinstance(more, Generator):  # a user's own step
                         more = yield from more
                     yield None if more else self._deliverable
             finally:

@@ -196,11 +196,7 @@ class GenericProducer(Connected):
         """Hand one body to the publishing channel, once for each of its exchanges."""
         if self._closed:
             self._check_open()
-        routes = self._routes_of(options) if options else self._routes
-        if not routes:
-            raise errors.ConfigurationError(
-                f'{type(self).__name__} has no eks, so it needs _eks=[(Exchange, key)] to know where to send'
-            )
+        routes = self._routes_of(options) if options or not self._routes else self._routes
         encoded = self.encode(body)
         message_id = new_message_id()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
@@ -221,18 +217,22 @@ class GenericProducer(Connected):
         return receipt
 
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
-        """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class."""
-        eks = options.get('_eks')
+        """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class. Never empty."""
+        routes, eks, key = self._routes, options.get('_eks'), options.get('_key')
         if eks is not None:
-            return [(self._declared(exchange), key) for exchange, key in check_eks(eks, '_eks')]
-        key = options.get('_key')
-        if key is None:
-            return self._routes
+            routes = [(self._declared(exchange), key) for exchange, key in check_eks(eks, '_eks')]
+        if not routes:
+            label = type(self).__name__
+            if eks is None and key is not None:
+                raise errors.ConfigurationError(f'_key needs an exchange, and {label}.eks has none; use _eks')
+            raise errors.ConfigurationError(
+                f'{label} has no eks, so it needs _eks=[(Exchange, key)] to know where to send'
+            )
+        if eks is not None or key is None:
+            return routes
         if not isinstance(key, str):
             raise errors.ConfigurationError(f'_key must be a routing key, not {key!r:.80}')
-        if not self._routes:
-            raise errors.ConfigurationError(f'_key needs an exchange, and {type(self).__name__}.eks has none; use _eks')
-        return [(self._routes[0][0], key)]
+        return [(routes[0][0], key)]
 
     def _declared(self, exchange: type[Exchange] | Exchange) -> str:
         """The name of an exchange, which is declared first where this producer has not yet done so."""
@@ -274,7 +274,7 @@ class GenericProducer(Connected):
             return self._rpc_queue(name, message, options)
         scheduler = running_scheduler()
         if scheduler is not None:
-            route = self._rpc_route(options)
+            route = self._routes_of(options)[0]
             deadlocks.refuse(scheduler, self._settings, name, route, self._consumers_of)
         alarm = alarm_of_thread()
         if alarm is None:
@@ -306,7 +306,7 @@ class GenericProducer(Connected):
         """Send a request. Returns where it went: exchange and routing key."""
         if self._closed:
             self._check_open()
-        route = self._rpc_route(options) if options or not self._routes else self._routes[0]
+        route = self._routes_of(options)[0] if options or not self._routes else self._routes[0]
         timeout, max_retry = self.rpc_timeout, self.max_retry
         further = None
         if options:
@@ -333,7 +333,7 @@ class GenericProducer(Connected):
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
         """Send the request once, and return the queue that its answer will be in."""
         self._check_open()
-        exchange, key = self._rpc_route(options)
+        exchange, key = self._routes_of(options)[0]
         message.fingerprint(self.fingerprint)
         encoded = self.encode(message.body)
         message_id = new_message_id()
@@ -356,14 +356,6 @@ class GenericProducer(Connected):
         publisher.publish(outgoing, self.publish_timeout)
         receipt.wait(self.publish_timeout)
         return queue.name
-
-    def _rpc_route(self, options: dict[str, Any]) -> tuple[str, str]:
-        routes = self._routes_of(options)
-        if not routes:
-            raise errors.ConfigurationError(
-                f'{type(self).__name__} has no eks, so an RPC needs _eks=[(Exchange, key)] to know where to go'
-            )
-        return routes[0]
 
     def consume_rpc(
         self,
