@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from postage import errors, messaging
-from postage.amqp import frames, turns
+from postage.amqp import frames
+from postage.amqp import link as link_module
 from postage.amqp.cutter import Content
 from postage.amqp.link import SEAM, Link, Services, check_pika
 from postage.amqp.publishing import PublishingChannel
@@ -411,7 +412,7 @@ def test_the_end_waits_for_the_reader_to_leave(link: OverAPair) -> None:
 def test_a_reader_who_is_late_all_the_same_reads_nothing_and_acts_on_nothing(
     link: OverAPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, 'PATIENCE', 0.01)
+    monkeypatch.setattr(link_module, 'PATIENCE', 0.01)
     link.lend()
 
     def delivered(content: Content) -> None:
