@@ -525,7 +525,7 @@ def test_a_channel_that_the_broker_closes_while_four_threads_publish_costs_no_co
     assert not bench.log.find('was lost')
 
 
-def test_bodies_of_all_sizes_reach_their_handler_in_order(bench: Bench) -> None:
+def test_messages_rpcs_and_bodies_of_all_sizes_reach_their_handler_in_order(bench: Bench) -> None:
     echo = Echo()
     bench.run(echo)
     producer = bench.producer()
@@ -533,6 +533,7 @@ def test_bodies_of_all_sizes_reach_their_handler_in_order(bench: Bench) -> None:
     for text in texts:
         producer.message_echo(text)
     assert echo.seen.take(len(texts)) == texts
+    assert producer.rpc_echo(texts[1]).body['content']['value'] == texts[1]
 
 
 def test_a_message_is_known_before_it_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
