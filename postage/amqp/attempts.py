@@ -110,9 +110,9 @@ class Attempts:
             return
         permanent = permanent_error(error, self._settings)
         if permanent is not None:
+            self._on_refused(permanent)  # before the log says so, for what reads that may go by it
             if self._was_open:
                 logger.error('%s', permanent)
-            self._on_refused(permanent)
             return
         self.last_failure = root_cause(error)
         self._failures.append(self.last_failure)

@@ -134,7 +134,7 @@ class Outbox:
             self._call_soon(lambda: self._loop.call_later(BACKLOG_SECONDS, self._flush_again))
 
     def lost(self) -> None:
-        """the link has gone, and what was ready with it; the channels submit again. On the I/O thread."""
+        """The link has gone, and what was ready with it; the channels submit again. On the I/O thread."""
         self.link = None
         while self._ready:
             self._ready.popleft().needs_flush = False

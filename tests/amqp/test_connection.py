@@ -455,7 +455,7 @@ def test_a_blocking_call_on_the_connection_s_own_thread_is_refused(bench: Bench)
         else:
             outcome.set_result(None)
 
-    producer.conn_broker.call_soon(on_the_connection_s_thread)
+    producer.conn_broker.tell(on_the_connection_s_thread)
     with pytest.raises(RuntimeError, match='blocking call'):
         outcome.result(TIMEOUT)
     producer.message_echo('and it goes on').wait(TIMEOUT)
@@ -498,16 +498,25 @@ def test_a_connection_that_was_cut_is_made_again_and_the_log_says_so(bench: Benc
 def test_a_lost_connection_keeps_nothing_of_what_it_was(bench: Bench) -> None:
     """Not even for the seconds after which it would have been looked at again."""
     producer, consumer = bench.producer(), bench.consumer()
-    wires = [weakref.ref(connection.wire) for connection in (producer.conn_broker, consumer.conn_broker)]
+    links = [weakref.ref(connection.link) for connection in (producer.conn_broker, consumer.conn_broker)]
     bench.close_all_connections()
     for role in ('publishing', 'consuming'):
         bench.log.expect('WARNING', 'connected', 'again', role)
 
     def is_gone() -> bool:
         gc.collect()
-        return not any(wire() for wire in wires)
+        return not any(link() for link in links)
 
     eventually(is_gone)
+
+
+def test_an_end_that_postage_decides_on_takes_effect_at_once_and_the_log_has_the_reason(bench: Bench) -> None:
+    producer = bench.producer()
+    connection: Any = producer.conn_broker
+    reason = pika.exceptions.AMQPHeartbeatTimeout('nothing was heard')
+    connection.tell(lambda: connection.link.fail(reason))
+    bench.log.expect('was lost', 'nothing was heard')
+    producer.message_echo().wait(TIMEOUT)
 
 
 def test_a_connection_that_is_cut_while_it_is_made_is_made_again(bench: Bench, proxied: Proxy) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
+import types
 from typing import Any
 
 import pika.exceptions
 import pytest
 
 from postage import messaging
-from postage.amqp import consuming
-from postage.amqp.consuming import Delivery, Settled
+from postage.amqp import deliveries
+from postage.amqp.deliveries import Delivery, Settled
 from support.brokers import connect
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer, Seen, eventually
 from support.proxy import Proxy
@@ -400,22 +401,22 @@ def test_consumers_come_and_go_without_a_trace(bench: Bench) -> None:
 
 
 def test_an_inbox_is_looked_after_again_when_its_channel_is_open_again(bench: Bench) -> None:
-    consumer = bench.consumer()
-    channel = consumer._channel
-    watched: list[object] = []
-    channel.connection.watch = watched.append
+    channel = bench.consumer()._channel
+    stirred: list[str] = []
+    channel.host = types.SimpleNamespace(tick=types.SimpleNamespace(stir=lambda: stirred.append('stirred')))
     channel.watch_with(lambda since: False, lambda: None)
     channel.inbox.append(object())
     channel.is_open = True
     channel.end_of_read()
-    assert channel.look()
+    assert channel._look(False)
     channel.is_open = False
-    assert not channel.look()
+    assert not channel._look(False)
     channel.is_open = True
     channel.end_of_read()
-    assert watched == [channel, channel]
+    assert stirred == ['stirred', 'stirred']
     channel.inbox.clear()
     channel.is_open = False
+    channel.host = channel.topology = None
 
 
 # Many acknowledgements in one frame
@@ -457,7 +458,7 @@ def test_a_delivery_acknowledged_twice_is_left_for_the_broker_to_complain_of() -
 
 
 def test_where_one_is_settled_elsewhere_the_others_are_acknowledged_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consuming, 'SETTLED_BEYOND', 10)
+    monkeypatch.setattr(deliveries, 'SETTLED_BEYOND', 10)
     settled = Settled()
     assert settled.acknowledge(list(range(2, 13))) == (0, list(range(2, 13)))
     assert settled.acknowledge([1, 13]) == (0, [1, 13])

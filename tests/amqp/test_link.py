@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from postage import errors, messaging
-from postage.amqp import frames, turns
+from postage.amqp import frames
+from postage.amqp import link as link_module
 from postage.amqp.cutter import Content
 from postage.amqp.link import SEAM, Link, Services, check_pika
 from postage.amqp.publishing import PublishingChannel
@@ -411,7 +412,7 @@ def test_the_end_waits_for_the_reader_to_leave(link: OverAPair) -> None:
 def test_a_reader_who_is_late_all_the_same_reads_nothing_and_acts_on_nothing(
     link: OverAPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, 'PATIENCE', 0.01)
+    monkeypatch.setattr(link_module, 'PATIENCE', 0.01)
     link.lend()
 
     def delivered(content: Content) -> None:
@@ -524,7 +525,7 @@ def test_a_channel_that_the_broker_closes_while_four_threads_publish_costs_no_co
     assert not bench.log.find('was lost')
 
 
-def test_bodies_of_all_sizes_reach_their_handler_in_order(bench: Bench) -> None:
+def test_messages_rpcs_and_bodies_of_all_sizes_reach_their_handler_in_order(bench: Bench) -> None:
     echo = Echo()
     bench.run(echo)
     producer = bench.producer()
@@ -532,6 +533,7 @@ def test_bodies_of_all_sizes_reach_their_handler_in_order(bench: Bench) -> None:
     for text in texts:
         producer.message_echo(text)
     assert echo.seen.take(len(texts)) == texts
+    assert producer.rpc_echo(texts[1]).body['content']['value'] == texts[1]
 
 
 def test_a_message_is_known_before_it_is_sent(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

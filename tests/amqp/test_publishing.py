@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from typing import Any
@@ -382,22 +381,34 @@ def test_acknowledgements_go_on_under_a_memory_alarm(bench: Bench) -> None:
         assert bench.count('echo-queue') == 0
 
 
-def test_receipts_say_so_before_whoever_flushes_goes_on(bench: Bench) -> None:
+def test_receipts_and_the_count_that_flush_waits_for_change_together(bench: Bench) -> None:
+    """Under one lock, so that no receipt is unsettled after `flush()`, and none is settled that it still waits for."""
     bench.consumer().close()
     producer = bench.producer()
-    under_way: list[int] = []
-
-    def note(thread: int) -> None:
-        if threading.get_ident() != thread:  # else it was settled before it was asked
-            under_way.append(producer._ledger.unsettled)
-
-    while not under_way:
+    channel = producer._publisher
+    looks = 0
+    for _ in range(20):
         receipts = [producer.message_echo(number) for number in range(50)]
-        for receipt in receipts:
-            receipt.add_done_callback(functools.partial(note, threading.get_ident()))
+        while True:
+            with channel.lock:
+                unsettled = sum(receipt.unsettled for receipt in receipts)
+                assert producer._ledger.unsettled == channel._in_flight == unsettled
+            looks += 1
+            if unsettled < 25:
+                break
         producer.flush(TIMEOUT)
         assert all(receipt.confirmed for receipt in receipts)
-    assert 0 not in under_way
+    assert looks >= 20
+
+
+@pytest.mark.parametrize('headers', [None, {'x': 1.5, 'y': [None, {'z': True}]}], ids=['bare', 'with headers'])
+def test_a_message_that_no_queue_takes_is_returned(bench: Bench, headers: Any) -> None:
+    class Mandatory(EchoProducer):
+        mandatory = True
+
+    producer = bench.producer(Mandatory)
+    with pytest.raises(messaging.Unroutable, match='NO_ROUTE'):
+        producer.message_echo(_key='nowhere', _headers=headers).wait(TIMEOUT)
 
 
 def test_a_ctrl_c_while_messages_are_settled_leaves_none_of_them_unsettled(bench: Bench, held: HeldConfirms) -> None:

@@ -67,8 +67,8 @@ def test_messages_and_answers_of_all_sizes_arrive(
     for text in texts:
         assert producer.rpc_echo(text).body['content']['value'] == text
     for connection in (producer.conn_broker, echo.consumer.conn_broker):
-        assert not connection.wire.sends_directly
-        assert getattr(connection.wire, 'reader', None) is None
+        assert not connection.link.is_direct
+        assert connection.link.turn is None
 
 
 @pytest.mark.parametrize('lane', LANES)
@@ -79,7 +79,7 @@ def test_a_connection_that_is_given_up_is_made_again(
     producer: Any = bench.producer(EchoProducer, hup=hup, vhost=bench.broker.vhost)
     producer.message_echo('before').wait(TIMEOUT)
     connection = producer.conn_broker
-    first = connection.wire
-    connection.call_soon(first.close)
-    eventually(lambda: connection.wire is not None and connection.wire is not first)
+    first = connection.link
+    connection.tell(first.close)
+    eventually(lambda: connection.link is not None and connection.link is not first)
     producer.message_echo('after').wait(TIMEOUT)

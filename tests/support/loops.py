@@ -1,11 +1,14 @@
-"""A scheduler in a thread of its own, so that a test can wait for its end with a time limit."""
+"""Loops for tests: a scheduler in a thread of its own, and the loop of an I/O thread that is taken step by step."""
 
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
 
@@ -84,3 +87,44 @@ def running(*microthreads: MicroThread) -> Iterator[Loop]:
         yield loop
     finally:
         loop.stop()
+
+
+class StepLoop:
+    """What stands for pika's loop: its time passes when a test says so, in the thread that says so.
+
+    :ivar now: its time, in seconds
+    :ivar asked: how often it was asked to call back soon
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.asked = 0
+        self._due: list[tuple[float, int, Callable[[], Any]]] = []
+        self._numbers = itertools.count()
+        self._removed: set[int] = set()
+
+    def add_callback_threadsafe(self, callback: Callable[[], Any]) -> None:
+        self.asked += 1
+        heapq.heappush(self._due, (self.now, next(self._numbers), callback))
+
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> int:
+        number = next(self._numbers)
+        heapq.heappush(self._due, (self.now + delay, number, callback))
+        return number
+
+    def remove_timeout(self, timeout_handle: int) -> None:
+        self._removed.add(timeout_handle)
+
+    def run(self, seconds: float = 0.0) -> None:
+        """Let so much time pass, and call all that comes due in it."""
+        end = self.now + seconds
+        while self._due and self._due[0][0] <= end:
+            self.now, number, callback = heapq.heappop(self._due)
+            if number not in self._removed:
+                callback()
+        self.now = end
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is to be called back."""
+        return all(number in self._removed for _, number, _ in self._due)
