@@ -214,6 +214,10 @@ class Channel:
         elif self._being_opened is not None:
             yield self._being_opened.outcome
 
+    def open_again_steps(self) -> Steps:
+        """Open the channel after a loss, once what it needs has been declared again."""
+        yield from self.ensure_open_steps()
+
     def _on_opening_done(self, _: Future[Any]) -> None:
         self._being_opened = None
 
