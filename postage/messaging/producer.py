@@ -275,7 +275,7 @@ class GenericProducer(Connected):
         scheduler = running_scheduler()
         if scheduler is not None:
             route = self._routes_of(options)[0]
-            deadlocks.refuse(scheduler, self._settings, name, route, self._consumers_of)
+            deadlocks.refuse(scheduler, self._settings, name, route, self.channel)
         alarm = alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
@@ -290,9 +290,6 @@ class GenericProducer(Connected):
         finally:
             if outer is None:
                 thread.batch = None
-
-    def _consumers_of(self, queue: str) -> int:
-        return self.channel.queue_declare(queue, passive=True).method.consumer_count  # type: ignore[no-any-return]
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)
