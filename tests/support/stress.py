@@ -188,7 +188,8 @@ class Stress:
         assert self.producer.rpc_double(21).body['content']['value'] == 42
         queues = {*STABLE, DOOMED, 'calls', 'other-flags'}
         self._await_none(lambda: sorted(set(self._queues()) - queues), 'left behind')
-        self._await_none(lambda: [pair for pair in self.bench.broker.messages().items() if pair[1]], 'still queued')
+        messages = self.bench.broker.messages
+        self._await_none(lambda: [pair for pair in messages().items() if pair[0] in queues and pair[1]], 'still queued')
         # The control channel of either connection, two that publish, one that consumes, one for replies; the bench's.
         self._await_none(lambda: [count for count in [self.bench.broker.channels()] if count > 7], 'channels')
 
