@@ -29,7 +29,7 @@ STABLE = [f'stable-{number}' for number in range(4)]
 DOOMED = 'doomed'
 """A queue that is deleted under its consumer, and declared again by it."""
 
-LIMIT = 40.0
+LIMIT = 25.0
 """Seconds that any one operation may take, on a busy machine and with connections that are lost meanwhile."""
 
 CUT_PAUSE = 0.7
@@ -45,8 +45,8 @@ class StressProducer(EchoProducer):
     """Its calls outlast a few lost connections."""
 
     eks = [(EchoExchange, 'call')]
-    rpc_timeout = 3.0
-    max_retry = 10
+    rpc_timeout = 2.0
+    max_retry = 9
     publish_timeout = LIMIT
 
 
