@@ -25,7 +25,7 @@ test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, B
 	    $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
-# About 20 minutes on two cores, of which the chaos takes most; the second process does all the rest beside it.
+# About half an hour on two cores: the chaos in one process, the stress beside it, and then all the rest.
 soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
 	@POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
 
