@@ -126,6 +126,7 @@ class Connection:
             self._on_refused,
         )
         self._control: ControlChannel | None = None
+        self.rpc_client: Any = None  # of those that publish here, which messaging.rpc makes
 
     # Opening and closing, from any thread
 

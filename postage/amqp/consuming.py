@@ -75,14 +75,6 @@ class ConsumingChannel(Channel):
         self._outbox.append((delivery.generation, delivery.delivery_tag, 'return'))
         self.host.outbox.submit(self)
 
-    def resize(self) -> None:
-        """Change how many messages are sent ahead to what is wished for now. Never blocks.
-
-        Several threads may change the wish at the same time. Each calls this after its change, and the I/O thread asks
-        for the wish itself, so the last change is the one that counts.
-        """
-        self.host.tell(self._resize_steps)
-
     # Consumers, on the I/O thread
 
     def consume_steps(self, queue: str) -> Steps:
@@ -101,9 +93,15 @@ class ConsumingChannel(Channel):
         if tag is not None and self.is_open:
             yield self._cancel(queue, tag)
 
-    def _resize_steps(self) -> Steps:
-        """A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
-        each ends and a new one begins. The order of the messages holds."""
+    def resize_steps(self) -> Steps:
+        """Change how many messages are sent ahead to what is wished for now.
+
+        Several threads may change the wish at the same time. Each has these steps taken after its change, and they ask
+        for the wish themselves, so the last change is the one that counts.
+
+        A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
+        each ends and a new one begins. The order of the messages holds.
+        """
         if self._is_resizing:
             return  # the steps under way see the new number
         self._is_resizing = True

@@ -418,7 +418,7 @@ class PublishingChannel(Channel):
         finally:
             for receipt in told:
                 receipt._tell()
-            if self._waiting or self._settled or self.is_awaited:
+            if self._waiting or self._settled or self.is_awaited is not self.ALWAYS_AWAITED:
                 self._after_settling()
 
     def _let_go(self, outgoing: Outgoing) -> None:

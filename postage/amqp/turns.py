@@ -148,13 +148,14 @@ class ReadingAlarm:
 
     Only :meth:`ring` may be called from other threads.
 
+    :ivar readerships: those that it reads by default
     :ivar held: the locks of the turns that the thread has
     :ivar reading: the links that it reads, by number
     :ivar unread: those of them on which what comes may lie unread for a moment
     """
 
     def __init__(self) -> None:
-        self._readerships: list[Readership] = []
+        self.readerships: list[Readership] = []
         self._futures: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         self._start_over()
         _alarms.add(self)
@@ -175,9 +176,9 @@ class ReadingAlarm:
 
     def add(self, readership: Readership) -> None:
         """Read that one too, whenever the scheduler of this thread waits."""
-        if readership not in self._readerships:
-            self._readerships = [known for known in self._readerships if not known.is_over]
-            self._readerships.append(readership)
+        if readership not in self.readerships:
+            self.readerships = [known for known in self.readerships if not known.is_over]
+            self.readerships.append(readership)
 
     def ring(self) -> None:
         """Wake the thread, or have its next wait return at once. Any thread."""
@@ -205,7 +206,7 @@ class ReadingAlarm:
         if self.held:
             self._let_go()  # of what Ctrl-C left held
         if readerships is None:
-            readerships = self._readerships
+            readerships = self.readerships
         self.reading, self.unread = {}, []
         try:
             for readership in readerships:
@@ -316,8 +317,9 @@ def alarm_of_thread() -> ReadingAlarm | None:
 
 def read_by_this_thread(readership: Readership) -> None:
     """Have the scheduler of this thread, where it has one that reads, read that connection as well."""
-    if _own.alarm is not None:
-        _own.alarm.add(readership)
+    alarm = _own.alarm
+    if alarm is not None and readership not in alarm.readerships:
+        alarm.add(readership)
 
 
 def wait_until_done(future: Future[Any], readership: Readership, timeout: float | None) -> None:

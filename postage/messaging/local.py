@@ -19,9 +19,9 @@ from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery
 from postage.amqp.topology import Binding, Queue, Topology
 from postage.messaging.declarations import check_eqk, check_queue
-from postage.messaging.dispatch import Dispatcher
 from postage.messaging.encoders import Encoding
 from postage.messaging.exchanges import Exchange, check_exchange
+from postage.messaging.handling import Dispatcher
 from postage.messaging.messages import Message, MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
@@ -94,7 +94,7 @@ class LocalSource(Encoding):
         self.topology = Topology()
         self.inbox: deque[LocalDelivery] = deque()
         self.is_stopped = False
-        self._notify: Callable[[], None] = _nothing
+        self._notify: Callable[[], None] = self._nothing
         self._given: weakref.WeakSet[LocalDelivery] = weakref.WeakSet()
         self.add_eqk(self.eqk if eqk is None else eqk)
 
@@ -116,8 +116,10 @@ class LocalSource(Encoding):
         """There is none."""
         return []
 
-    def close(self) -> None:
-        """There is nothing to give back."""
+    def _nothing(self, *_: object) -> None:
+        """There is nothing to do without a broker."""
+
+    close = prepare_replies = wind_down = took = set_aside = _nothing
 
     # Queues
 
@@ -165,7 +167,7 @@ class LocalSource(Encoding):
 
     def end(self) -> None:
         """Undo :meth:`begin`."""
-        self.is_stopped, self._notify = True, _nothing
+        self.is_stopped, self._notify = True, self._nothing
 
     def give(self, delivery: LocalDelivery) -> None:
         """Put a delivery into the inbox."""
@@ -185,15 +187,6 @@ class LocalSource(Encoding):
         """Whether it came from here."""
         return isinstance(delivery, LocalDelivery)
 
-    def wind_down(self) -> None:
-        """Nothing: what hands messages over stops doing so first."""
-
-    def took(self, messages: int, seconds: float) -> None:
-        """Nothing: messages are not sent ahead."""
-
-    def set_aside(self, change: int) -> None:
-        """Nothing, for the same reason."""
-
     # What becomes of them: their settler
 
     def settle(self, delivery: Delivery, requeue: bool | None = None) -> None:
@@ -208,9 +201,6 @@ class LocalSource(Encoding):
         assert isinstance(delivery, LocalDelivery)
         delivery.failure = failure
         self.settle(delivery, requeue=False)
-
-    def prepare_replies(self) -> None:
-        """Nothing: the way back is there."""
 
     def rpc_reply(self, header: Any, message: Any) -> None:
         """Answer an RPC.
@@ -228,10 +218,6 @@ class LocalSource(Encoding):
         delivery.answer(self.encode(message.body), self.encoder.content_type)
         delivery.answered.set()
         self._notify()  # the thread that drives the scheduler looks again
-
-
-def _nothing() -> None:
-    pass
 
 
 # The processor

@@ -16,7 +16,7 @@ The body of each message is the dictionary that travels::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from postage.errors import EnvelopeError
 
@@ -74,8 +74,8 @@ class Message:
         return f'<{type(self).__name__} {self.body}>'
 
 
-class MessageCommand(Message):
-    """Asks a component to do something, and does not wait.
+class _Command(Message):
+    """Base of what asks a component to do something.
 
     :param command: the name of the command
     :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
@@ -83,21 +83,35 @@ class MessageCommand(Message):
 
     __slots__ = ()
 
+    _category: ClassVar[str]
+
     def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
-        self.body = _envelope('command', command, 'message', _parameters(parameters))
+        # Spelled out, as the result below: these are made for each message.
+        self.body = {
+            'type': 'command',
+            'name': command,
+            'category': self._category,
+            'version': VERSION,
+            'fingerprint': {},
+            'content': {'parameters': {} if parameters is _LEFT_OUT else parameters},
+            '_reserved': {},
+        }
 
 
-class RpcCommand(Message):
-    """Asks a component to do something, and waits for its result.
-
-    :param command: the name of the command
-    :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
-    """
+class MessageCommand(_Command):
+    """Asks a component to do something, and does not wait."""
 
     __slots__ = ()
 
-    def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
-        self.body = _envelope('command', command, 'rpc', _parameters(parameters))
+    _category = 'message'
+
+
+class RpcCommand(_Command):
+    """Asks a component to do something, and waits for its result."""
+
+    __slots__ = ()
+
+    _category = 'rpc'
 
 
 class MessageStatus(Message):
@@ -123,8 +137,18 @@ class MessageResult(Message):
 
     __slots__ = ()
 
+    _kind: ClassVar[str] = 'success'
+
     def __init__(self, value: Any, message: str = '') -> None:
-        self.body = _result('success', value, message)
+        self.body = {
+            'type': 'result',
+            'name': 'result',
+            'category': 'message',
+            'version': VERSION,
+            'fingerprint': {},
+            'content': {'type': self._kind, 'value': value, 'message': message},
+            '_reserved': {},
+        }
 
 
 class MessageResultError(MessageResult):
@@ -135,8 +159,10 @@ class MessageResultError(MessageResult):
 
     __slots__ = ()
 
+    _kind = 'error'
+
     def __init__(self, message: str) -> None:
-        self.body = _result('error', None, message)
+        super().__init__(None, message)
 
     def __bool__(self) -> bool:
         return False
@@ -151,8 +177,10 @@ class MessageResultException(MessageResult):
 
     __slots__ = ()
 
+    _kind = 'exception'
+
     def __init__(self, name: str, message: str = '') -> None:
-        self.body = _result('exception', name, message)
+        super().__init__(name, message)
 
     def __bool__(self) -> bool:
         return False
@@ -244,14 +272,6 @@ def _envelope(type: str, name: str, category: str, content: dict[str, Any]) -> d
         'content': content,
         '_reserved': {},
     }
-
-
-def _parameters(parameters: Any) -> dict[str, Any]:
-    return {'parameters': {} if parameters is _LEFT_OUT else parameters}
-
-
-def _result(kind: str, value: Any, message: str) -> dict[str, Any]:
-    return _envelope('result', 'result', 'message', {'type': kind, 'value': value, 'message': message})
 
 
 def _as_dict(fingerprint: Any) -> Mapping[str, Any]:

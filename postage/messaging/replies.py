@@ -96,8 +96,9 @@ class Reply:
             return
         if not isinstance(message, Message):
             message = MessageResult(message)
-        if not message.body['fingerprint']:
-            message.fingerprint(self._fingerprint)
+        fingerprint = message.body['fingerprint']
+        if not fingerprint:
+            fingerprint.update(self._fingerprint)
         self._send(self._header, message)
         self.sent = True
 

@@ -17,17 +17,19 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from postage import errors
 from postage.amqp import frames
 from postage.amqp.connection import Connection
+from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.publishing import Outgoing, new_message_id
 from postage.amqp.replies import ReplyChannel
+from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 
@@ -43,11 +45,12 @@ class RpcFuture(Future[MessageResult]):
     :ivar routing_key: with which key
     """
 
-    def __init__(self, exchange: str, routing_key: str, connection: Connection) -> None:
+    exchange = routing_key = ''
+
+    def __init__(self, connection: Connection) -> None:
         super().__init__()
-        self.exchange = exchange
-        self.routing_key = routing_key
         self._connection = connection
+        self.arrived: MessageResult | None = None  # the result, once it is set
 
     def result(self, timeout: float | None = None) -> MessageResult:
         """Wait for the result message. Blocks; any thread, which reads the connection meanwhile where that helps.
@@ -55,6 +58,8 @@ class RpcFuture(Future[MessageResult]):
         :param timeout: seconds; by default as long as it takes, which the RPC's own time-out bounds
         :raises concurrent.futures.TimeoutError: it did not come in time
         """
+        if self.arrived is not None:
+            return self.arrived  # without the lock of the future
         if not self.done():
             wait_until_done(self, self._connection.readership, timeout)
         return super().result(0)
@@ -66,26 +71,27 @@ class Answer:
     :param alarm: what that thread waits by
     """
 
-    __slots__ = ('_alarm', '_error', '_is_done', '_result')
+    __slots__ = ('_alarm', '_error', '_is_done', '_result', 'arrived')
 
     def __init__(self, alarm: ReadingAlarm) -> None:
         self._alarm = alarm
         self._is_done = False
         self._result: Any = None
         self._error: BaseException | None = None
+        self.arrived: MessageResult | None = None
 
     def cancelled(self) -> bool:
-        """Never: who could have done it?"""
+        """Never: only the thread that waits knows of it."""
         return False
 
     def set_result(self, result: MessageResult) -> None:
-        """It has come. From any thread."""
+        """The result has come. From any thread."""
         self._result = result
         self._is_done = True
         self._alarm.ring()
 
     def set_exception(self, error: BaseException) -> None:
-        """It will not come. From any thread."""
+        """The result will not come. From any thread."""
         self._error = error
         self._is_done = True
         self._alarm.ring()
@@ -103,72 +109,76 @@ class Answer:
 class Call(Outgoing):
     """One RPC under way; it is sent again for each attempt.
 
-    :param usual_properties: content type and delivery mode
-    :param further_properties: by the names of ``frames.encode_properties``, where it has any
+    :param future: of the result message; never carries an exception unless the connection is closed
+    :param content_type: of the request
+    :param delivery_mode: 1 for a transient, 2 for a persistent request
+    :param further: more properties, by the names of ``frames.encode_properties``, where it has any
+    :param decode: of the reply's body
     :param timeout: seconds for each attempt
     :param max_retry: how often it is sent again
-    :param future: of the result message; never carries an exception unless the connection is closed
+    :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
+    :ivar sent: how often it was sent to its present address
     """
 
     __slots__ = (
-        *('attempt', 'channel', 'correlation_id', 'decode', 'further_properties', 'future', 'gives_up_at'),
-        *('max_retry', 'name', 'queue_per_call', 'sent', 'timeout', 'usual_properties'),
+        *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
+        *('gives_up_at', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
     )
 
     def __init__(
         self,
         name: str,
-        exchange: str,
-        routing_key: str,
+        route: tuple[str, str],
         future: RpcFuture | Answer,
-        usual_properties: tuple[str, int],
-        further_properties: dict[str, Any] | None,
+        content_type: str,
+        delivery_mode: int,
+        further: dict[str, Any] | None,
         body: bytes,
         decode: Callable[[bytes], Any],
         timeout: float,
         max_retry: int,
         queue_per_call: bool,
     ) -> None:
-        super().__init__(exchange, routing_key, False, b'', body, None, False)
+        # What Outgoing() does, without the call: this is on the way of each RPC.
+        self.exchange, self.routing_key = route
+        self.arguments = frames.publish_arguments(*route, False)
+        self.body = body
+        self.properties = b''
+        self.receipt, self.resend, self.returned = None, False, ''
         self.name = name
-        self.usual_properties = usual_properties
-        self.further_properties = further_properties
+        self.future = future
+        self.content_type = content_type
+        self.delivery_mode = delivery_mode
+        self.further = further
         self.decode = decode
         self.timeout = timeout
         self.max_retry = max_retry
         self.queue_per_call = queue_per_call
         self.correlation_id = new_message_id()
-        self.attempt = 0
-        self.sent = 0  # how often on its present address
+        self.attempt = self.sent = 0
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
-        self.future = future
 
     def address(self, reply_to: str) -> None:
-        """Make the request's properties. The broker drops it when its caller does not wait for the answer any more."""
-        content_type, delivery_mode = self.usual_properties
+        """Make the request's properties. The broker drops it when its caller does not wait for the answer any more.
+
+        :raises errors.EncodingError: one of them cannot be encoded
+        """
+        own_id, mode = self.correlation_id, self.delivery_mode
         remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
-        if self.further_properties is None:
-            self.properties = frames.request_properties(
-                content_type, delivery_mode, self.correlation_id, reply_to, remaining
-            )
+        if self.further is None:
+            self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining)
             return
-        properties = {
-            'content_type': content_type or None,
-            'delivery_mode': delivery_mode,
-            'message_id': self.correlation_id,
-            'correlation_id': self.correlation_id,
-            'reply_to': reply_to,
-            'expiration': str(remaining),
-        }
-        self.properties = frames.encode_properties(**(properties | self.further_properties))
+        properties: dict[str, Any] = {'content_type': self.content_type or None, 'delivery_mode': mode}
+        properties |= {'message_id': own_id, 'correlation_id': own_id, 'reply_to': reply_to}
+        self.properties = frames.encode_properties(**{**properties, 'expiration': str(remaining), **self.further})
 
 
 class _Address:
     """What is known of one reply address.
 
     :ivar calls: those that wait for a reply on it, by correlation id
-    :ivar strays: replies that may still come for calls that wait no more
+    :ivar strays: replies that may still come for calls that have ended
     """
 
     __slots__ = ('calls', 'strays')
@@ -198,16 +208,24 @@ class RpcClient:
         if self._connection.error is not None:
             raise self._connection.error
         with self._lock:
-            channel = call.channel = self._channel_for(call)
+            channel = self._shared
+            if channel is None or call.queue_per_call or not channel.is_wanted:
+                channel = self._new_channel(call)
+            call.channel = channel
             call.address(channel.address)
             self._addresses[channel].calls[call.correlation_id] = call
-            self._begin_attempt(call)
-        self._send(call, channel)
+            call.attempt = call.sent = 1
+            deadline = self._deadlines.set(call, call.timeout)
+            if deadline < self._armed_for:
+                self._armed_for = deadline
+                self._connection.tell(self._arm)
+        try:
+            channel.publish(call, call.timeout)
+        except errors.PostageError as error:
+            self._not_sent(call, error)
 
-    def _channel_for(self, call: Call) -> ReplyChannel:
-        """The reply address for a new call: the shared one, unless it is spent or the call wants its own."""
-        if not call.queue_per_call and self._shared is not None and self._shared.is_wanted:
-            return self._shared
+    def _new_channel(self, call: Call) -> ReplyChannel:
+        """A new reply address: for this call alone, or for those that follow, too."""
         channel = ReplyChannel(self._connection, call.queue_per_call, self._on_reply, self._on_lost)
         self._addresses[channel] = _Address()
         if not call.queue_per_call:
@@ -229,23 +247,25 @@ class RpcClient:
     def _send(self, call: Call, channel: ReplyChannel) -> None:
         try:
             channel.publish(call, call.timeout)
-        except errors.PublishTimeout as error:  # the window was full for the whole attempt
-            self._end_attempt(call, str(error))
         except errors.PostageError as error:
-            with self._lock:
-                call.sent -= 1
+            self._not_sent(call, error)
+
+    def _not_sent(self, call: Call, error: errors.PostageError) -> None:
+        """This attempt has come to nothing: the window was full for as long as it lasted, or the connection ended."""
+        with self._lock:
+            call.sent -= 1
+            if call.channel is None:
+                return  # the call has ended meanwhile
+            if isinstance(error, errors.PublishTimeout):
+                tell = self._fail_attempt(call, str(error))
+            else:
                 tell = self._finish(call, None, error)
-            tell()
+        tell()
 
     def _withdraw(self, call: Call) -> None:
         """Take back a request that an outage held back, so that it is not sent twice."""
         if call.channel is not None and call.channel.withdraw(call):
             call.sent -= 1
-
-    def _end_attempt(self, call: Call, reason: str) -> None:
-        with self._lock:
-            tell = self._fail_attempt(call, reason) if call.channel is not None else _nothing
-        tell()
 
     def _arm(self) -> None:
         """Have one timer run, for the earliest deadline. On the I/O thread."""
@@ -316,20 +336,27 @@ class RpcClient:
             return
         with self._lock:
             address = self._addresses.get(channel)
-            call = self._call_of(address, correlation_id) if address is not None else None
-            if call is None:
+            if address is None:
                 return
-            tell = self._finish(call, decode_result(content.body, call.decode), answered=True)
-        tell()
+            call = address.calls.get(correlation_id) if correlation_id else None
+            if call is None:
+                call = self._call_of(address, correlation_id)
+                if call is None:
+                    return
+            result = decode_result(content.body, call.decode)
+            self._finish(call, result, answered=True)
+        try:
+            call.future.set_result(result)
+            call.future.arrived = result
+        except InvalidStateError:
+            pass  # its caller cancelled it
 
     @staticmethod
     def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
         """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
         if correlation_id:
-            call = address.calls.get(correlation_id)
-            if call is None:
-                logger.debug('a reply was dropped: nobody waits for correlation id %r any more', correlation_id)
-            return call
+            logger.debug('a reply was dropped: no call waits for correlation id %r any more', correlation_id)
+            return None
         if len(address.calls) == 1 and not address.strays:
             return next(iter(address.calls.values()))
         logger.warning(
@@ -377,7 +404,7 @@ class Deadlines:
         return deadline
 
     def forget(self, call: Call) -> None:
-        """It has none any more."""
+        """Take a call's deadline away."""
         calls = self._by_timeout.get(call.timeout)
         if calls is not None:
             calls.pop(call, None)
@@ -416,6 +443,32 @@ def _call_all(callbacks: list[Callable[[], None]]) -> None:
         callback()
 
 
+def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -> Generator[bytes, None, None]:
+    """Consume so many messages from a queue, as long as the time lasts. Blocks; to be closed.
+
+    Each is acknowledged when the caller comes back for the next one.
+    """
+    arrived = threading.Semaphore(0)
+    channel = ConsumingChannel(connection, Topology(), prefetch=count)
+    channel.notify = arrived.release
+    try:
+        connection.ask(lambda: channel.consume_steps(queue))
+        connection.add_channel(channel)
+        while count:
+            with connection.awaited():
+                if not channel.inbox and not arrived.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    return
+            if channel.error is not None:
+                raise channel.error
+            if channel.inbox:
+                delivery = channel.inbox.popleft()
+                yield delivery.body
+                channel.settle(delivery)
+                count -= 1
+    finally:
+        connection.remove_channel(channel)
+
+
 def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
     """The result message that a reply's body holds; a malformed one becomes a ``MessageResultError``."""
     try:
@@ -426,27 +479,20 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
 
 
-_clients: weakref.WeakKeyDictionary[Connection, RpcClient] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 def client_of(connection: Connection) -> RpcClient:
-    """The one client of a publishing connection."""
-    known = _clients.get(connection)
-    if known is not None:
-        return known
+    """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
     with _lock:
-        client = _clients.get(connection)
-        if client is None:
-            client = _clients[connection] = RpcClient(connection)
-        return client
+        if connection.rpc_client is None:
+            connection.rpc_client = RpcClient(connection)
+        return connection.rpc_client  # type: ignore[no-any-return]
 
 
-def _after_fork_in_child() -> None:
-    """The calls under way are the parent's."""
+def _lock_anew() -> None:
     global _lock
     _lock = threading.Lock()
-    _clients.clear()
 
 
-call_in_child(Stage.CALLS, _after_fork_in_child)
+call_in_child(Stage.LOCKS, _lock_anew)

@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
+from postage.amqp.transport import WireConnection
 
 from postage import messaging, microthreads
 from postage.amqp import traffic
-from postage.amqp.transport import WireConnection
 from support.messaging import (
     EQK,
     GUARDED_EQK,

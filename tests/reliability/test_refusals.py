@@ -182,6 +182,39 @@ def test_of_two_consumers_whose_queues_were_deleted_at_once_one_may_find_its_exc
     check_goes_on(changed, bench, 'changed-rk', 2)
 
 
+def delete(bench: Bench, _proxied: Proxy, _echo: Echo) -> None:
+    bench.bare.queue_delete('echo-queue')
+
+
+def delete_and_close_the_channel(bench: Bench, _proxied: Proxy, echo: Echo) -> None:
+    channel = echo.consumer.channel
+    in_thread(lambda: channel.queue_declare('missing', passive=True))
+    bench.bare.queue_delete('echo-queue')
+
+
+def delete_and_cut(bench: Bench, proxied: Proxy, _echo: Echo) -> None:
+    bench.bare.queue_delete('echo-queue')
+    proxied.cut()
+
+
+@pytest.mark.parametrize('lose', [delete, delete_and_close_the_channel, delete_and_cut])
+def test_a_queue_deleted_again_between_its_declaration_and_its_consumption_is_declared_again(
+    bench: Bench, proxied: Proxy, lose: Callable[[Bench, Proxy, Echo], None]
+) -> None:
+    echo = Echo()
+    bench.run(echo)
+    await_consumed(bench, 'echo-queue')
+
+    proxied.delay(DELAY)
+    lose(bench, proxied, echo)
+    eventually(lambda: 'echo-queue' in bench.broker.queues())  # and the news of that are under way
+    bench.bare.queue_delete('echo-queue')
+    proxied.delay(0)
+    await_consumed(bench, 'echo-queue')
+    bench.producer().message_echo('still understood')
+    assert echo.seen.next() == 'still understood'
+
+
 # Every kind of refusal all the time, on the connection that publishes
 
 
