@@ -9,6 +9,7 @@ import re
 import struct
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from decimal import Decimal
 from typing import Any
 
@@ -472,14 +473,19 @@ def test_headers_that_amqp_cannot_hold_are_told_to_the_producer_and_harm_no_othe
     assert not bench.log.find('was lost')
 
 
+def outcome_of(ask: Callable[..., Any], *args: Any, **kwds: Any) -> Any:
+    """Wait for the answer, too, where it comes by a future."""
+    asked = ask(*args, **kwds)
+    return asked.result(TIMEOUT) if isinstance(asked, Future) else asked
+
+
 @pytest.mark.parametrize('ask', ['message_echo', 'rpc_echo', 'rpc_future_echo', 'rpc_queue_echo'])
 def test_headers_larger_than_a_frame_are_told_to_the_producer_and_harm_no_other_message(bench: Bench, ask: str) -> None:
     bench.run(Echo())
     producer, other = bench.producer(), bench.producer()
     receipts = [other.message_echo(number) for number in range(10)]
     with pytest.raises(EncodingError, match='and a frame on this connection holds'):
-        asked = getattr(producer, ask)('in vain', _headers={'x': 'y' * 1_000_000})
-        asked.result(TIMEOUT)  # a future tells it in its turn
+        outcome_of(getattr(producer, ask), 'in vain', _headers={'x': 'y' * 1_000_000})
     for receipt in (*receipts, producer.message_echo('and on')):
         receipt.wait(TIMEOUT)
     assert producer.rpc_echo('and on').body['content']['value'] == 'and on'

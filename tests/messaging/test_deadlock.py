@@ -6,7 +6,7 @@ import time
 import pytest
 
 from postage import messaging, microthreads
-from postage.amqp.channel import BlockingAccess
+from postage.amqp.control import BlockingAccess
 from postage.microthreads import MicroThread
 from support.handling import COLOURS, Stage
 from support.messaging import TIMEOUT, BareResponder, EchoExchange, EchoProducer, Processor, Seen, eventually, result

@@ -6,10 +6,9 @@ import threading
 import time
 
 import pytest
-from postage.amqp.transport import WireConnection
 
 from postage import messaging, microthreads
-from postage.amqp import traffic
+from postage.amqp import tick
 from support.messaging import (
     EQK,
     GUARDED_EQK,
@@ -71,7 +70,7 @@ def test_a_fingerprint_of_the_wrong_kind_raises(bench):
 
 def test_a_processor_that_stops_has_the_confirms_read_that_it_waits_for(bench, monkeypatch):
     """Its thread, which reads while it waits for deliveries, does not read now: the I/O thread has to, and at once."""
-    monkeypatch.setattr(traffic, 'TICK_SECONDS', 60)  # else the I/O thread would notice by itself
+    monkeypatch.setattr(tick, 'SECONDS', 60)  # else the I/O thread would notice by itself
 
     class Last(Echo):
         @messaging.MessageHandler('command', 'last')
@@ -86,8 +85,8 @@ def test_a_processor_that_stops_has_the_confirms_read_that_it_waits_for(bench, m
     def scheduler_reads():
         bench.publish(command(parameters='hello'))
         processor.seen.next()
-        wire = processor.consumer.connections[1].wire
-        return not isinstance(wire, WireConnection) or wire.reader is not None or not wire.may_be_read_elsewhere
+        turn = processor.consumer.connections[1].link.turn
+        return turn is None or turn.reader is not None
 
     eventually(scheduler_reads)
     began = time.monotonic()
