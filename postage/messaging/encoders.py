@@ -26,15 +26,20 @@ from postage.errors import DecodingError, EncodingError
 
 
 class Encoder:
-    """Sends and receives bodies as they are: ``encode`` and ``decode`` return what they get."""
+    """Sends and receives bodies as they are: ``encode`` and ``decode`` return what they get.
+
+    Both may be called on the class, too, and be overridden by methods of any kind.
+    """
 
     content_type: ClassVar[str] = ''
 
-    def encode(self, body: Any) -> Any:
+    @classmethod
+    def encode(cls, body: Any) -> Any:
         """Return the body itself."""
         return body
 
-    def decode(self, body: Any) -> Any:
+    @classmethod
+    def decode(cls, body: Any) -> Any:
         """Return the body itself."""
         return body
 
@@ -60,7 +65,8 @@ class JsonEncoder(Encoder):
 
     content_type: ClassVar[str] = 'application/json'
 
-    def encode(self, body: Any) -> bytes:
+    @classmethod
+    def encode(cls, body: Any) -> bytes:
         """Return the body as JSON.
 
         :raises EncodingError: where JSON has no form for something in the body; it names the key, such as
@@ -72,7 +78,8 @@ class JsonEncoder(Encoder):
             encoded = None
         return _encode_carefully(body) if encoded is None else encoded
 
-    def decode(self, body: bytes | bytearray | memoryview | str) -> Any:
+    @classmethod
+    def decode(cls, body: bytes | bytearray | memoryview | str) -> Any:
         """Return what the JSON stands for.
 
         :raises DecodingError: where it is not JSON, not UTF-8, nested too deeply or a number is out of range

@@ -31,12 +31,20 @@ class Message:
     """A generic message, of type and name ``'none'``, and the base of all others.
 
     ``Message(1, 2, k=3)`` has the content ``{'args': (1, 2), 'kwds': {'k': 3}}``; each key only where there is
-    something. Messages with equal bodies are equal; all are true but for errors and exceptions.
+    something. Messages with equal bodies are equal; all are true but for errors and exceptions. The class attributes
+    are what a body begins with: by them a subclass says what its messages are.
 
     :ivar body: the dictionary that travels, not shared with any other message
+    :cvar type: the body's ``type``
+    :cvar name: the body's ``name``, where the constructor is not given one
+    :cvar category: the body's ``category``
+    :cvar boolean_value: whether the message is true
     """
 
-    __slots__ = ('body',)
+    type: str = 'none'
+    name: str = 'none'
+    category: str = 'message'
+    boolean_value: bool = True
 
     body: dict[str, Any]
 
@@ -46,7 +54,7 @@ class Message:
             content['args'] = args
         if kwds:
             content['kwds'] = kwds
-        self.body = _envelope('none', 'none', 'message', content)
+        self.body = _envelope(self.type, self.name, self.category, content)
 
     def fingerprint(self, fingerprint: Any = None, /, **kwds: Any) -> None:
         """Update the message's fingerprint, by keywords, by one dictionary, or by a ``Fingerprint``.
@@ -60,7 +68,7 @@ class Message:
         self.body['fingerprint'].update(kwds)
 
     def __bool__(self) -> bool:
-        return True
+        return bool(self.boolean_value)
 
     def __eq__(self, other: object) -> bool:
         return self.body == other.body if isinstance(other, Message) else NotImplemented
@@ -77,27 +85,21 @@ class Message:
 class MessageCommand(Message):
     """Asks a component to do something, and does not wait.
 
-    :param command: the name of the command
+    :param command: the name of the command, which travels as text
     :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
     """
 
-    __slots__ = ()
+    type = 'command'
 
-    def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
-        self.body = _envelope('command', command, 'message', _parameters(parameters))
+    def __init__(self, command: Any, parameters: Any = _LEFT_OUT) -> None:
+        content = {'parameters': {} if parameters is _LEFT_OUT else parameters}
+        self.body = _envelope(self.type, str(command), self.category, content)
 
 
-class RpcCommand(Message):
-    """Asks a component to do something, and waits for its result.
+class RpcCommand(MessageCommand):
+    """Asks a component to do something, and waits for its result. Its parameters are those of any command."""
 
-    :param command: the name of the command
-    :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
-    """
-
-    __slots__ = ()
-
-    def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
-        self.body = _envelope('command', command, 'rpc', _parameters(parameters))
+    category = 'rpc'
 
 
 class MessageStatus(Message):
@@ -107,11 +109,11 @@ class MessageStatus(Message):
         in ``content['status']``
     """
 
-    __slots__ = ()
+    type = 'status'
 
     def __init__(self, status: Any) -> None:
         content = {} if isinstance(status, str) else {'status': status}
-        self.body = _envelope('status', str(status), 'message', content)
+        self.body = _envelope(self.type, str(status), self.category, content)
 
 
 class MessageResult(Message):
@@ -119,12 +121,15 @@ class MessageResult(Message):
 
     :param value: the result
     :param message: a word on it
+    :cvar result_type: the ``type`` in the content: ``success``, ``error`` or ``exception``
     """
 
-    __slots__ = ()
+    type = 'result'
+    result_type: str = 'success'
 
     def __init__(self, value: Any, message: str = '') -> None:
-        self.body = _result('success', value, message)
+        content = {'type': self.result_type, 'value': value, 'message': message}
+        self.body = _envelope(self.type, self.name, self.category, content)
 
 
 class MessageResultError(MessageResult):
@@ -133,13 +138,11 @@ class MessageResultError(MessageResult):
     :param message: what went wrong
     """
 
-    __slots__ = ()
+    result_type = 'error'
+    boolean_value = False
 
     def __init__(self, message: str) -> None:
-        self.body = _result('error', None, message)
-
-    def __bool__(self) -> bool:
-        return False
+        super().__init__(None, message)
 
 
 class MessageResultException(MessageResult):
@@ -149,13 +152,11 @@ class MessageResultException(MessageResult):
     :param message: the exception's text
     """
 
-    __slots__ = ()
+    result_type = 'exception'
+    boolean_value = False
 
     def __init__(self, name: str, message: str = '') -> None:
-        self.body = _result('exception', name, message)
-
-    def __bool__(self) -> bool:
-        return False
+        super().__init__(name, message)
 
 
 def result_from_body(body: Any) -> MessageResult:
@@ -244,14 +245,6 @@ def _envelope(type: str, name: str, category: str, content: dict[str, Any]) -> d
         'content': content,
         '_reserved': {},
     }
-
-
-def _parameters(parameters: Any) -> dict[str, Any]:
-    return {'parameters': {} if parameters is _LEFT_OUT else parameters}
-
-
-def _result(kind: str, value: Any, message: str) -> dict[str, Any]:
-    return _envelope('result', 'result', 'message', {'type': kind, 'value': value, 'message': message})
 
 
 def _as_dict(fingerprint: Any) -> Mapping[str, Any]:

@@ -83,9 +83,9 @@ def test_the_oldest_is_the_oldest(dlq: SQLiteDLQ) -> None:
     with pytest.raises(KeyError):
         dlq.oldest()
     fill(dlq, b'c', b'a', b'b')
-    assert dlq.oldest() == (message(b'c'), 'reason of c')
+    assert dlq.oldest()[:2] == (message(b'c'), 'reason of c')
     fill(dlq, b'c')
-    assert dlq.oldest() == (message(b'a'), 'reason of a')
+    assert dlq.oldest()[:2] == (message(b'a'), 'reason of a')
 
 
 def test_messages_are_rebuilt_with_the_class_that_is_given(tmp_path: Path) -> None:
