@@ -24,6 +24,7 @@ import math
 import os
 import re
 import ssl
+import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -163,6 +164,16 @@ class BrokerSettings:
         scheme = 'amqps' if any(endpoint.ssl_options for endpoint in self.endpoints) else 'amqp'
         hosts = ','.join(map(str, self.endpoints))
         return f'{scheme}://{quote(self.user, safe="")}@{hosts}/{quote(self.vhost, safe="")}'
+
+
+def program_settings() -> dict[str, Any]:
+    """What the program set on :mod:`postage.messaging` at run time, ``None`` where it set nothing: a new dictionary.
+
+    That package imports this module, so it is looked up here when it is asked for.
+    """
+    messaging = sys.modules.get('postage.messaging')
+    names = ('global_hup', 'global_vhost', 'global_user', 'global_password', 'debug_mode')
+    return {name: getattr(messaging, name, None) for name in names}
 
 
 def broker_settings(

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from postage.dead_letters.store import StoredLetter
-from postage.messaging.outcomes import DeadLetter
+from postage.messaging.letters import DeadLetter
 
 
 def as_json(stored: StoredLetter) -> dict[str, Any]:

@@ -27,10 +27,9 @@ from postage.amqp.topology import Queue, Topology, declare_queue
 from postage.dead_letters.store import ALL, DeadLetters, Handout, Selection, StoredLetter, edited
 from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
-from postage.messaging.outcomes import DeadLetter
-from postage.messaging.program import program_settings
+from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
-from postage.settings import BrokerSettings, broker_settings
+from postage.settings import BrokerSettings, broker_settings, program_settings
 
 LETTER: Final = 'x-postage-letter'
 """The header with what the message itself does not say, as JSON."""

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from postage import errors
 from postage.dead_letters.store import ALL, DeadLetters, Group, GroupBy, Handout, Selection, StoredLetter, edited
-from postage.messaging.outcomes import DeadLetter
+from postage.messaging.letters import DeadLetter
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x706F7374  # says, in the file's header, whose it is

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from postage import errors
-from postage.messaging.outcomes import DeadLetter
+from postage.messaging.letters import DeadLetter
 
 GroupBy = Literal['exception', 'queue', 'reason', 'routing_key']
 EDITABLE = ('body', 'properties', 'queue', 'exchange', 'routing_key')

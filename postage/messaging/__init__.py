@@ -29,6 +29,7 @@ from postage.errors import (
     VirtualHostRefused,
 )
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.declarations import quorum, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
@@ -37,10 +38,12 @@ from postage.messaging.handlers import (
     MessageFilter,
     MessageHandler,
     MessageHandlerFullBody,
+    Retry,
     RpcHandler,
     Threaded,
     Timeout,
 )
+from postage.messaging.letters import DeadLetter, DeadLetterStore
 from postage.messaging.messages import (
     Message,
     MessageCommand,
@@ -50,11 +53,9 @@ from postage.messaging.messages import (
     MessageStatus,
     RpcCommand,
 )
-from postage.messaging.outcomes import AckAndRestart, DeadLetter, DeadLetterStore, FilterError, RejectMessage
-from postage.messaging.presets import quorum, with_dead_letter
+from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery
 from postage.messaging.producer import GenericProducer
-from postage.messaging.retry import Retry
 from postage.messaging.rpc import RpcFuture
 
 # Settings that a program may set at run time: see postage.settings for what they mean and when they are read.

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
 
 from postage import errors
 from postage.amqp.connection import Connection, Role
 from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Topology
-from postage.messaging.encoders import JsonEncoder
-from postage.messaging.program import program_settings
-from postage.settings import apply_debug_mode, broker_settings, debug_mode
+from postage.messaging.encoders import Encoding
+from postage.settings import apply_debug_mode, broker_settings, debug_mode, program_settings
 
 
-class Connected:
+class Connected(Encoding):
     """Holds a connection that it shares with others of the process, and what it declared there.
 
     The constructor reads the settings; those of its subclasses connect, in ``with self._connecting(…)``.
@@ -26,17 +25,16 @@ class Connected:
     :raises errors.ConfigurationError: a setting has the wrong shape
     """
 
-    encoder_class: ClassVar[Any] = JsonEncoder
     hup: Any = None
     vhost: str | None = None
 
     def __init__(self, hup: Any, vhost: str | None) -> None:
+        super().__init__()
         program = program_settings()
         apply_debug_mode(debug_mode(program))
         cls = type(self)
         self._settings = broker_settings(hup, vhost, class_hup=cls.hup, class_vhost=cls.vhost, program=program)
         self.vhost = self._settings.vhost
-        self.encoder = self.encoder_class()
         self._topology = Topology()
         self._closed = False
 
@@ -63,22 +61,6 @@ class Connected:
     def _check_open(self) -> None:
         if self._closed:
             raise errors.Closed(f'this {type(self).__name__} is closed')
-
-    def encode(self, body: Any) -> bytes:
-        """Encode a message's body.
-
-        :raises errors.EncodingError: where it cannot be encoded; a user's own encoder may raise something else
-        """
-        encoded = self.encoder.encode(body)
-        if isinstance(encoded, bytes):
-            return encoded
-        if isinstance(encoded, str):
-            return encoded.encode('utf-8')
-        if isinstance(encoded, (bytearray, memoryview)):
-            return bytes(encoded)
-        raise errors.EncodingError(
-            f'{type(self.encoder).__name__}.encode() must return bytes or text, not {type(encoded).__name__}'
-        )
 
     def close(self) -> None:
         """Give the connection back; the last to do so closes it. Blocks; does nothing the second time."""

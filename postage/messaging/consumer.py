@@ -10,20 +10,18 @@ from typing import Any
 import pika.spec
 
 from postage import errors
-from postage.amqp import wire
 from postage.amqp.channel import BlockingAccess, Steps
 from postage.amqp.connection import Connection
-from postage.amqp.consuming import ConsumingChannel, Delivery, current
-from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, new_message_id
-from postage.amqp.registry import acquire, release
+from postage.amqp.consuming import ConsumingChannel, Delivery
+from postage.amqp.publishing import Receipt
 from postage.amqp.topology import Binding, Queue, bind, declare_exchange, declare_queue, unbind
-from postage.messaging.bindings import check_eqk, check_queue
 from postage.messaging.connected import Connected
+from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.messages import Message, MessageResult
+from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Pace
-
-PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
+from postage.messaging.replies import ReplySender
 
 
 class GenericConsumer(Connected):
@@ -61,9 +59,8 @@ class GenericConsumer(Connected):
         self._aside = 0
         self._fixed_prefetch = 0
         self._prefetch = 0  # the count asked for last
-        self._replies: Connection | None = None
-        self._reply_publisher: PublishingChannel | None = None
-        self._reply_ledger: Ledger
+        self._queues_warned: set[str] = set()
+        self._replies = ReplySender(self._settings)
         with self._connecting('consuming'):
             self._channel = self._new_channel()
             self._add(routes)
@@ -90,13 +87,12 @@ class GenericConsumer(Connected):
             return
         self.stop_consuming()
         self._give_back()
-        if self._replies is not None:
-            release(self._replies)
+        self._replies.close()
 
     @property
     def connections(self) -> list[Connection]:
         """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
-        return [self._connection] if self._replies is None else [self._connection, self._replies]
+        return [self._connection, *filter(None, [self._replies.connection])]
 
     @property
     def channel(self) -> BlockingAccess:
@@ -359,6 +355,22 @@ class GenericConsumer(Connected):
         """
         self._delivery(method).channel.settle(method, requeue=bool(requeue))
 
+    def give_up(self, delivery: Delivery, failure: Failure) -> None:
+        """Reject a message for good, with a warning where that loses it. Does not block; any thread.
+
+        :param failure: why
+        """
+        delivery.channel.settle(delivery, requeue=False)
+        queue = self._topology.queues.get(delivery.queue)
+        has_dead_letters = queue is not None and 'x-dead-letter-exchange' in (queue.flags.get('arguments') or {})
+        if not has_dead_letters and delivery.queue not in self._queues_warned:
+            self._queues_warned.add(delivery.queue)
+            self._connection.logger.warning(
+                'a message rejected from queue %r is lost: the queue was declared without x-dead-letter-exchange '
+                '(said once)',
+                delivery.queue,
+            )
+
     def _delivery(self, method: Any) -> Delivery:
         if not isinstance(method, Delivery):
             raise errors.ConfigurationError(
@@ -366,18 +378,6 @@ class GenericConsumer(Connected):
                 'for anything else there is consumer.channel'
             )
         return method
-
-    def decode(self, data: bytes) -> Any:
-        """Decode a message's body.
-
-        :raises errors.DecodingError: where it cannot be decoded
-        """
-        try:
-            return self.encoder.decode(data)
-        except errors.DecodingError:
-            raise
-        except Exception as error:  # a user's own encoder
-            raise errors.DecodingError(f'{type(self.encoder).__name__} cannot decode it: {error!r}') from error
 
     def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
         """Answer an RPC. Does not block but for a full window of unconfirmed messages; any thread.
@@ -402,27 +402,8 @@ class GenericConsumer(Connected):
         :param content_type: what it is
         :return: what becomes of it
         """
-        if self._reply_publisher is None or not self._reply_publisher.is_wanted:
-            self.prepare_replies()
-        assert self._reply_publisher is not None
-        receipt = Receipt(new_message_id(), 1, True, self._reply_ledger)
-        properties = wire.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
-        outgoing = Outgoing('', header.reply_to, False, properties, encoded, receipt)
-        # Out by the publishing connection: when the broker stops reading publishers, acknowledgements must not stop.
-        self._reply_publisher.publish(outgoing, PUBLISH_TIMEOUT)
-        delivery = current.get()
-        if delivery is not None:
-            delivery.published(receipt)
-        return receipt
+        return self._replies.send(header, encoded, content_type)
 
     def prepare_replies(self) -> None:
         """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
-        if self._replies is None:
-            self._replies = acquire(self._settings, 'publishing')
-            self._reply_ledger = Ledger(self._replies, failures_kept=0)
-        self._reply_publisher = self._replies.publisher(True)
-
-    def has_dead_letters(self, queue: str) -> bool:
-        """Whether this consumer declared the queue with a dead-letter exchange."""
-        declared = self._topology.queues.get(queue)
-        return declared is not None and 'x-dead-letter-exchange' in (declared.flags.get('arguments') or {})
+        self._replies.open()

@@ -90,6 +90,43 @@ class JsonEncoder(Encoder):
             return _decode_carefully(body)
 
 
+class Encoding:
+    """Base of what encodes and decodes bodies by its :attr:`encoder`."""
+
+    encoder_class: ClassVar[Any] = JsonEncoder
+
+    def __init__(self) -> None:
+        self.encoder = self.encoder_class()
+
+    def encode(self, body: Any) -> bytes:
+        """Encode a message's body.
+
+        :raises EncodingError: where it cannot be encoded; a user's own encoder may raise something else
+        """
+        encoded = self.encoder.encode(body)
+        if isinstance(encoded, bytes):
+            return encoded
+        if isinstance(encoded, str):
+            return encoded.encode('utf-8')
+        if isinstance(encoded, (bytearray, memoryview)):
+            return bytes(encoded)
+        raise EncodingError(
+            f'{type(self.encoder).__name__}.encode() must return bytes or text, not {type(encoded).__name__}'
+        )
+
+    def decode(self, data: bytes) -> Any:
+        """Decode a message's body.
+
+        :raises DecodingError: where it cannot be decoded
+        """
+        try:
+            return self.encoder.decode(data)
+        except DecodingError:
+            raise
+        except Exception as error:  # a user's own encoder
+            raise DecodingError(f'{type(self.encoder).__name__} cannot decode it: {error!r}') from error
+
+
 # The quick way
 
 _encode_json = msgspec.json.Encoder().encode

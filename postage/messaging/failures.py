@@ -1,4 +1,4 @@
-"""What becomes of deliveries that could not be handled: they are put off, or buried in a store, or counted.
+"""What becomes of deliveries that could not be handled: they are put off, or put into a store, or counted.
 
 Each is given into other hands first, the broker's or the store's, and acknowledged once those have it. Where they do
 not take it, the message stays unacknowledged and is offered again, after pauses that grow.
@@ -8,51 +8,43 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-import traceback
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
 
 from postage import errors
 from postage.amqp.consuming import Delivery
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
+from postage.messaging.delays import delay_queue
 from postage.messaging.forwarding import Forwarder
-from postage.messaging.outcomes import DeadLetter, DeadLetterStore, Failure
-from postage.messaging.properties import Properties, whole_header
-from postage.messaging.retry import Pause, delay_queue, pause_after
+from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of, text_of
+from postage.messaging.outcomes import Failure, Pause
+from postage.messaging.properties import whole_header
+from postage.messaging.roles import Host, Settler, Source
+from postage.messaging.unsettled import Unsettled
 from postage.microthreads import MicroThread, sleep
-
-if TYPE_CHECKING:
-    from postage.messaging.handlers import Entry
-    from postage.messaging.processor import MessageProcessor
 
 logger = logging.getLogger('postage')
 
-FIRST_PAUSE = 1.0  # seconds before a message is offered again to whoever did not take it
+FIRST_PAUSE = 1.0  # seconds before a message is offered again to a store or broker that did not take it
 LONGEST_PAUSE = 60.0
 BUSY_PAUSE = 0.02  # seconds before a message is begun again for which there was no room
-TRACEBACK_MAX = 16_000  # characters; its end says the most
-MESSAGE_MAX = 4_000
 
 
 class Failures:
     """The failed deliveries of one processor. Its methods are for the scheduler's thread.
 
-    :param begun: called when something has been begun that ought to end before the processor does
-    :param ended: called when it has ended; from any thread
+    :param unsettled: counts what has been begun, and ought to end before the processor does
+    :param begin_again: handles a delivery once more, if there is room, and returns whether there was
     """
 
     def __init__(
-        self,
-        processor: MessageProcessor,
-        begun: Callable[[], None],
-        ended: Callable[[], None],
+        self, host: Host, source: Source, unsettled: Unsettled, begin_again: Callable[[Delivery], bool]
     ) -> None:
-        self._processor = processor
-        self._begun = begun
-        self._ended = ended
+        self._host = host
+        self._source = source
+        self._unsettled = unsettled
+        self._begin_again = begin_again
         self._forwarder: Forwarder | None = None
 
     def close(self) -> None:
@@ -62,33 +54,20 @@ class Failures:
 
     # Another attempt
 
-    def pause_after(self, entry: Entry, error: Exception, delivery: Delivery) -> Pause | None:
-        """How long a message waits for its next attempt; ``None`` where there is none.
-
-        There is none, either, for a message that would have expired by then: the caller of an RPC is gone.
-        """
-        try:
-            properties = delivery.properties
-        except errors.DecodingError:
-            return None  # what cannot be read cannot be sent on
-        pause = pause_after(entry.retries, error, whole_header(properties.headers or {}, notes.ATTEMPTS))
-        expiration = notes.original(properties).expiration
-        if pause is not None and expiration is not None and expiration.isdecimal():
-            expires_at = _first_attempt_at(properties) + int(expiration) / 1000
-            if time.time() + pause.seconds > expires_at:
-                return None
-        return pause
-
     def put_off(self, delivery: Delivery, pause: Pause, failure: Failure) -> None:
         """Have a message come back after a pause: by way of the broker, or of this process for an exclusive queue."""
         properties = delivery.properties
-        queue = self._declared(delivery)
+        queue = _declared(delivery)
         counted = {
             'attempts': whole_header(properties.headers or {}, notes.ATTEMPTS) + 1,
-            'first_attempt': int(_first_attempt_at(properties) * 1000),
+            'first_attempt': int(first_attempt_at(properties) * 1000),
         }
         if queue is not None and queue.flags.get('exclusive'):
-            self._hold(delivery, pause, counted)
+            # Without the broker's help: what goes with this connection need not outlive it.
+            headers = {notes.ATTEMPTS: counted['attempts'], notes.FIRST_ATTEMPT: counted['first_attempt']}
+            properties.headers = {**(properties.headers or {}), **headers}
+            self._source.set_aside(1)
+            self._later(pause.seconds, functools.partial(self._release, delivery))
             return
         changed = notes.sent_on(properties, (delivery.exchange, delivery.routing_key), **counted)
         waiting = delay_queue(queue, delivery.queue, pause)
@@ -96,24 +75,17 @@ class Failures:
             encoded = notes.encode(changed)
         except errors.EncodingError as error:
             logger.error('%r cannot be put off: %s', delivery, error)
-            self.bury(delivery, failure)
+            self.give_up(delivery, failure)
             return
         send = functools.partial(self._send, delivery, waiting.name, encoded, changed.message_id, waiting)
         self._hand_over(delivery, send, f'to put it off in queue {waiting.name!r}')
 
-    def _hold(self, delivery: Delivery, pause: Pause, counted: dict[str, int]) -> None:
-        """Handle it again without the broker's help: what goes with this connection need not outlive it."""
-        properties = delivery.properties
-        headers = {notes.ATTEMPTS: counted['attempts'], notes.FIRST_ATTEMPT: counted['first_attempt']}
-        properties.headers = {**(properties.headers or {}), **headers}
-        self._processor.consumer.set_aside(1)
-        self._later(pause.seconds, functools.partial(self._release, delivery))
-
     def _release(self, delivery: Delivery) -> None:
-        if not delivery.channel.is_wanted:
-            return  # it went back to its queue
-        if self._processor.begin_again(delivery):
-            self._processor.consumer.set_aside(-1)
+        if not _can_be_settled(delivery):  # it went back to its queue
+            if self._source.is_delivery_of(delivery):
+                self._source.set_aside(-1)
+        elif self._begin_again(delivery):
+            self._source.set_aside(-1)
         else:
             self._later(BUSY_PAUSE, functools.partial(self._release, delivery))
 
@@ -130,12 +102,12 @@ class Failures:
         return whole_header(headers, notes.DELIVERIES) + bool(delivery.redelivered)
 
     def has_to_be_counted(self, delivery: Delivery) -> bool:
-        """Whether nobody but us notes that this message has been delivered before."""
+        """Whether only a note of ours can tell that this message has been delivered before."""
         return delivery.redelivered and not self._is_counted_by_broker(delivery)
 
     def _is_counted_by_broker(self, delivery: Delivery) -> bool:
         # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
-        queue = self._declared(delivery)
+        queue = _declared(delivery)
         kind = ((queue.flags.get('arguments') or {}) if queue is not None else {}).get('x-queue-type')
         return kind == 'quorum' or 'x-delivery-count' in delivery.headers
 
@@ -154,17 +126,18 @@ class Failures:
 
     # Dead letters
 
-    def bury(self, delivery: Delivery, failure: Failure) -> None:
-        """Put a message into the processor's store. To be called where there is one."""
-        store: DeadLetterStore | None = self._processor.dead_letters
-        assert store is not None
-        letter = letter_of(delivery, failure)
-        self._hand_over(delivery, functools.partial(self._put, store, letter), 'to store it as a dead letter')
+    def give_up(self, delivery: Delivery, failure: Failure) -> None:
+        """Put a message into the processor's store; where it has none, reject it."""
+        store = self._host.dead_letters
+        if store is None:
+            self._source.give_up(delivery, failure)
+        else:
+            put = functools.partial(self._put, store, letter_of(delivery, failure))
+            self._hand_over(delivery, put, 'to store it as a dead letter')
 
     def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[None]:
-        scheduler = self._processor.scheduler
-        if scheduler is not None:
-            return scheduler.executor.submit(store.put, letter)
+        if self._host.scheduler is not None:
+            return self._host.scheduler.executor.submit(store.put, letter)
         done: Future[None] = Future()
         store.put(letter)
         done.set_result(None)
@@ -176,7 +149,7 @@ class Failures:
         self, delivery: Delivery, routing_key: str, properties: bytes, message_id: str | None, queue: Queue | None
     ) -> Future[None]:
         if self._forwarder is None:
-            self._forwarder = Forwarder(self._processor.consumer.conn_broker.settings)
+            self._forwarder = Forwarder(self._source.conn_broker.settings)
         return self._forwarder.send('', routing_key, properties, delivery.body, message_id or '', queue)
 
     def _hand_over(
@@ -188,13 +161,13 @@ class Failures:
             error = None if future.cancelled() else future.exception()
             if error is not None:
                 wait = f'next try in {pause:g} s'
-                logger.error('%r stays unacknowledged: failed %s (%s); %s', delivery, what, _text(error), wait)
+                logger.error('%r stays unacknowledged: failed %s (%s); %s', delivery, what, text_of(error), wait)
                 self._later(pause, functools.partial(self._hand_over_again, delivery, work, what, 2 * pause))
             elif not future.cancelled():  # by the end of the scheduler: the broker delivers it again
                 delivery.channel.settle(delivery)
-            self._ended()
+            self._unsettled.one_less()
 
-        self._begun()
+        self._unsettled.one_more()
         try:
             under_way = work()
         except Exception as error:
@@ -203,22 +176,13 @@ class Failures:
         under_way.add_done_callback(done)
 
     def _hand_over_again(self, delivery: Delivery, work: Callable[[], Future[None]], what: str, pause: float) -> None:
-        channel = delivery.channel
-        if channel.is_wanted and channel.generation == delivery.generation:
+        if _can_be_settled(delivery):
             self._hand_over(delivery, work, what, min(pause, LONGEST_PAUSE))
 
     def _later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call back in the scheduler's thread. From any thread."""
-        if self._processor.scheduler is not None:
-            self._processor.scheduler.add_microthread(_Later(seconds, callback))
-
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Call back in the scheduler's thread, as soon as it can. From any thread."""
-        self._later(0.0, callback)
-
-    @staticmethod
-    def _declared(delivery: Delivery) -> Queue | None:
-        return delivery.channel.topology.queues.get(delivery.queue)
+        if self._host.scheduler is not None:
+            self._host.scheduler.add_microthread(_Later(seconds, callback))
 
 
 class _Later(MicroThread):
@@ -228,49 +192,17 @@ class _Later(MicroThread):
         self._seconds = seconds
         self._callback = callback
 
-    def main(self) -> Generator[Any, Any, None]:
-        if self._seconds:
-            yield sleep(self._seconds)
+    def main(self) -> Generator[sleep, None, None]:
+        yield sleep(self._seconds)
         self._callback()
-        yield
 
 
-def _first_attempt_at(properties: Properties) -> float:
-    return whole_header(properties.headers or {}, notes.FIRST_ATTEMPT) / 1000 or time.time()
+def _declared(delivery: Delivery) -> Queue | None:
+    settler: Settler = delivery.channel
+    return settler.topology.queues.get(delivery.queue)
 
 
-def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
-    """A failed delivery as a dead letter."""
-    try:
-        properties = delivery.properties
-    except errors.DecodingError:
-        properties = Properties()  # type: ignore[no-untyped-call]
-    headers = properties.headers or {}
-    failed_before, unfinished = whole_header(headers, notes.ATTEMPTS), whole_header(headers, notes.DELIVERIES)
-    error = failure.error
-    return DeadLetter(
-        body=delivery.body,
-        properties=notes.as_plain(notes.original(properties)),
-        queue=delivery.queue,
-        exchange=delivery.exchange,
-        routing_key=delivery.routing_key,
-        reason=failure.reason,
-        exception=_name(type(error)),
-        message=_text(error)[:MESSAGE_MAX],
-        traceback=''.join(traceback.format_exception(error))[-TRACEBACK_MAX:],
-        attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries')),
-        first_attempt_at=_first_attempt_at(properties),
-        died_at=time.time(),
-        is_repeated=delivery.redelivered or failed_before > 0 or unfinished > 0,
-    )
-
-
-def _name(kind: type) -> str:
-    return kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:  # an exception class of the user's
-        return repr(type(error))
+def _can_be_settled(delivery: Delivery) -> bool:
+    """Whether a delivery is still this process's. Else the broker has put its message back, and delivers it anew."""
+    settler: Settler = delivery.channel
+    return settler.is_wanted and settler.is_open and settler.generation == delivery.generation

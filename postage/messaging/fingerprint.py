@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postage.errors import ConfigurationError
-from postage.messaging.program import program_settings
-from postage.settings import default_vhost
+from postage.settings import default_vhost, program_settings
 
 
 class Fingerprint:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from postage import errors
-from postage.messaging.outcomes import FilterError
-
-if TYPE_CHECKING:
-    from postage.messaging.retry import Retry
+from postage.messaging.outcomes import CONTROL_FLOW, FilterError
 
 Target = TypeVar('Target', bound=Callable[..., Any])
 
@@ -20,7 +17,9 @@ _HANDLERS = '_postage_handlers'
 _FILTERS = '_postage_filters'
 _TIMEOUTS = '_postage_timeouts'
 _THREADED = '_postage_threaded'
-RETRIES = '_postage_retries'
+_RETRIES = '_postage_retries'
+
+DELAY_MAX = 40 * 24 * 3600.0  # seconds; a queue's TTL and expiry are 32-bit numbers of milliseconds
 
 
 class _HandlerDecorator:
@@ -43,7 +42,7 @@ class _HandlerDecorator:
         self.name = name
 
     def __call__(self, target: Target) -> Target:
-        return mark(target, _HANDLERS, self)
+        return _mark(target, _HANDLERS, self)
 
 
 class MessageHandler(_HandlerDecorator):
@@ -79,7 +78,7 @@ class MessageFilter:
         self.kwds = kwds
 
     def __call__(self, target: Target) -> Target:
-        return mark(target, _FILTERS, self)
+        return _mark(target, _FILTERS, self)
 
 
 class Timeout:
@@ -92,12 +91,53 @@ class Timeout:
         self.seconds = check_timeout('@Timeout', seconds)
 
     def __call__(self, target: Target) -> Target:
-        return mark(target, _TIMEOUTS, self)
+        return _mark(target, _TIMEOUTS, self)
 
 
 def Threaded(target: Target) -> Target:  # noqa: N802 - it reads like the decorators beside it
     """Runs the handler it decorates in one of the scheduler's threads, for functions that block."""
-    return mark(target, _THREADED, True)
+    return _mark(target, _THREADED, True)
+
+
+class Retry:
+    """Has a message handled again when the handler it decorates raises one of these exceptions.
+
+    The message comes back after each of the delays in turn, counted across processes and restarts; when the handler
+    raises after the last one it is dead. An RPC is answered after its last attempt. All handlers of the message run
+    again. ``RejectMessage``, ``FilterError``, ``AckAndRestart`` and ``ExitScheduler`` are never tried again.
+
+    Of several ``Retry`` on one handler the uppermost that names the exception counts.
+
+    :param exceptions: classes of exceptions; every ``Exception``, where none is named
+    :param delays: seconds before each further attempt
+    :param jitter: by which part of itself a delay may be shorter or longer, 0 to 1, so that what failed together does
+        not come back all at once
+    :raises errors.ConfigurationError: an argument has the wrong type or value
+    """
+
+    def __init__(self, *exceptions: type[Exception], delays: Sequence[float] = (1, 5, 30), jitter: float = 0.2) -> None:
+        for exception in exceptions:
+            if not isinstance(exception, type) or not issubclass(exception, Exception):
+                raise errors.ConfigurationError(f'@Retry takes classes of exceptions, not {exception!r:.80}')
+            if issubclass(exception, CONTROL_FLOW):
+                raise errors.ConfigurationError(f'@Retry: {exception.__name__} is no failure and is never tried again')
+        self.exceptions = exceptions or (Exception,)
+        self.jitter = _number(jitter, 'jitter must be a number from 0 to 1', 1)
+        if isinstance(delays, str) or not isinstance(delays, Sequence) or not delays:
+            raise errors.ConfigurationError(
+                f'@Retry: delays must be a list of seconds and not empty, not {delays!r:.80}'
+            )
+        rule, limit = 'a delay must be a number of seconds, 40 days at most', DELAY_MAX / (1 + self.jitter)
+        self.delays = tuple(_number(delay, rule, limit) for delay in delays)
+
+    def __call__(self, target: Target) -> Target:
+        return _mark(target, _RETRIES, self)
+
+
+def _number(value: Any, rule: str, highest: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= highest:
+        raise errors.ConfigurationError(f'@Retry: {rule}, not {value!r:.80}')
+    return float(value)
 
 
 def check_timeout(where: str, seconds: Any) -> float:
@@ -134,7 +174,7 @@ class Handler:
         raise NotImplementedError(f'{type(self).__name__} must define call(self)')
 
 
-def mark(target: Target, attribute: str, mark: object) -> Target:
+def _mark(target: Target, attribute: str, mark: object) -> Target:
     """Put a decorator's mark on its target itself, not on what the target inherits from."""
     if isinstance(target, type) and not issubclass(target, Handler):
         raise errors.ConfigurationError(f'{target.__name__} must derive from messaging.Handler to be a message handler')
@@ -177,7 +217,7 @@ class Entry:
         self.is_rpc = decorator.category == 'rpc'
         self.full_body = decorator.full_body
         self.filters: list[MessageFilter] = marks.get(_FILTERS, [])
-        self.retries: list[Retry] = marks.get(RETRIES, [])
+        self.retries: list[Retry] = marks.get(_RETRIES, [])
         timeouts: list[Timeout] = marks.get(_TIMEOUTS, [])
         self.timeout: float | None = timeouts[0].seconds if timeouts else getattr(processor, 'timeout', None)
         self._call = getattr(processor, attribute)

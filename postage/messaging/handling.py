@@ -7,52 +7,44 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from postage import errors
 from postage.amqp.consuming import Delivery, current
-from postage.messaging.handlers import Colour, Entry
-from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
-from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, outcome_of
+from postage.messaging.delays import pause_after
+from postage.messaging.handlers import Colour, Entry, Retry
+from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, outcome_of
+from postage.messaging.replies import Reply
 from postage.messaging.rpc import RpcFuture
 from postage.microthreads import MicroScheduler, MicroThread
-
-if TYPE_CHECKING:
-    from postage.messaging.processor import MessageProcessor
 
 logger = logging.getLogger('postage')
 
 
-class Reply:
-    """The ``reply_func`` of one RPC: the first answer counts. May be called from any thread."""
+class Desk(Protocol):
+    """What a delivery in a microthread of its own needs of its processor.
 
-    def __init__(self, processor: MessageProcessor, delivery: Delivery) -> None:
-        self._processor = processor
-        self._properties = delivery.answerable
-        self.sent = False
+    :ivar label: what the processor's hooks are called in the log
+    """
 
-    def __call__(self, message: Any) -> None:
-        """Answer, with a result message or a plain value.
+    label: str
 
-        :raises errors.EncodingError: it cannot be encoded; nothing was sent
-        """
-        if self.sent:
-            logger.warning('a second answer to RPC %s was dropped', self._properties.correlation_id)
-            return
-        if not isinstance(message, Message):
-            message = MessageResult(message)
-        if not message.body['fingerprint']:
-            message.fingerprint(self._processor.fingerprint)
-        self._processor.consumer.rpc_reply(self._properties, message)
-        self.sent = True
+    def hooks_around(self, body: dict[str, Any], delivery: Delivery) -> AbstractContextManager[None]:
+        """The hooks of one message, around its handlers."""
 
-    def tell(self, error: Exception) -> None:
-        """Answer with what a handler raised."""
-        if isinstance(error, FilterError):
-            self(MessageResultError(str(error)))
-        else:
-            self(MessageResultException(type(error).__name__, str(error)))
+    def serves(self, exchange: str, routing_key: str) -> bool:
+        """Whether a message sent there would come to this processor."""
+
+    def set_aside(self, change: int) -> None:
+        """A handler begins (1), or ends (-1), to wait for an answer from this very processor."""
+
+    def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        """The handlers have ended, after so long."""
+
+    def abandoned(self, delivery: Delivery) -> None:
+        """The handlers were closed before their end."""
 
 
 def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery: Delivery) -> Outcome:
@@ -64,23 +56,20 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
             began = time.monotonic()
             result = entry(body, reply)
             _say_if_late(entry, time.monotonic() - began)
-        return _returned(result, reply)
+        if reply is not None and result is not None and not reply.sent:
+            reply(result)
+        return HANDLED
     except Exception as error:
-        return _raised(error, entry, reply, delivery)
+        return raised(error, entry.label, reply, delivery, entry.retries)
 
 
 class Handling(MicroThread):
     """The microthread that takes a delivery through handlers of every colour, in their order."""
 
     def __init__(
-        self,
-        processor: MessageProcessor,
-        delivery: Delivery,
-        entries: list[Entry],
-        body: dict[str, Any],
-        reply: Reply | None,
+        self, desk: Desk, delivery: Delivery, entries: list[Entry], body: dict[str, Any], reply: Reply | None
     ) -> None:
-        self._processor = processor
+        self._desk = desk
         self._delivery = delivery
         self._entries = entries
         self._body = body
@@ -97,17 +86,16 @@ class Handling(MicroThread):
         began = time.monotonic()
         outcome = HANDLED
         try:
-            with self._processor.hooks_around(self._body, self._delivery):
+            with self._desk.hooks_around(self._body, self._delivery):
                 for entry in self._entries:
                     outcome = outcome.and_also((yield from self._call(entry)))
         except GeneratorExit:
-            self._processor.abandoned(self._delivery)
+            self._desk.abandoned(self._delivery)
             raise
         except Exception as error:
-            outcome = outcome.and_also(hook_raised(error, self._processor, self._reply, self._delivery))
+            outcome = outcome.and_also(raised(error, self._desk.label, self._reply, self._delivery))
         current.set(None)
-        self._processor.consumer.took(1, time.monotonic() - began)
-        self._processor.handled(self._delivery, outcome)
+        self._desk.handled(self._delivery, outcome, time.monotonic() - began)
 
     def _call(self, entry: Entry) -> Generator[Any, Any, Outcome]:
         if entry.colour is Colour.PLAIN:
@@ -118,12 +106,14 @@ class Handling(MicroThread):
             if entry.timeout is not None:
                 timer = self.scheduler.call_later(entry.timeout, functools.partial(self._time_is_up, entry))
             result = yield from self._run(entry, self.scheduler)
-            return _returned(result, self._reply)
+            if self._reply is not None and result is not None and not self._reply.sent:
+                self._reply(result)
+            return HANDLED
         except _TimeIsUp:
             closed = errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s')
-            return _raised(closed, entry, self._reply, self._delivery)
+            return raised(closed, entry.label, self._reply, self._delivery, entry.retries)
         except Exception as error:
-            return _raised(error, entry, self._reply, self._delivery)
+            return raised(error, entry.label, self._reply, self._delivery, entry.retries)
         finally:
             if timer is not None:
                 timer.cancel()
@@ -151,74 +141,58 @@ class Handling(MicroThread):
 
     def _run_generator(self, handler: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         """``yield from``, but for the two ways in which it is cut short: both close the handler."""
-        step = functools.partial(handler.send, None)
+        resume: Callable[[Any], Any] = handler.send
+        value: Any = None
         while True:
             try:
-                wanted = step()
+                wanted = resume(value)
             except StopIteration as stop:
                 return stop.value
-            asks_itself = isinstance(wanted, RpcFuture) and self._processor.serves(wanted.exchange, wanted.routing_key)
+            asks_itself = isinstance(wanted, RpcFuture) and self._desk.serves(wanted.exchange, wanted.routing_key)
             if asks_itself:
-                self._processor.step_aside()
+                self._desk.set_aside(1)
             try:
-                value = yield wanted
+                resume, value = handler.send, (yield wanted)
             except (_TimeIsUp, GeneratorExit):
                 handler.close()
                 raise
             except BaseException as error:
-                step = functools.partial(handler.throw, error)
-            else:
-                step = functools.partial(handler.send, value)
+                resume, value = handler.throw, error
             finally:
                 if asks_itself:
-                    self._processor.step_back()
+                    self._desk.set_aside(-1)
 
 
 class _TimeIsUp(BaseException):
     """Thrown in where a handler is parked when its time is over; a handler never sees it."""
 
 
-def _returned(result: Any, reply: Reply | None) -> Outcome:
-    if reply is not None and result is not None and not reply.sent:
-        reply(result)
-    return HANDLED
+def raised(
+    error: Exception, label: str, reply: Reply | None, delivery: Delivery, retries: Sequence[Retry] = ()
+) -> Outcome:
+    """The outcome of a handler or hook that raised. It is logged; an RPC's caller is told after its last attempt.
 
-
-def _raised(error: Exception, entry: Entry, reply: Reply | None, delivery: Delivery) -> Outcome:
-    """The outcome of a handler that raised, which is logged and told to an RPC's caller, after its last attempt."""
+    :param label: what to call it in the log
+    :param retries: when the message is to be handled again
+    """
     outcome = outcome_of(error)
     if not outcome.acknowledge:
-        reason: Reason = 'exception' if outcome.traceback else 'rejected'
-        pause = entry.processor.pause_after(entry, error, delivery) if outcome.traceback and entry.retries else None
-        outcome = dataclasses.replace(outcome, failure=Failure(reason, error), pause=pause)
+        pause = pause_after(retries, error, delivery) if outcome.traceback and retries else None
+        failure = Failure('exception' if outcome.traceback else 'rejected', error)
+        outcome = dataclasses.replace(outcome, failure=failure, pause=pause)
     if outcome.pause is not None:
         wait = f'it is handled again in {outcome.pause.seconds:.3g} s'
-        logger.warning('%s raised %s on %r, %s: %s', entry.label, type(error).__name__, delivery, wait, error)
+        logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, error)
         return outcome
     if outcome.traceback:
-        logger.error('%s raised on %r, which is rejected', entry.label, delivery, exc_info=error)
+        logger.error('%s raised on %r, which is rejected', label, delivery, exc_info=error)
     elif isinstance(error, FilterError):
-        logger.warning('%r %s', delivery, error if entry.filters else f'dropped by {entry.label}: {error}')
+        logger.warning('%r %s', delivery, error if str(error).startswith('dropped') else f'dropped by {label}: {error}')
     if reply is not None and not reply.sent and outcome.then is None:
         try:
             reply.tell(error)
         except Exception as failure:
-            logger.error('the caller of %s could not be told: %s', entry.label, failure)
-    return outcome
-
-
-def hook_raised(error: Exception, processor: MessageProcessor, reply: Reply | None, delivery: Delivery) -> Outcome:
-    """The outcome of a hook that raised: the message has failed, and an RPC's caller is told."""
-    outcome = outcome_of(error)
-    if not outcome.acknowledge:
-        outcome = dataclasses.replace(outcome, failure=Failure('exception' if outcome.traceback else 'rejected', error))
-    if outcome.traceback:
-        logger.error('a hook of %s raised on %r, which is rejected', type(processor).__name__, delivery, exc_info=error)
-    if reply is not None and not reply.sent and outcome.then is None:
-        try:
-            reply.tell(error)
-        except Exception as failure:
-            logger.error('the caller of %r could not be told: %s', delivery, failure)
+            logger.error('the caller of %s could not be told: %s', label, failure)
     return outcome
 
 

@@ -1,17 +1,17 @@
-"""What may become of a delivery, in one table; and the interface of a store for those that nobody could handle.
+"""What may become of a delivery, in one table.
 
 A handler says it by what it raises; returning says that all is well.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import random
+from dataclasses import dataclass
+from typing import Literal
 
 from postage.microthreads import ExitScheduler
 
-if TYPE_CHECKING:
-    from postage.messaging.retry import Pause
+STEPS = 5  # delays that a jitter makes of one: each has a queue, see postage.messaging.delays
 
 
 class RejectMessage(Exception):
@@ -27,9 +27,8 @@ class AckAndRestart(Exception):
 
 
 Reason = Literal['exception', 'rejected', 'undecodable', 'unpublished', 'deliveries']
-"""Why a message is dead: a handler raised; a handler raised ``RejectMessage``; it is not a message of Postage; what
-its handler published was not taken over by the broker; it was delivered too often without ever being handled to its
-end."""
+"""Why a message is dead: a handler raised; a handler raised ``RejectMessage``; it is not a message of Postage; the
+broker did not take over what its handler published; it was delivered too often and never handled to its end."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,26 @@ class Failure:
 
     reason: Reason
     error: BaseException
+
+
+class Pause:
+    """How long a message waits before its next attempt.
+
+    :param delay: seconds
+    :param jitter: by which part of itself the delay may be shorter or longer
+    :ivar milliseconds: this once, jitter included
+    """
+
+    __slots__ = ('milliseconds',)
+
+    def __init__(self, delay: float, jitter: float) -> None:
+        step = random.randrange(STEPS) / (STEPS - 1)  # 0 to 1
+        self.milliseconds = max(1, round(1000 * delay * (1 + jitter * (2 * step - 1))))
+
+    @property
+    def seconds(self) -> float:
+        """The same in seconds."""
+        return self.milliseconds / 1000
 
 
 @dataclass(frozen=True)
@@ -66,14 +85,12 @@ class Outcome:
         One that fails is enough to reject it; one that asks for another attempt is enough to have it handled again,
         by all of them, after the longest delay that one of them asks for.
         """
-        if other is HANDLED:
-            return self
         pauses = [outcome.pause for outcome in (self, other) if outcome.pause is not None]
         return Outcome(
             self.acknowledge and other.acknowledge,
             then=other.then or self.then,
             failure=self.failure or other.failure,
-            pause=max(pauses, key=lambda pause: pause.seconds, default=None),
+            pause=max(pauses, key=lambda pause: pause.milliseconds, default=None),
         )
 
 
@@ -94,54 +111,3 @@ CONTROL_FLOW = tuple(kind for kind, _ in _OUTCOMES if kind is not Exception)
 def outcome_of(error: Exception) -> Outcome:
     """What a handler meant by raising this."""
     return next(outcome for kind, outcome in _OUTCOMES if isinstance(error, kind))
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """A message that could not be handled, and why. All of it but the body can be written as JSON.
-
-    :ivar body: the bytes of its body
-    :ivar properties: its AMQP properties, as :func:`postage.messaging.properties.as_plain` writes them
-    :ivar queue: the queue it was delivered from
-    :ivar exchange: the exchange it was first published to
-    :ivar routing_key: the routing key it was first published with
-    :ivar reason: one of :data:`Reason`
-    :ivar exception: name of the exception's class, with its module where that is not Python's own
-    :ivar message: the exception's text
-    :ivar traceback: the exception's traceback, the end of it where it is long
-    :ivar attempts: how often it was handled; 0 where it could not even be read
-    :ivar first_attempt_at: when it was first handled, as ``time.time()`` has it
-    :ivar died_at: when it was given up
-    :ivar is_repeated: whether the same message may have been given up before: it was delivered, or sent, again
-    """
-
-    body: bytes = field(repr=False)
-    properties: dict[str, Any]
-    queue: str
-    exchange: str
-    routing_key: str
-    reason: Reason
-    exception: str
-    message: str
-    traceback: str = field(repr=False)
-    attempts: int
-    first_attempt_at: float
-    died_at: float
-    is_repeated: bool = False
-
-    @property
-    def message_id(self) -> str:
-        """The ``message_id`` it travelled under; empty where it had none."""
-        return str(self.properties.get('message_id') or '')
-
-
-class DeadLetterStore(Protocol):
-    """Where a processor puts the messages that it could not handle. Its :attr:`dead_letters` is one."""
-
-    def put(self, letter: DeadLetter) -> None:
-        """Take a letter over. The message is acknowledged when this returns, so the letter has to be safe by then.
-
-        May block; called from threads of the scheduler's pool, from several at once.
-
-        :raises Exception: where it cannot be taken; it stays unacknowledged, and is offered again after a pause
-        """

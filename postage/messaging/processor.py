@@ -1,4 +1,4 @@
-"""Processors: from a delivery to its handlers, and from their outcome to an acknowledgement."""
+"""Processors: microthreads that consume messages and have them handled."""
 
 from __future__ import annotations
 
@@ -7,38 +7,30 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
-from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.consuming import Delivery, current
-from postage.amqp.publishing import Receipt
 from postage.amqp.registry import close_all, flush_all
-from postage.amqp.waiting import Batch, alarm_of_thread, send_batch
+from postage.amqp.waiting import Batch, alarm_of_thread
+from postage.messaging import deadlocks
 from postage.messaging.consumer import GenericConsumer
-from postage.messaging.failures import Failures
+from postage.messaging.dispatch import Dispatcher
 from postage.messaging.fingerprint import as_fingerprint_dict
-from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
-from postage.messaging.handling import Handling, Reply, call_plain, hook_raised
+from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
 from postage.messaging.hooks import MessageContext, State, between
-from postage.messaging.messages import MessageResultError, check_envelope
-from postage.messaging.outcomes import HANDLED, AckAndRestart, DeadLetterStore, Failure, Outcome, Reason
-from postage.messaging.retry import Pause
-from postage.messaging.unsettled import Unsettled
+from postage.messaging.letters import DeadLetterStore
+from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 
 if TYPE_CHECKING:
-    from postage.messaging.local import LocalClient
-
-logger = logging.getLogger('postage')
+    from postage.messaging.local_client import LocalClient
 
 SLICE_MESSAGES = 64  # messages handled before other microthreads get their turn
 
 SLICE_SECONDS = 0.002  # the same in time; one slow handler is a turn of its own
 
-
-_NO_HOOKS = nullcontext()
+P = TypeVar('P', bound='MessageProcessor')
 
 
 def current_delivery() -> Delivery | None:
@@ -89,21 +81,16 @@ class MessageProcessor(MicroThread):
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
         self.state: Any = State()
         self._check_settings()
-        self._handlers = HandlerTable(self)
         self._deliverable = Signal()
         self._timers: list[tuple[float, Callable[[], object]]] = []
-        self._in_hand = 0
-        self._stop_requested = False
-        self._is_winding_down = False
-        self._unsettled = Unsettled(self._one_is_settled)
-        self._queues_warned: set[str] = set()
-        own, base = type(self), MessageProcessor
-        self._has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
+        table = HandlerTable(self)  # a fault in it is told before anything is connected
         self.consumer = self._consumer_class()(eqk, hup, vhost)
-        if self._handlers.answers:
+        if table.answers:
             self.consumer.prepare_replies()
-        self._failures = Failures(self, self._unsettled.one_more, self._unsettled.one_less)
-        self._take = self._begin if self.max_deliveries is None else self._begin_counted
+        own, base = type(self), MessageProcessor
+        has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
+        hooks = (self.before_handling, self.after_handling) if has_hooks else None
+        self._dispatcher = Dispatcher(self, self.consumer, table, hooks, self._deliverable.set)
 
     def _check_settings(self) -> None:
         name = type(self).__name__
@@ -145,35 +132,40 @@ class MessageProcessor(MicroThread):
                         more = yield from more
                     yield None if more else self._deliverable
             finally:
-                self._stop_now()
+                deadlocks.forget(self.scheduler, self.consumer)
+                self._dispatcher.stop_now()
 
     def step(self) -> Any:
         """Begin to handle some of the messages that have arrived. Returns whether there may be more to begin."""
+        dispatcher = self._dispatcher
+        if dispatcher.unsettled.work:
+            dispatcher.unsettled.work_off()
         began = now = time.monotonic()
-        in_hand, taken, more = self._in_hand, 0, True
+        in_hand, taken, more = dispatcher.in_hand, 0, True
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
-                delivery = None if self._is_full else self.consumer.next_delivery()
+                delivery = None
+                if dispatcher.in_hand < self.concurrency and not dispatcher.is_winding_down:
+                    delivery = self.consumer.next_delivery()
                 if delivery is None:
                     more = False
                     break
-                self._take(delivery)
+                dispatcher.take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
-        self.consumer.took(taken - (self._in_hand - in_hand), now - began)
+        self.consumer.took(taken - (dispatcher.in_hand - in_hand), now - began)
         return more
-
-    @property
-    def _is_full(self) -> bool:
-        return self._in_hand >= self.concurrency or self._is_winding_down
 
     def start_consuming(self) -> None:
         """Have the broker deliver. Called when the scheduler starts it; blocks until the broker has agreed."""
-        self._stop_requested = self._is_winding_down = False
+        self._dispatcher.start()
         self.consumer.begin(self._deliverable.set, self.concurrency)
+        if self.scheduler is None or self.scheduler is not running_scheduler():
+            return
+        deadlocks.remember(self.scheduler, self.consumer)
         alarm = alarm_of_thread()
-        if alarm is not None and self.scheduler is not None and self.scheduler is running_scheduler():
+        if alarm is not None:
             for connection in self.consumer.connections:
                 alarm.add(connection)
             self.scheduler.sleep_by(alarm)
@@ -181,17 +173,11 @@ class MessageProcessor(MicroThread):
     @property
     def is_busy(self) -> bool:
         """Whether messages are being handled, or wait for their acknowledgement."""
-        return self._in_hand > 0 or not self._unsettled.wait(0)
-
-    def _one_is_settled(self) -> None:
-        if self._is_winding_down:
-            self._deliverable.set()  # it may have been the last that the end waits for
+        return self._dispatcher.is_busy
 
     def wind_down(self) -> None:
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
-        if not self._is_winding_down:
-            self._is_winding_down = True
-            self.consumer.wind_down()
+        self._dispatcher.wind_down()
 
     def stop_consuming(self) -> None:
         """Stop consuming; what was prefetched goes back to the broker. :meth:`start_consuming` goes on again.
@@ -199,22 +185,11 @@ class MessageProcessor(MicroThread):
         In a handler of its own it takes effect when that message has been settled. Blocks until what handlers
         published is confirmed, for 10 seconds at most.
         """
-        delivery = current.get()
-        if delivery is not None and self.consumer.is_delivery_of(delivery):
-            self._stop_requested = True
-        else:
-            self._stop_now()
-
-    def _stop_now(self) -> None:
-        send_batch()
-        if not self._unsettled.wait(CLOSE_TIMEOUT):
-            logger.error('%r stops with messages that wait for a confirm; the broker delivers those again', self)
-        self.consumer.end()
+        self._dispatcher.stop()
 
     def close(self) -> None:
         """Stop consuming and give the connections back. Blocks."""
-        self._stop_now()
-        self._failures.close()
+        self._dispatcher.close()
         self.consumer.close()
 
     def add_eqk(self, eqk: Any) -> None:
@@ -254,7 +229,7 @@ class MessageProcessor(MicroThread):
         """
         for microthread in self.scheduler.microthreads if self.scheduler is not None else [self]:
             if isinstance(microthread, MessageProcessor):
-                microthread._stop_now()
+                microthread._dispatcher.stop_now()
         close_all()
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
@@ -288,16 +263,10 @@ class MessageProcessor(MicroThread):
     def after_handling(self, handling: MessageContext) -> None:
         """Called after the handlers of each message, whatever they raised. An exception fails the message."""
 
-    def hooks_around(self, body: dict[str, Any], delivery: Delivery) -> AbstractContextManager[None]:
-        """The hooks of one message, around its handlers."""
-        if not self._has_hooks:
-            return _NO_HOOKS
-        return between((self.before_handling,), (self.after_handling,), MessageContext(body, delivery))
-
     # Without a broker
 
     @classmethod
-    def test_client(cls, *arguments: Any, **keywords: Any) -> LocalClient:
+    def test_client(cls: type[P], *arguments: Any, **keywords: Any) -> LocalClient[P]:
         """A processor of this class that a test sends messages and RPCs to, with neither a broker nor threads.
 
         ::
@@ -307,165 +276,6 @@ class MessageProcessor(MicroThread):
 
         The arguments are those of the constructor.
         """
-        from postage.messaging.local import LocalClient
+        from postage.messaging.local_client import LocalClient
 
         return LocalClient(cls, arguments, keywords)
-
-    # From a delivery to its outcome
-
-    def _begin(self, delivery: Delivery) -> None:
-        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
-        try:
-            body = check_envelope(self.consumer.decode(delivery.body))
-            reply = Reply(self, delivery) if body['category'] == 'rpc' else None
-        except errors.DecodingError as error:
-            logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
-            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
-            return
-        entries = self._handlers.find(body['category'], body['type'], body['name'])
-        for entry in entries:
-            if not entry.is_plain:
-                assert self.scheduler is not None
-                self._in_hand += 1
-                self.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
-                return
-        outcome = HANDLED
-        token = current.set(delivery)
-        try:
-            with self.hooks_around(body, delivery):
-                if not entries and reply is not None:
-                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
-                for entry in entries:
-                    outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
-        except Exception as error:
-            outcome = outcome.and_also(hook_raised(error, self, reply, delivery))
-        finally:
-            current.reset(token)
-        self._conclude(delivery, outcome)
-
-    def _begin_counted(self, delivery: Delivery) -> None:
-        """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
-        assert self.max_deliveries is not None
-        try:
-            unfinished = self._failures.unfinished(delivery)
-            if unfinished < self.max_deliveries and self._failures.has_to_be_counted(delivery):
-                self._failures.count(delivery)
-                return
-        except (errors.DecodingError, errors.EncodingError) as error:
-            logger.error('%r is rejected, for its deliveries cannot be counted: %s', delivery, error)
-            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
-            return
-        if unfinished < self.max_deliveries:
-            self._begin(delivery)
-            return
-        times = 'once' if unfinished == 1 else f'{unfinished} times'
-        why = f'it was delivered {times} and never handled to its end'
-        logger.error('%r is given up: %s', delivery, why)
-        self._refuse(delivery, 'deliveries', errors.HandlingUnfinished(why), why)
-
-    def _refuse(self, delivery: Delivery, reason: Reason, error: errors.PostageError, answer: str) -> None:
-        """Give up what no handler shall see, and tell whoever sent it, if it wants an answer."""
-        try:
-            if delivery.properties.reply_to:
-                Reply(self, delivery)(MessageResultError(answer))
-        except errors.PostageError as failure:
-            logger.debug('its sender could not be told: %s', failure)
-        self._settle(delivery, Outcome(acknowledge=False, failure=Failure(reason, error)))
-
-    # For the microthreads of its deliveries
-
-    def handled(self, delivery: Delivery, outcome: Outcome) -> None:
-        """The handlers of a delivery have ended."""
-        self._in_hand -= 1
-        self._deliverable.set()
-        self._conclude(delivery, outcome)
-
-    def abandoned(self, delivery: Delivery) -> None:
-        """The handlers of a delivery were closed before their end; the broker will deliver it again."""
-        self._in_hand -= 1
-        delivery.is_handled = True
-
-    def pause_after(self, entry: Entry, error: Exception, delivery: Delivery) -> Pause | None:
-        """How long a message waits for its next attempt after a handler raised; ``None`` where there is none."""
-        return self._failures.pause_after(entry, error, delivery)
-
-    def begin_again(self, delivery: Delivery) -> bool:
-        """Handle a delivery once more. Returns whether there was room for it."""
-        if self._is_full:
-            return False
-        delivery.is_handled = False
-        self._begin(delivery)
-        return True
-
-    def serves(self, exchange: str, routing_key: str) -> bool:
-        """Whether a message sent there would come to this processor."""
-        return bool(self.consumer.queues_reached(exchange, routing_key))
-
-    def step_aside(self) -> None:
-        """A handler waits for an answer from this very processor: it does not count as in hand meanwhile."""
-        self._in_hand -= 1
-        self.consumer.set_aside(1)
-        self._deliverable.set()
-
-    def step_back(self) -> None:
-        """It has its answer."""
-        self._in_hand += 1
-        self.consumer.set_aside(-1)
-
-    # From the outcome to the acknowledgement
-
-    def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
-        """Settle a delivery, and do what its handlers asked for."""
-        self._settle(delivery, outcome)
-        if outcome.then == 'exit':
-            raise ExitScheduler
-        if outcome.then == 'restart':
-            self.restart()
-        if self._stop_requested:
-            self._stop_requested = False
-            self._stop_now()
-
-    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
-        delivery.is_handled = True
-        if not outcome.acknowledge:
-            self._fail(delivery, outcome)
-        elif delivery.receipts is None:
-            delivery.channel.settle(delivery)
-        else:
-            self._unsettled.add(delivery, delivery.receipts, self._settle_published)
-
-    def _fail(self, delivery: Delivery, outcome: Outcome) -> None:
-        assert outcome.failure is not None
-        if outcome.pause is not None:
-            self._failures.put_off(delivery, outcome.pause, outcome.failure)
-        else:
-            self._give_up(delivery, outcome.failure)
-
-    def _give_up(self, delivery: Delivery, failure: Failure) -> None:
-        if self.dead_letters is not None:
-            self._failures.bury(delivery, failure)
-        else:
-            self._reject(delivery)
-
-    def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
-        """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
-        if failed is None:
-            delivery.channel.settle(delivery)
-        else:
-            logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
-            assert failed.error is not None
-            failure = Failure('unpublished', failed.error)
-            if self.dead_letters is not None:
-                self._failures.soon(lambda: self._give_up(delivery, failure))
-            else:
-                self._reject(delivery)
-
-    def _reject(self, delivery: Delivery) -> None:
-        delivery.channel.settle(delivery, requeue=False)
-        if delivery.queue not in self._queues_warned and not self.consumer.has_dead_letters(delivery.queue):
-            self._queues_warned.add(delivery.queue)
-            logger.warning(
-                'a message rejected from queue %r is lost: the queue was declared without x-dead-letter-exchange '
-                '(said once)',
-                delivery.queue,
-            )

@@ -16,8 +16,8 @@ from postage.amqp.consuming import ConsumingChannel, current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
 from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
 from postage.amqp.waiting import Batch, alarm_of_thread, this_thread
+from postage.messaging import deadlocks
 from postage.messaging.connected import Connected
-from postage.messaging.consumer import GenericConsumer
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
@@ -243,10 +243,6 @@ class GenericProducer(Connected):
             self._names[exchange] = name
         return name
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise errors.Closed(f'this {type(self).__name__} is closed')
-
     # RPC
 
     def _make_rpc(self, name: str) -> Callable[..., Any]:
@@ -268,7 +264,9 @@ class GenericProducer(Connected):
     def _rpc(self, name: str, message: Message, options: dict[str, Any]) -> MessageResult | str:
         if options.get('_queue_only'):
             return self._rpc_queue(name, message, options)
-        self._refuse_deadlock(name, options)
+        scheduler = running_scheduler()
+        if scheduler is not None:
+            deadlocks.refuse(scheduler, self, name, self._rpc_route(options))
         alarm = alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
@@ -276,29 +274,6 @@ class GenericProducer(Connected):
         with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
             self._call(name, message, options, self._rpc_route(options), answer)
         return answer.wait(self._connection)
-
-    def _refuse_deadlock(self, name: str, options: dict[str, Any]) -> None:
-        """Refuse to block a scheduler's thread for an answer that only this thread could give.
-
-        :raises errors.Deadlock: where every consumer of the queue is a microthread of this very scheduler
-        """
-        scheduler = running_scheduler()
-        if scheduler is None:
-            return
-        route = self._rpc_route(options)
-        served: dict[str, int] = {}
-        for microthread in scheduler.microthreads:
-            consumer = getattr(microthread, 'consumer', None)
-            if isinstance(consumer, GenericConsumer) and consumer.conn_broker.settings == self._connection.settings:
-                for queue in consumer.queues_reached(*route):
-                    served[queue] = served.get(queue, 0) + 1
-        for queue, here in served.items():
-            if self.channel.queue_declare(queue, passive=True).method.consumer_count <= here:
-                future = name.replace('rpc_', 'rpc_future_', 1)
-                raise errors.Deadlock(
-                    f'{name}() blocks the only scheduler that answers queue {queue!r}, so the answer could never come; '
-                    f'in a handler that is a generator function write: result = yield producer.{future}(...)'
-                )
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         route = self._rpc_route(options)

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
+from postage.amqp.connection import Connection
 from postage.amqp.consuming import Delivery
 from postage.amqp.publishing import Receipt
 
 
-def _nothing() -> None:
-    """Nobody wants to be told."""
-
-
 class Unsettled:
-    """Deliveries whose acknowledgement waits for what their handlers published. Safe from any thread.
+    """Deliveries that are handled, and wait for something before they are settled. Any thread.
 
-    :param notify: called whenever one of them has been settled
+    :param notify: called when one of them has been settled, and when there is work for the thread that consumes
+    :ivar count: how many there are
+    :ivar work: what only the thread that consumes may do; it calls :meth:`work_off`
     """
 
-    def __init__(self, notify: Callable[[], None] = _nothing) -> None:
+    def __init__(self, notify: Callable[[], None] | None = None) -> None:
         self._notify = notify
-        self._lock = threading.Lock()
-        self._none_left = threading.Condition(self._lock)
-        self._count = 0
+        self._changed = threading.Condition(threading.Lock())
+        self.count = 0
+        self._connections: set[Connection] = set()  # that bring the confirms
+        self.work: deque[Callable[[], None]] = deque()
 
     def add(
         self, delivery: Delivery, receipts: Sequence[Receipt], settle: Callable[[Delivery, Receipt | None], None]
@@ -31,52 +34,87 @@ class Unsettled:
         """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
         confirmed, if there is one."""
         self.one_more()
+        # Whether the broker may soon deliver no more until some are acknowledged.
+        is_urgent = 0 < delivery.channel.prefetch <= 2 * self.count
         if len(receipts) == 1:  # the usual case: a reply
             receipt = receipts[0]
-            receipt.when_settled(
-                lambda: self._settled(delivery, receipt if receipt.error else None, settle), self._is_urgent(delivery)
-            )
+            self._connections.add(receipt._ledger.connection)
+
+            def settled() -> None:
+                settle(delivery, receipt if receipt.error else None)
+                self.one_less()
+
+            receipt.when_settled(settled, is_urgent)
             return
         receipts = list(receipts)
         missing = len(receipts)
 
-        def one_less() -> None:
+        def one_is_settled() -> None:
             nonlocal missing
-            with self._lock:
+            with self._changed:
                 missing -= 1
                 if missing:
                     return
-            failed = next((receipt for receipt in receipts if receipt.error is not None), None)
-            self._settled(delivery, failed, settle)
+            settle(delivery, next((receipt for receipt in receipts if receipt.error is not None), None))
+            self.one_less()
 
-        is_urgent = self._is_urgent(delivery)
         for receipt in receipts:
-            receipt.when_settled(one_less, is_urgent)
-
-    def _is_urgent(self, delivery: Delivery) -> bool:
-        """Whether the broker may soon deliver no more until some of them are acknowledged."""
-        return 0 < delivery.channel.prefetch <= 2 * self._count
-
-    def _settled(
-        self, delivery: Delivery, failed: Receipt | None, settle: Callable[[Delivery, Receipt | None], None]
-    ) -> None:
-        settle(delivery, failed)
-        self.one_less()
+            self._connections.add(receipt._ledger.connection)
+            receipt.when_settled(one_is_settled, is_urgent)
 
     def one_more(self) -> None:
-        """There is one that something else is waited for."""
-        with self._lock:
-            self._count += 1
+        """One more waits for something."""
+        with self._changed:
+            self.count += 1
 
     def one_less(self) -> None:
-        """That has come to its end."""
-        with self._lock:
-            self._count -= 1
-            if not self._count:
-                self._none_left.notify_all()
-        self._notify()
+        """One waits no more."""
+        with self._changed:
+            self.count -= 1
+            if not self.count:
+                self._changed.notify_all()
+        if self._notify is not None:
+            self._notify()
+
+    # What is left to the thread that consumes
+
+    def leave(self, work: Callable[[], None]) -> None:
+        """Leave something to the thread that consumes. Until that has done it, one more is unsettled."""
+        with self._changed:
+            # One step: between the two a waiting thread would see neither, and go.
+            self.count += 1
+            self.work.append(work)
+            self._changed.notify_all()
+        if self._notify is not None:
+            self._notify()
+
+    def work_off(self) -> None:
+        """Do what was left to the thread that consumes. In that thread."""
+        while self.work:
+            work = self.work.popleft()
+            try:
+                work()
+            finally:
+                self.one_less()
 
     def wait(self, timeout: float) -> bool:
-        """Wait until there is none. Returns whether that is so within that many seconds."""
-        with self._lock:
-            return self._none_left.wait_for(lambda: not self._count, timeout)
+        """Wait until there is none. Returns whether that is so within that many seconds.
+
+        Blocks, in the thread that consumes, which does the work that is left to it meanwhile.
+        """
+        if not self.count:
+            return True
+        deadline = time.monotonic() + timeout
+        with contextlib.ExitStack() as stack:
+            # This thread does not read now, so what is to read for it must know that it waits.
+            for connection in list(self._connections):
+                if connection.is_closed:
+                    self._connections.discard(connection)
+                else:
+                    stack.enter_context(connection.awaited())
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self.work or not self.count, max(0.0, deadline - time.monotonic()))
+                    if not self.work:
+                        return not self.count
+                self.work_off()

@@ -7,15 +7,17 @@ import time
 
 import pytest
 
-from postage import messaging
+from postage import messaging, microthreads
 from postage.messaging import failures
 from postage.messaging.properties import from_plain
+from postage.messaging.unsettled import Unsettled
 from support.lanes import needs_own_decoder
 from support.messaging import (
     EQK,
     HOSTILE,
     TIMEOUT,
     EchoExchange,
+    HeldConfirms,
     Processor,
     Seen,
     command,
@@ -237,6 +239,40 @@ def test_what_failed_because_its_own_messages_did_is_stored(bench):
     bench.producer().message_forward()
     letter = processor.dead_letters.letters.next()
     assert (letter.reason, letter.exception) == ('unpublished', 'postage.errors.Unroutable')
+
+
+def test_the_end_waits_for_the_letter_of_what_failed_because_its_own_messages_did(bench, monkeypatch):
+    """The confirm comes when the scheduler's thread already waits for it, and no microthread has a turn any more."""
+
+    class Forwarding(Storing):
+        def __init__(self):
+            super().__init__()
+            self.onward = bench.producer(
+                type('Strict', (messaging.GenericProducer,), {'eks': [(EchoExchange, 'nowhere')], 'mandatory': True})
+            )
+
+        @messaging.MessageHandler('command', 'forward')
+        def msg_forward(self, content):
+            self.onward.message_lost()
+            raise microthreads.ExitScheduler
+
+    waits, wait = threading.Event(), Unsettled.wait
+
+    def wait_and_tell(unsettled, timeout):
+        waits.set()
+        return wait(unsettled, timeout)
+
+    processor = Forwarding()
+    running = bench.run(processor)
+    monkeypatch.setattr(Unsettled, 'wait', wait_and_tell)
+    held = HeldConfirms(monkeypatch)
+    bench.publish(command('forward'))
+    held.arrived.next()
+    assert waits.wait(TIMEOUT)
+    held.release()
+    assert processor.dead_letters.letters.next().reason == 'unpublished'
+    running.wait()
+    assert bench.count('echo-queue') == 0
 
 
 def test_stored_letters_survive_the_end_of_the_loop(bench, processor, store, producer):

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from postage import messaging, microthreads
+from postage.amqp.channel import BlockingAccess
 from postage.microthreads import MicroThread
 from support.handling import COLOURS, Stage
 from support.messaging import TIMEOUT, BareResponder, EchoExchange, EchoProducer, Processor, Seen, eventually, result
@@ -340,6 +341,36 @@ def test_a_call_to_a_queue_that_another_program_serves_too_is_answered(bench):
 
     got = asking_beside(bench, lambda: bench.closing(BareResponder(bench.broker, 'the-queue', answer)))
     assert got.body['content']['value'] == 'from outside'
+
+
+def test_the_broker_is_not_asked_before_each_call_who_else_serves_the_queue(bench, monkeypatch):
+    asked = Seen()
+    declare = BlockingAccess.__getattr__
+
+    def note(access, name):
+        asked.put(name)
+        return declare(access, name)
+
+    def answer(body, properties):
+        if properties.reply_to:
+            yield properties.reply_to, result('from outside'), properties.correlation_id
+
+    class Insistent(Asking):
+        @messaging.MessageHandler('command', 'insist')
+        def msg_insist(self, content):
+            monkeypatch.setattr(BlockingAccess, '__getattr__', note)
+            self.seen.put([self.producer.rpc_echo(_key='work') for _ in range(3)])
+
+    insistent = Insistent(bench.producer(Patient), (EchoExchange, 'work'))
+    insistent.producer.rpc_timeout = 0.5
+    bench.run(insistent)
+    bench.closing(BareResponder(bench.broker, 'the-queue', answer))
+    eventually(lambda: bench.consumers('the-queue') == 2)
+    for _ in range(2):
+        bench.producer().message_insist(_eks=[(DefaultExchange, 'the-queue')])
+    assert [answer.body['content']['value'] for answer in insistent.seen.next()] == ['from outside'] * 3
+    monkeypatch.undo()
+    assert asked.take(asked.qsize()) == ['queue_declare']
 
 
 def test_a_call_to_a_queue_of_the_same_name_on_another_virtual_host_is_not_refused(bench):

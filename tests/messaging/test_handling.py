@@ -595,7 +595,7 @@ def test_one_that_ends_first_is_acknowledged_first(bench):
     producer.message_work(1)
     processor.seen.take(2)
     processor.parked[1].set_result(None)
-    eventually(lambda: processor._in_hand == 1)
+    eventually(lambda: processor._dispatcher.in_hand == 1)
     running.stop()
     message = bench.get('echo-queue')
     assert message.parameters == 0

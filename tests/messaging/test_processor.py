@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from postage import messaging, microthreads
+from postage.amqp import traffic
+from postage.amqp.transport import WireConnection
 from support.messaging import (
     EQK,
     GUARDED_EQK,
@@ -64,6 +67,35 @@ def test_a_fingerprint_may_be_given_as_its_dictionary(bench):
 def test_a_fingerprint_of_the_wrong_kind_raises(bench):
     with pytest.raises(messaging.ConfigurationError, match='fingerprint'):
         messaging.MessageProcessor('me', EQK)
+
+
+def test_a_processor_that_stops_has_the_confirms_read_that_it_waits_for(bench, monkeypatch):
+    """Its thread, which reads while it waits for deliveries, does not read now: the I/O thread has to, and at once."""
+    monkeypatch.setattr(traffic, 'TICK_SECONDS', 60)  # else the I/O thread would notice by itself
+
+    class Last(Echo):
+        @messaging.MessageHandler('command', 'last')
+        def msg_last(self, content):
+            producer.message_onward(_key='nowhere')
+            raise microthreads.ExitScheduler
+
+    producer = bench.producer()
+    processor = Last()
+    running = bench.run(processor)
+
+    def scheduler_reads():
+        bench.publish(command(parameters='hello'))
+        processor.seen.next()
+        wire = processor.consumer.connections[1].wire
+        return not isinstance(wire, WireConnection) or wire.reader is not None or not wire.may_be_read_elsewhere
+
+    eventually(scheduler_reads)
+    began = time.monotonic()
+    bench.publish(command('last'))
+    running.wait()
+    assert time.monotonic() - began < 5
+    assert not bench.log.find('wait for a confirm')
+    assert bench.count('echo-queue') == 0
 
 
 def test_the_consumer_is_of_the_consumer_class(bench):

@@ -336,6 +336,29 @@ def test_a_message_of_an_exclusive_queue_is_tried_again_within_the_process(bench
     running.stop()
 
 
+def test_what_waits_in_the_process_is_not_handled_twice_when_the_broker_closes_the_channel(bench):
+    """The queue is exclusive and outlives the channel: its message comes again, and the copy in hand is stale."""
+
+    class Once(Processor):
+        @messaging.Retry(delays=(0.3,), jitter=0)
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            is_redelivered = messaging.current_delivery().redelivered
+            self.seen.put(is_redelivered)
+            if not is_redelivered:
+                raise ValueError('not yet')
+
+    processor = Once([(EchoExchange, [({'name': 'private', 'flags': {'exclusive': True}}, 'echo-rk')])])
+    running = bench.run(processor)
+    bench.producer().message_echo('once')
+    assert processor.seen.next() is False
+    with pytest.raises(messaging.OperationRefused):
+        processor.consumer.channel.queue_declare('no-such-queue', passive=True)
+    assert processor.seen.next() is True
+    eventually(lambda: running.scheduler.microthreads == [processor])  # the one that holds the copy has ended
+    assert processor.seen.empty()
+
+
 def test_others_are_handled_while_one_of_an_exclusive_queue_waits(bench):
     class Some(Processor):
         @messaging.Retry(delays=(60,))

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from missive.conftest import RedisServer, Run, wait_until
 from postage import errors, messaging, microthreads, missive
 from postage.generic_application import GenericApplication
-from postage.messaging.local import LocalClient
+from postage.messaging.local_client import LocalClient
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from postage.missive.adapters.redis import RedisPubSubAdapter
 from postage.missive.adapters.stdin import StdinAdapter
@@ -163,6 +164,26 @@ def test_a_handler_that_takes_too_long_is_given_up(client: LocalClient) -> None:
 
     with LocalClient(Slow) as slow, pytest.raises(errors.HandlerTimeout):
         slow.send(messaging.MessageCommand('wait'), timeout=0.05)
+
+
+def test_what_was_not_begun_in_time_is_never_handled() -> None:
+    begun, may_end = Seen(), Future[None]()
+
+    class Slow(messaging.MessageProcessor):
+        @messaging.MessageHandler('command', 'wait')
+        def msg_wait(self, content: dict[str, Any]) -> Any:
+            begun.put(content['parameters'])
+            yield may_end
+
+    with LocalClient(Slow) as slow:
+        for parameters in ('slow', 'not begun'):
+            with pytest.raises(errors.HandlerTimeout):
+                slow.send(messaging.MessageCommand('wait', parameters), timeout=0.05)
+        may_end.set_result(None)
+        last = messaging.MessageCommand('wait', 'last')
+        slow.send(last)
+        assert begun.take(begun.qsize()) == ['slow', 'last']
+        assert slow.acked == [last]
 
 
 def test_an_encoder_of_ones_own_is_used() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from postage.dead_letters import QueueDeadLetters, SQLiteDeadLetters
-from postage.messaging.outcomes import DeadLetter
+from postage.messaging.letters import DeadLetter
 from support.messaging import command
 
 

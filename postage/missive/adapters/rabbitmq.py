@@ -12,7 +12,7 @@ from postage import errors, messaging
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import Delivery, current
 from postage.amqp.publishing import Receipt
-from postage.messaging.bindings import check_queue
+from postage.messaging.declarations import check_queue
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads.alarm import Alarm
 from postage.missive.adapter import RunnableAdapter

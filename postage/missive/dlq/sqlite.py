@@ -16,7 +16,7 @@ from postage import errors
 from postage.amqp.consuming import Delivery
 from postage.dead_letters import SQLiteDeadLetters
 from postage.dead_letters.store import Selection, StoredLetter
-from postage.messaging.outcomes import DeadLetter
+from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties, as_plain, from_plain, original
 from postage.missive.messages import Message, RawMessage, UnreadableMessage
 

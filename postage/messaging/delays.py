@@ -1,0 +1,84 @@
+"""The queues in which messages wait for their next attempt.
+
+The broker moves a message out of such a queue, which has a TTL, back into the queue that it came from
+(https://www.rabbitmq.com/docs/dlx). A queue gives up its messages from its head only, so one that waits long would hold
+up those behind it: there is a queue for each original queue and each delay. For the same reason the jitter is no
+expiration of each message but a choice among a few delays, each with its queue.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from postage import errors
+from postage.amqp.consuming import Delivery
+from postage.amqp.topology import Queue
+from postage.messaging import properties as notes
+from postage.messaging.forwarding import LEASE
+from postage.messaging.handlers import Retry
+from postage.messaging.letters import first_attempt_at
+from postage.messaging.outcomes import Pause
+from postage.messaging.properties import DELAY_PREFIX, whole_header
+
+NAME_BYTES = 255  # of a queue, a short string of AMQP 0-9-1 (section 4.2.5.3)
+
+
+def pause_after(retries: Sequence[Retry], error: Exception, delivery: Delivery) -> Pause | None:
+    """How long a message waits for its next attempt; ``None`` where there is none.
+
+    There is none, either, for a message that would have expired by then: the caller of an RPC is gone.
+    """
+    retry = next((retry for retry in retries if isinstance(error, retry.exceptions)), None)
+    if retry is None:
+        return None
+    try:
+        properties = delivery.properties
+    except errors.DecodingError:
+        return None  # what cannot be read cannot be sent on
+    failed_before = whole_header(properties.headers or {}, notes.ATTEMPTS)
+    if failed_before >= len(retry.delays):
+        return None
+    pause = Pause(retry.delays[failed_before], retry.jitter)
+    expiration = notes.original(properties).expiration
+    if expiration is not None and expiration.isdecimal():
+        expires_at = first_attempt_at(properties) + int(expiration) / 1000
+        if time.time() + pause.seconds > expires_at:
+            return None
+    return pause
+
+
+def delay_queue(original: Queue | None, name: str, pause: Pause) -> Queue:
+    """The queue in which a message waits.
+
+    A durable one, which the broker deletes when it has not been used for a while. It is a quorum queue where the
+    original is one: a message should be as safe while it waits.
+
+    :param original: the queue to come back to, where its declaration is known
+    :param name: that queue's name
+    """
+    arguments: dict[str, Any] = {
+        'x-dead-letter-exchange': '',
+        'x-dead-letter-routing-key': name,
+        'x-message-ttl': pause.milliseconds,
+        'x-expires': pause.milliseconds + LEASE * 1000,
+    }
+    kind = ((original.flags.get('arguments') or {}) if original is not None else {}).get('x-queue-type')
+    if kind == 'quorum':
+        # At least once, also between the two queues; this strategy needs that overflow.
+        arguments |= {
+            'x-queue-type': 'quorum',
+            'x-dead-letter-strategy': 'at-least-once',
+            'x-overflow': 'reject-publish',
+        }
+    return Queue(_delay_name(name, pause.milliseconds), {'durable': True, 'arguments': arguments}, frozenset(arguments))
+
+
+def _delay_name(name: str, milliseconds: int) -> str:
+    """What the queue is called: by the original's name, for people who look at the broker."""
+    full = f'{DELAY_PREFIX}{name}.{milliseconds}'
+    if len(full.encode()) <= NAME_BYTES:
+        return full
+    return f'{DELAY_PREFIX}{hashlib.sha256(name.encode()).hexdigest()}.{milliseconds}'

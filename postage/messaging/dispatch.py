@@ -1,0 +1,253 @@
+"""From a delivery to its handlers, and from their outcome to an acknowledgement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+from postage import errors
+from postage.amqp.connection import CLOSE_TIMEOUT
+from postage.amqp.consuming import Delivery, current
+from postage.amqp.publishing import Receipt
+from postage.amqp.waiting import send_batch
+from postage.messaging.failures import Failures
+from postage.messaging.handlers import HandlerTable
+from postage.messaging.handling import Handling, call_plain, raised
+from postage.messaging.hooks import Hook, MessageContext, between
+from postage.messaging.messages import MessageResultError, check_envelope
+from postage.messaging.outcomes import HANDLED, Failure, Outcome, Reason
+from postage.messaging.replies import Reply
+from postage.messaging.roles import Host, Source
+from postage.messaging.unsettled import Unsettled
+from postage.microthreads import ExitScheduler
+
+logger = logging.getLogger('postage')
+
+
+class Dispatcher:
+    """Handles the deliveries of one processor. Its methods are for the scheduler's thread.
+
+    :param host: the processor
+    :param table: its handlers
+    :param hooks: what it wants called before and after the handlers of each message, if it does
+    :param wake: has the processor look for deliveries again; called from any thread
+    :ivar in_hand: how many deliveries have handlers that have not ended
+    :ivar is_winding_down: whether nothing new is to be begun
+    :ivar ends_by: how a handler has asked to end the processor, if one has
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        source: Source,
+        table: HandlerTable,
+        hooks: tuple[Hook, Hook] | None,
+        wake: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._source = source
+        self._table = table
+        self._hooks = hooks
+        self._wake = wake
+        self.label = f'a hook of {type(host).__name__}'
+        self.in_hand = 0
+        self.is_winding_down = False
+        self.ends_by: Literal['exit', 'restart'] | None = None
+        self._stop_requested = False
+        self.unsettled = Unsettled(self._one_is_settled)
+        self._failures = Failures(host, source, self.unsettled, self._begin_again)
+        self.take = self._begin if host.max_deliveries is None else self._begin_counted
+
+    # Life
+
+    def start(self) -> None:
+        """Deliveries are about to come."""
+        self._stop_requested = self.is_winding_down = False
+
+    def wind_down(self) -> None:
+        """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
+        if not self.is_winding_down:
+            self.is_winding_down = True
+            self._source.wind_down()
+
+    def stop(self) -> None:
+        """End the deliveries, once what handlers published is confirmed. Blocks, for 10 seconds at most.
+
+        In a handler of its own it takes effect when that message has been settled.
+        """
+        delivery = current.get()
+        if delivery is not None and self._source.is_delivery_of(delivery):
+            self._stop_requested = True
+        else:
+            self.stop_now()
+
+    def stop_now(self) -> None:
+        """The same, without regard to a handler that may be running."""
+        send_batch()
+        if not self.unsettled.wait(CLOSE_TIMEOUT):
+            logger.error('%r stops with messages that wait for a confirm; the broker delivers those again', self._host)
+        self._source.end()
+
+    def close(self) -> None:
+        """Stop, and give up the connection for failed deliveries. Blocks."""
+        self.stop_now()
+        self._failures.close()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether deliveries are being handled, or wait for their acknowledgement."""
+        return self.in_hand > 0 or self.unsettled.count > 0
+
+    def _one_is_settled(self) -> None:
+        if self.is_winding_down or self.unsettled.work:
+            self._wake()  # it may have been the last that the end waits for
+
+    # From a delivery to its handlers
+
+    def _begin(self, delivery: Delivery) -> None:
+        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
+        try:
+            body = check_envelope(self._source.decode(delivery.body))
+            reply = None
+            if body['category'] == 'rpc':
+                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint)
+        except errors.DecodingError as error:
+            logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
+            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
+            return
+        entries = self._table.find(body['category'], body['type'], body['name'])
+        for entry in entries:
+            if not entry.is_plain:
+                assert self._host.scheduler is not None
+                self.in_hand += 1
+                self._host.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
+                return
+        outcome = HANDLED
+        token = current.set(delivery)
+        try:
+            with self.hooks_around(body, delivery):
+                if not entries and reply is not None:
+                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+                for entry in entries:
+                    one = call_plain(entry, body, reply, delivery)
+                    if one is not HANDLED:
+                        outcome = outcome.and_also(one)
+        except Exception as error:
+            outcome = outcome.and_also(raised(error, self.label, reply, delivery))
+        finally:
+            current.reset(token)
+        self._conclude(delivery, outcome)
+
+    def _begin_counted(self, delivery: Delivery) -> None:
+        """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
+        most = self._host.max_deliveries
+        assert most is not None
+        try:
+            unfinished = self._failures.unfinished(delivery)
+            if unfinished < most and self._failures.has_to_be_counted(delivery):
+                self._failures.count(delivery)
+                return
+        except (errors.DecodingError, errors.EncodingError) as error:
+            logger.error('%r is rejected, for its deliveries cannot be counted: %s', delivery, error)
+            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
+            return
+        if unfinished < most:
+            self._begin(delivery)
+            return
+        times = 'once' if unfinished == 1 else f'{unfinished} times'
+        why = f'it was delivered {times} and never handled to its end'
+        logger.error('%r is given up: %s', delivery, why)
+        self._refuse(delivery, 'deliveries', errors.HandlingUnfinished(why), why)
+
+    def _refuse(self, delivery: Delivery, reason: Reason, error: errors.PostageError, answer: str) -> None:
+        """Give up what no handler shall see, and tell its sender, if that wants an answer."""
+        try:
+            if delivery.properties.reply_to:
+                Reply(self._source.rpc_reply, delivery, self._host.fingerprint)(MessageResultError(answer))
+        except errors.PostageError as failure:
+            logger.debug('its sender could not be told: %s', failure)
+        self._settle(delivery, Outcome(acknowledge=False, failure=Failure(reason, error)))
+
+    def _begin_again(self, delivery: Delivery) -> bool:
+        """Handle a delivery once more. Returns whether there was room for it."""
+        if self.in_hand >= self._host.concurrency or self.is_winding_down:
+            return False
+        delivery.is_handled = False
+        self._begin(delivery)
+        return True
+
+    # For the microthreads of its deliveries
+
+    def hooks_around(self, body: dict[str, Any], delivery: Delivery) -> AbstractContextManager[None]:
+        """The hooks of one message, around its handlers."""
+        if self._hooks is None:
+            return _NO_HOOKS
+        before, after = self._hooks
+        return between((before,), (after,), MessageContext(body, delivery))
+
+    def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        """The handlers of a delivery have ended, after so long."""
+        self._source.took(1, seconds)
+        self.in_hand -= 1
+        self._wake()
+        self._conclude(delivery, outcome)
+
+    def abandoned(self, delivery: Delivery) -> None:
+        """The handlers of a delivery were closed before their end; the broker will deliver it again."""
+        self.in_hand -= 1
+        delivery.is_handled = True
+
+    def serves(self, exchange: str, routing_key: str) -> bool:
+        """Whether a message sent there would come to this processor."""
+        return bool(self._source.queues_reached(exchange, routing_key))
+
+    def set_aside(self, change: int) -> None:
+        """A handler begins (1), or ends (-1), to wait for an answer from this very processor.
+
+        Meanwhile it does not count as in hand: the request that it waits for would find no room.
+        """
+        self.in_hand -= change
+        self._source.set_aside(change)
+        self._wake()
+
+    # From the outcome to the acknowledgement
+
+    def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Settle a delivery, and do what its handlers asked for."""
+        if outcome.then is not None:
+            self.ends_by = outcome.then  # before it is settled: who learns of that may ask for this
+        self._settle(delivery, outcome)
+        if outcome.then == 'exit':
+            raise ExitScheduler
+        if outcome.then == 'restart':
+            self._host.restart()
+        if self._stop_requested:
+            self._stop_requested = False
+            self.stop_now()
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        delivery.is_handled = True
+        if outcome.failure is not None:
+            if outcome.pause is not None:
+                self._failures.put_off(delivery, outcome.pause, outcome.failure)
+            else:
+                self._failures.give_up(delivery, outcome.failure)
+        elif delivery.receipts is None:
+            delivery.channel.settle(delivery)
+        else:
+            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+
+    def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
+        """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
+        if failed is None:
+            delivery.channel.settle(delivery)
+            return
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
+        assert failed.error is not None
+        failure = Failure('unpublished', failed.error)
+        self.unsettled.leave(lambda: self._failures.give_up(delivery, failure))
+
+
+_NO_HOOKS = nullcontext()

@@ -1,0 +1,109 @@
+"""The way back: the answers to RPC requests."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from postage.amqp import wire
+from postage.amqp.connection import Connection
+from postage.amqp.consuming import Delivery, current
+from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, new_message_id
+from postage.amqp.registry import acquire, release
+from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
+from postage.messaging.outcomes import FilterError
+from postage.settings import BrokerSettings
+
+logger = logging.getLogger('postage')
+
+PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
+
+
+class ReplySender:
+    """Publishes the replies of one consumer. Any thread.
+
+    They go out on the connection that publishes: under a memory alarm the broker stops reading publishers, and
+    acknowledgements must not stop with them.
+
+    :param settings: which broker
+    :ivar connection: that connection, once it has been opened
+    """
+
+    def __init__(self, settings: BrokerSettings) -> None:
+        self._settings = settings
+        self.connection: Connection | None = None
+        self._publisher: PublishingChannel | None = None
+        self._ledger: Ledger
+
+    def open(self) -> None:
+        """Connect, which is done at the first reply otherwise. Blocks."""
+        if self.connection is None:
+            self.connection = acquire(self._settings, 'publishing')
+            self._ledger = Ledger(self.connection, failures_kept=0)
+        self._publisher = self.connection.publisher(True)
+
+    def close(self) -> None:
+        """Give the connection back. Blocks."""
+        if self.connection is not None:
+            release(self.connection)
+            self.connection = None
+
+    def send(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
+        """Publish a reply. Blocks only at a full window of unconfirmed messages.
+
+        :param header: the AMQP properties of the request, which name a reply address
+        :return: what becomes of it
+        """
+        if self._publisher is None or not self._publisher.is_wanted:
+            self.open()
+        assert self._publisher is not None
+        receipt = Receipt(new_message_id(), 1, True, self._ledger)
+        properties = wire.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
+        self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
+        delivery = current.get()
+        if delivery is not None:
+            delivery.published(receipt)
+        return receipt
+
+
+class Reply:
+    """The ``reply_func`` of one RPC: the first answer counts. May be called from any thread.
+
+    :param send: called with the properties of the request and the message
+    :param delivery: the request
+    :param fingerprint: of the processor that answers
+    :raises errors.DecodingError: the properties of the request cannot be decoded
+    """
+
+    __slots__ = ('_fingerprint', '_header', '_send', 'sent')
+
+    def __init__(
+        self, send: Callable[[Any, Message], object], delivery: Delivery, fingerprint: Mapping[str, Any]
+    ) -> None:
+        self._send = send
+        self._header = delivery.answerable
+        self._fingerprint = fingerprint
+        self.sent = False
+
+    def __call__(self, message: Any) -> None:
+        """Answer, with a result message or a plain value.
+
+        :raises errors.EncodingError: it cannot be encoded; nothing was sent
+        """
+        if self.sent:
+            logger.warning('a second answer to RPC %s was dropped', self._header.correlation_id)
+            return
+        if not isinstance(message, Message):
+            message = MessageResult(message)
+        if not message.body['fingerprint']:
+            message.fingerprint(self._fingerprint)
+        self._send(self._header, message)
+        self.sent = True
+
+    def tell(self, error: Exception) -> None:
+        """Answer with what a handler raised."""
+        if isinstance(error, FilterError):
+            self(MessageResultError(str(error)))
+        else:
+            self(MessageResultException(type(error).__name__, str(error)))
