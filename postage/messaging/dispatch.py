@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 from postage import errors
 from postage.amqp.connection import CLOSE_TIMEOUT
@@ -17,7 +17,7 @@ from postage.messaging.handlers import HandlerTable
 from postage.messaging.handling import Handling, call_plain, raised
 from postage.messaging.hooks import Hook, MessageContext, between
 from postage.messaging.messages import MessageResultError, check_envelope
-from postage.messaging.outcomes import HANDLED, Failure, Outcome, Reason
+from postage.messaging.outcomes import HANDLED, Failure, Outcome, Reason, Then
 from postage.messaging.replies import Reply
 from postage.messaging.roles import Host, Source
 from postage.messaging.unsettled import Unsettled
@@ -54,10 +54,11 @@ class Dispatcher:
         self.label = f'a hook of {type(host).__name__}'
         self.in_hand = 0
         self.is_winding_down = False
-        self.ends_by: Literal['exit', 'restart'] | None = None
+        self.ends_by: Then | None = None
         self._stop_requested = False
         self.unsettled = Unsettled(self._one_is_settled)
         self._failures = Failures(host, source, self.unsettled, self._begin_again)
+        self._own_ack = source.own_ack
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
 
     # Life
@@ -223,6 +224,9 @@ class Dispatcher:
             raise ExitScheduler
         if outcome.then == 'restart':
             self._host.restart()
+        if outcome.then == 'end':
+            self.wind_down()
+            self._wake()
         if self._stop_requested:
             self._stop_requested = False
             self.stop_now()
@@ -235,14 +239,21 @@ class Dispatcher:
             else:
                 self._failures.give_up(delivery, outcome.failure)
         elif delivery.receipts is None:
-            delivery.channel.settle(delivery)
+            if self._own_ack is None:
+                delivery.channel.settle(delivery)
+            else:
+                self._own_ack(delivery)
         else:
             self.unsettled.add(delivery, delivery.receipts, self._settle_published)
 
     def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
         """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
         if failed is None:
-            delivery.channel.settle(delivery)
+            own_ack = self._own_ack
+            if own_ack is None:
+                delivery.channel.settle(delivery)
+            else:
+                self.unsettled.leave(lambda: own_ack(delivery))
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None

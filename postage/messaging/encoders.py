@@ -91,18 +91,27 @@ class JsonEncoder(Encoder):
 
 
 class Encoding:
-    """Base of what encodes and decodes bodies by its :attr:`encoder`."""
+    """Base of what encodes and decodes bodies by its :attr:`encoder`.
+
+    :cvar encoder_class: makes the encoder; one that is set later makes another
+    """
 
     encoder_class: ClassVar[Any] = JsonEncoder
 
     def __init__(self) -> None:
+        self._make_encoder()
+
+    def _make_encoder(self) -> None:
         self.encoder = self.encoder_class()
+        self._encoder_class = self.encoder_class
 
     def encode(self, body: Any) -> bytes:
         """Encode a message's body.
 
         :raises EncodingError: where it cannot be encoded; a user's own encoder may raise something else
         """
+        if self.encoder_class is not self._encoder_class:
+            self._make_encoder()
         encoded = self.encoder.encode(body)
         if isinstance(encoded, bytes):
             return encoded
@@ -119,6 +128,8 @@ class Encoding:
 
         :raises DecodingError: where it cannot be decoded
         """
+        if self.encoder_class is not self._encoder_class:
+            self._make_encoder()
         try:
             return self.encoder.decode(data)
         except DecodingError:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from typing import Any
 
 from postage.errors import ConfigurationError
-from postage.settings import default_vhost, program_settings
+from postage.program import program_settings
+from postage.settings import default_vhost
 
 
 class Fingerprint:
@@ -57,6 +58,13 @@ class Fingerprint:
             'user': self.user,
             'vhost': self.vhost,
         }
+
+    def keys(self) -> KeysView[str]:
+        """The keys of its dictionary: ``dict(fingerprint)`` and ``**fingerprint`` are that."""
+        return self.as_dict().keys()
+
+    def __getitem__(self, key: str) -> str | None:
+        return self.as_dict()[key]
 
     def __eq__(self, other: object) -> bool:
         return self.as_tuple() == other.as_tuple() if isinstance(other, Fingerprint) else NotImplemented

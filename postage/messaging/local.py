@@ -87,6 +87,7 @@ class LocalSource(Encoding):
     prefetch = 1  # each acknowledgement may be waited for
     generation = 1
     is_open = is_wanted = True
+    own_ack = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         super().__init__()
@@ -223,7 +224,7 @@ class LocalSource(Encoding):
             delivery = next((delivery for delivery in list(self._given) if delivery.properties is header), None)
         if delivery is None:
             raise errors.ConfigurationError(f'a request is answered with its own properties, not {header!r:.80}')
-        if not isinstance(message, Message):
+        if not hasattr(message, 'body'):
             message = MessageResult(message)
         delivery.answer(self.encode(message.body), self.encoder.content_type)
         delivery.answered.set()

@@ -94,10 +94,10 @@ class Reply:
         if self.sent:
             logger.warning('a second answer to RPC %s was dropped', self._header.correlation_id)
             return
-        if not isinstance(message, Message):
+        if not hasattr(message, 'body'):
             message = MessageResult(message)
-        if not message.body['fingerprint']:
-            message.fingerprint(self._fingerprint)
+        if isinstance(message, Message) and not message.body['fingerprint']:
+            message.fingerprint(**self._fingerprint)
         self._send(self._header, message)
         self.sent = True
 
