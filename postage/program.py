@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Literal
 
 from postage.errors import ConfigurationError
-from postage.settings import DEFAULT_PORT, HUP_KEYS, BrokerSettings, broker_settings
+from postage.settings import HUP_KEYS, BrokerSettings, broker_settings
 
 NAMES = ('global_hup', 'global_vhost', 'global_user', 'global_password', 'debug_mode')
 
@@ -30,14 +30,13 @@ class ProgramHup(MutableMapping[str, Any]):
     def _effective(self) -> dict[str, Any]:
         settings = effective_settings()
         endpoints = settings.endpoints
-        is_usual = len(endpoints) == 1 and endpoints[0].port == DEFAULT_PORT
-        hup: dict[str, Any] = {
-            'host': endpoints[0].host if is_usual else ','.join(map(str, endpoints)),
-            'user': settings.user,
-            'password': settings.password,
-        }
-        tls = next((endpoint.ssl_options for endpoint in endpoints if endpoint.ssl_options), None)
-        return {**hup, **({'ssl': tls} if tls else {}), **self.changes}
+        hup: dict[str, Any] = {'host': ','.join(endpoint.host for endpoint in endpoints)}
+        if broker_settings(hup, program=program_settings()).endpoints != endpoints:  # such as those of a URL
+            hup['host'] = ','.join(map(str, endpoints))
+            tls = next((endpoint.ssl_options for endpoint in endpoints if endpoint.ssl_options), None)
+            if tls is not None:
+                hup['ssl'] = tls
+        return {**hup, 'user': settings.user, 'password': settings.password, **self.changes}
 
     def __getitem__(self, key: str) -> Any:
         return self._effective()[key]

@@ -149,6 +149,7 @@ def declare_exchange(control: ControlChannel, parameters: Mapping[str, Any]) -> 
     :raises errors.NotFound: where it is passive and does not exist
     """
     doing = f'declare exchange {parameters["exchange"]!r}'
+    logger.debug('%s: %s', doing, dict(parameters))
     yield from control.operate_steps('exchange_declare', doing, **parameters)
 
 
@@ -160,6 +161,7 @@ def declare_queue(control: ControlChannel, queue: Queue) -> Steps:
     :raises errors.DeclarationMismatch: where a flag differs that the user wrote out
     """
     doing = f'declare queue {queue.name!r}'
+    logger.debug('%s: %s', doing, queue.flags)
     adopted: set[str] = set()
     while True:
         try:
@@ -205,6 +207,7 @@ def _argument_value(text: str, kind: str) -> Any:
 
 def bind(control: ControlChannel, binding: Binding) -> Steps:
     """Bind a queue to an exchange."""
+    logger.debug('bind queue %r to exchange %r, key %r', binding.queue, binding.exchange, binding.routing_key)
     yield from control.operate_steps(
         'queue_bind',
         f'bind queue {binding.queue!r} to exchange {binding.exchange!r}',
@@ -217,6 +220,7 @@ def bind(control: ControlChannel, binding: Binding) -> Steps:
 
 def unbind(control: ControlChannel, binding: Binding) -> Steps:
     """Undo :func:`bind`."""
+    logger.debug('unbind queue %r from exchange %r, key %r', binding.queue, binding.exchange, binding.routing_key)
     yield from control.operate_steps(
         'queue_unbind',
         f'unbind queue {binding.queue!r} from exchange {binding.exchange!r}',

@@ -30,8 +30,8 @@ class GenericConsumer(Connected):
     The constructor connects and declares the exchanges, queues and bindings of ``eqk``; nothing is delivered before
     ``start_consuming``. All consumers of a process share a connection, and each has a channel of its own.
 
-    :param eqk: ``[(Exchange, [(queue, key), …]), …]``, by default, or where it is empty, the class's; a queue is a name, or
-        ``{'name': …, 'flags': {…}}`` with the flags of ``queue_declare``
+    :param eqk: ``[(Exchange, [(queue, key), …]), …]``, by default, or where it is empty, the class's; a queue is a
+        name, or ``{'name': …, 'flags': {…}}`` with the flags of ``queue_declare``
     :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
     :param vhost: which virtual host of it
     :raises errors.ConfigurationError: ``eqk`` or a setting has the wrong shape
@@ -57,7 +57,7 @@ class GenericConsumer(Connected):
         for _, queue, _ in check_eqk(self.eqk, where):
             check_queue(queue, {}, where)
         super().__init__(hup, vhost)
-        self.own_ack = self.ack if type(self).ack is not GenericConsumer.ack else None
+        self.own_ack: Callable[[Any], None] | None = self.ack if type(self).ack is not GenericConsumer.ack else None
         self._stop = threading.Event()
         self._pace: Pace | None = None
         self._aside = 0
@@ -278,8 +278,10 @@ class GenericConsumer(Connected):
             except IndexError:
                 pass  # it has been handed back in that very moment
             else:
-                if self._pace is not None:
-                    self._pace.took_out(len(delivery.body))
+                pace = self._pace
+                if pace is not None:
+                    pace.taken_at = time.monotonic()
+                    pace.bytes_taken += len(delivery.body)
         if delivery is None:
             if channel.error is not None:
                 raise channel.error
@@ -403,7 +405,7 @@ class GenericConsumer(Connected):
             return None
         if not hasattr(message, 'body'):
             message = MessageResult(message)
-        return self.reply(header, self.encode(message.body), self.encoder.content_type)
+        return self._replies.send(header, self.encode(message.body), self.encoder.content_type)
 
     def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
         """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.

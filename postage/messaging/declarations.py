@@ -5,12 +5,18 @@ The presets hold for RabbitMQ 3.10 to 4.3.
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from postage import errors
 from postage.amqp.topology import QUEUE_FLAGS, Queue
 from postage.messaging.exchanges import Exchange, check_exchange
+
+logger = logging.getLogger('postage')
 
 _SHAPE = 'a list of (Exchange, [(queue, key), …])'
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +14,7 @@ from postage.amqp.consuming import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.waiting import send_batch
 from postage.messaging.failures import Failures
-from postage.messaging.handlers import HandlerTable
+from postage.messaging.handlers import Entry, HandlerTable
 from postage.messaging.handling import Handling, call_plain, raised
 from postage.messaging.hooks import Hook, MessageContext, between
 from postage.messaging.messages import MessageResultError, check_envelope
@@ -56,7 +57,7 @@ class Dispatcher:
         self.is_winding_down = False
         self.ends_by: Then | None = None
         self._stop_requested = False
-        self.unsettled = Unsettled(self._one_is_settled)
+        self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self._begin_again)
         self._own_ack = source.own_ack
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
@@ -65,12 +66,12 @@ class Dispatcher:
 
     def start(self) -> None:
         """Deliveries are about to come."""
-        self._stop_requested = self.is_winding_down = False
+        self._stop_requested = self.is_winding_down = self.unsettled.is_awaited = False
 
     def wind_down(self) -> None:
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
         if not self.is_winding_down:
-            self.is_winding_down = True
+            self.is_winding_down = self.unsettled.is_awaited = True
             self._source.wind_down()
 
     def stop(self) -> None:
@@ -101,10 +102,6 @@ class Dispatcher:
         """Whether deliveries are being handled, or wait for their acknowledgement."""
         return self.in_hand > 0 or self.unsettled.count > 0
 
-    def _one_is_settled(self) -> None:
-        if self.is_winding_down or self.unsettled.work:
-            self._wake()  # it may have been the last that the end waits for
-
     # From a delivery to its handlers
 
     def _begin(self, delivery: Delivery) -> None:
@@ -128,18 +125,37 @@ class Dispatcher:
         outcome = HANDLED
         token = current.set(delivery)
         try:
-            with self.hooks_around(body, delivery):
-                if not entries and reply is not None:
-                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+            if self._hooks is not None or not entries:
+                outcome = self._call_within_hooks(entries, body, reply, delivery)
+            else:
                 for entry in entries:
                     one = call_plain(entry, body, reply, delivery)
                     if one is not HANDLED:
                         outcome = outcome.and_also(one)
-        except Exception as error:
-            outcome = outcome.and_also(raised(error, self.label, reply, delivery))
         finally:
             current.reset(token)
-        self._conclude(delivery, outcome)
+        if outcome is not HANDLED or self._stop_requested or self._own_ack is not None:
+            self._conclude(delivery, outcome)
+            return
+        delivery.is_handled = True
+        if delivery.receipts is None:
+            delivery.channel.settle(delivery)
+        else:
+            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+
+    def _call_within_hooks(
+        self, entries: Sequence[Entry], body: dict[str, Any], reply: Reply | None, delivery: Delivery
+    ) -> Outcome:
+        outcome = HANDLED
+        try:
+            with self.hooks_around(body, delivery):
+                if not entries and reply is not None:
+                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+                for entry in entries:
+                    outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
+        except Exception as error:
+            outcome = outcome.and_also(raised(error, self.label, reply, delivery))
+        return outcome
 
     def _begin_counted(self, delivery: Delivery) -> None:
         """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
@@ -253,7 +269,7 @@ class Dispatcher:
             if own_ack is None:
                 delivery.channel.settle(delivery)
             else:
-                self.unsettled.leave(lambda: own_ack(delivery))
+                self.unsettled.leave(functools.partial(own_ack, delivery))
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None

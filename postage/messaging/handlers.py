@@ -89,7 +89,7 @@ class MessageFilter:
     """Passes messages through ``callable(data, *args, **kwds)`` before the handler it decorates.
 
     The callable gets a copy of what the handler would get, and returns what the handler gets instead. Any exception
-    from it drops the message for that handler alone. Of several filters the one nearest to the function is called first.
+    from it drops the message for that handler alone. Of several filters the one nearest to the function is first.
     """
 
     def __init__(self, callable: Callable[..., Any], *args: Any, **kwds: Any) -> None:
@@ -204,9 +204,7 @@ def _mark(target: Target, attribute: str, mark: object, label: str) -> Target:
         marks = vars(target).get(attribute, [])
         setattr(target, attribute, [mark, *marks])
     except (TypeError, AttributeError):
-        raise errors.ConfigurationError(
-            f'@{label} decorates methods and Handler classes, not {target!r:.80}'
-        ) from None
+        raise errors.ConfigurationError(f'@{label} decorates methods and Handler classes, not {target!r:.80}') from None
     return target
 
 
@@ -216,16 +214,19 @@ class Entry:
     :ivar colour: how it runs
     :ivar timeout: seconds it may take, ``None`` for no limit
     :ivar retries: when its message is to be handled again
+    :ivar call: the method, or the :class:`Handler` class
+    :ivar is_simple: whether all there is to do is to call it
     """
 
     __slots__ = (
-        '_call',
         'body_key',
+        'call',
         'colour',
         'filters',
         'is_class',
         'is_plain',
         'is_rpc',
+        'is_simple',
         'label',
         'processor',
         'retries',
@@ -241,17 +242,19 @@ class Entry:
         self.retries: list[Retry] = marks.get(_RETRIES, [])
         timeouts: list[Timeout] = marks.get(_TIMEOUTS, [])
         self.timeout: float | None = timeouts[0].seconds if timeouts else getattr(processor, 'timeout', None)
-        self._call = getattr(processor, attribute)
-        self.is_class = isinstance(self._call, type)
-        if self.is_class and self._call.call is Handler.call and self._call.__init__ is not Handler.__init__:
-            self._call = _worked_in_constructor(self._call)
-        if not callable(self._call):
-            raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self._call!r:.80}')
+        self.call = getattr(processor, attribute)
+        self.is_class = isinstance(self.call, type)
+        if self.is_class and self.call.call is Handler.call and self.call.__init__ is not Handler.__init__:
+            self.call = _worked_in_constructor(self.call)
+        if not callable(self.call):
+            raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self.call!r:.80}')
         self.colour = self._colour(bool(marks.get(_THREADED)))
-        self.is_plain = self.colour is Colour.PLAIN  # asked for with each message
+        # Asked for with each message:
+        self.is_plain = self.colour is Colour.PLAIN
+        self.is_simple = not self.filters and not self.is_class and self.timeout is None
 
     def _colour(self, threaded: bool) -> Colour:
-        function = self._call.call if self.is_class else self._call
+        function = self.call.call if self.is_class else self.call
         is_generator = inspect.isgeneratorfunction(function)
         is_coroutine = inspect.iscoroutinefunction(function)
         if inspect.isasyncgenfunction(function) or (threaded and (is_generator or is_coroutine)):
@@ -273,10 +276,10 @@ class Entry:
         if self.filters:
             data = self._filtered(data)
         if self.is_class:
-            return self._call(self.processor, data, reply_func).call()
+            return self.call(self.processor, data, reply_func).call()
         if self.is_rpc:
-            return self._call(data, reply_func)
-        return self._call(data)
+            return self.call(data, reply_func)
+        return self.call(data)
 
     def _filtered(self, data: Any) -> Any:
         data = copy.deepcopy(data)

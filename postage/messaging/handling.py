@@ -50,7 +50,11 @@ class Desk(Protocol):
 def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery: Delivery) -> Outcome:
     """Run a plain handler to its end. What it raises is its outcome."""
     try:
-        if entry.timeout is None:
+        result: Any
+        if entry.is_simple:
+            data = body if entry.body_key is None else body[entry.body_key]
+            result = entry.call(data, reply) if entry.is_rpc else entry.call(data)
+        elif entry.timeout is None:
             result = entry(body, reply)
         else:
             began = time.monotonic()

@@ -22,7 +22,7 @@ from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.dispatch import Dispatcher
 from postage.messaging.encoders import Encoding
 from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.messages import Message, MessageResult
+from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread

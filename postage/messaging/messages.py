@@ -92,8 +92,16 @@ class MessageCommand(Message):
     type = 'command'
 
     def __init__(self, command: Any, parameters: Any = _LEFT_OUT) -> None:
-        content = {'parameters': {} if parameters is _LEFT_OUT else parameters}
-        self.body = _envelope(self.type, str(command), self.category, content)
+        # Spelled out, as the result below: these are made for each message.
+        self.body = {
+            'type': self.type,
+            'name': str(command),
+            'category': self.category,
+            'version': VERSION,
+            'fingerprint': {},
+            'content': {'parameters': {} if parameters is _LEFT_OUT else parameters},
+            '_reserved': {},
+        }
 
 
 class RpcCommand(MessageCommand):
@@ -128,8 +136,15 @@ class MessageResult(Message):
     result_type: str = 'success'
 
     def __init__(self, value: Any, message: str = '') -> None:
-        content = {'type': self.result_type, 'value': value, 'message': message}
-        self.body = _envelope(self.type, self.name, self.category, content)
+        self.body = {
+            'type': self.type,
+            'name': self.name,
+            'category': self.category,
+            'version': VERSION,
+            'fingerprint': {},
+            'content': {'type': self.result_type, 'value': value, 'message': message},
+            '_reserved': {},
+        }
 
 
 class MessageResultError(MessageResult):

@@ -29,11 +29,13 @@ class Pace:
     """Follows how long messages take, and says how many to prefetch.
 
     :ivar prefetch: how many
+    :ivar taken_at: when a message was last taken out of the inbox, to be set by the thread that does so
+    :ivar bytes_taken: how many bytes were, to be added to
     """
 
     def __init__(self) -> None:
-        self._taken_at = 0.0
-        self._bytes = 0
+        self.taken_at = 0.0
+        self.bytes_taken = 0
         self.begin(1, False)
 
     def begin(self, at_once: int, is_fixed: bool) -> None:
@@ -52,12 +54,7 @@ class Pace:
             self.prefetch = max(at_once, SINGLE_ACTIVE_PREFETCH)
         else:
             self.prefetch = at_once if at_once > 1 else at_once + FIRST_DEPTH
-        self._taken_at = time.monotonic()
-
-    def took_out(self, size: int) -> None:
-        """Take note that a message of so many bytes was taken out of the inbox."""
-        self._taken_at = time.monotonic()
-        self._bytes += size
+        self.taken_at = time.monotonic()
 
     def observe(self, messages: int, seconds: float) -> bool:
         """Take note that so many messages took so long. Returns whether ``prefetch`` has changed. Any thread."""
@@ -72,8 +69,8 @@ class Pace:
         each = seconds / messages
         weight = 1.0 if not self._seen else min(1.0, WEIGHT * messages)
         self._average += weight * (each - self._average)
-        self._size += weight * (self._bytes / messages - self._size)
-        self._bytes = 0
+        self._size += weight * (self.bytes_taken / messages - self._size)
+        self.bytes_taken = 0
         self._seen += messages
         if self._seen < EVIDENCE:
             return False  # each change costs consumers that share a queue their even turns
@@ -92,7 +89,7 @@ class Pace:
 
         :param since: the moment, on the monotonic clock, from which on there have been some
         """
-        return self.prefetch > self._at_once and time.monotonic() - max(since, self._taken_at) > STUCK_SECONDS
+        return self.prefetch > self._at_once and time.monotonic() - max(since, self.taken_at) > STUCK_SECONDS
 
     def slow_down(self) -> bool:
         """Go back to the fewest. Returns whether that is a change."""

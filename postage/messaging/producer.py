@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from postage import errors
+from postage import errors, settings
 from postage.amqp import wire
 from postage.amqp.channel import BlockingAccess
-from postage.amqp.consuming import ConsumingChannel, current
+from postage.amqp.consuming import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
-from postage.amqp.topology import Queue, Topology, declare_exchange, declare_queue
+from postage.amqp.topology import Queue, declare_exchange, declare_queue
 from postage.amqp.waiting import Batch, alarm_of_thread, this_thread
 from postage.messaging import deadlocks
 from postage.messaging.connected import Connected
-from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
+from postage.messaging.exchanges import Exchange
+from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
-from postage.messaging.rpc import Answer, Call, RpcFuture, client_of, decode_result
+from postage.messaging.options import (
+    PUBLISH_OPTIONS,
+    RPC_OPTIONS,
+    ExchangeKey,
+    check_eks,
+    further_properties,
+    number,
+    pack,
+    refuse_unknown,
+    take_options,
+)
+from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
 from postage.microthreads import running_scheduler
-
-ExchangeKey = tuple['type[Exchange] | Exchange', str]
-"""An exchange and a routing key: an element of ``eks``."""
-
-_PUBLISH_OPTIONS = ('_key', '_eks', '_headers', '_priority', '_expiration')
-_RPC_OPTIONS = (*_PUBLISH_OPTIONS, '_timeout', '_max_retry', '_queue_only')
 
 
 class GenericProducer(Connected):
@@ -76,16 +80,14 @@ class GenericProducer(Connected):
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         super().__init__(hup, vhost)
-        routes = _check_eks(self.eks, f'{type(self).__name__}.eks')
-        if fingerprint is None:
-            fingerprint = Fingerprint(vhost=self.vhost)
-        self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
+        check_eks(self.eks, f'{type(self).__name__}.eks')
+        self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint, self.vhost)
         self._names: dict[Any, str] = {}  # exchanges that were declared, by class or instance
         self._access: BlockingAccess | None = None
         with self._connecting('publishing'):
             self._ledger = Ledger(self._connection)
             self._publisher = self._connection.publisher(self.confirms)
-            self._routes = [(self._declared(exchange), key) for exchange, key in routes]
+            self._look_at_eks()
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} on {self._connection.settings}>'
@@ -112,11 +114,24 @@ class GenericProducer(Connected):
             self._access = BlockingAccess(self._connection.control)
         return self._access
 
+    @property
+    def default_exchange(self) -> type[Exchange] | Exchange | None:
+        """The exchange of the first pair of ``eks``, which ``_key`` and RPCs go to; ``None`` where there is no pair."""
+        return self.eks[0][0] if self.eks else None
+
+    def _look_at_eks(self) -> None:
+        """Take over ``eks`` as it is now. Blocks where it has an exchange that is not declared yet."""
+        eks = self.eks
+        self._routes = [
+            (self._declared(exchange), key) for exchange, key in check_eks(eks, f'{type(self).__name__}.eks')
+        ]
+        self._known_eks = eks[:]  # a copy: a program may change the list itself
+
     # Sending
 
     def message(self, *args: Any, **kwds: Any) -> Receipt:
         """Send a generic ``Message(*args, **kwds)``; takes the same special keywords as ``message_*``."""
-        options = _take_options(kwds, _PUBLISH_OPTIONS)
+        options = take_options(kwds, PUBLISH_OPTIONS)
         return self._send(Message(*args, **kwds), options)
 
     def forward(self, body: Any, **options: Any) -> Receipt:
@@ -124,7 +139,7 @@ class GenericProducer(Connected):
 
         :param body: a body that some consumer received, or a message
         """
-        _refuse_unknown(options, _PUBLISH_OPTIONS, 'forward')
+        refuse_unknown(options, PUBLISH_OPTIONS, 'forward')
         return self._publish(body.body if isinstance(body, Message) else body, options)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -155,37 +170,37 @@ class GenericProducer(Connected):
         )
 
     def _make_message(self, name: str) -> Callable[..., Receipt]:
-        build = self._builder(name, MessageCommand, name[len('message_') :])
+        builder, command = f'build_{name}', name[len('message_') :]
+        own, cls = self.__dict__, type(self)
 
         def send(*args: Any, **kwds: Any) -> Receipt:
-            options = _take_options(kwds, _PUBLISH_OPTIONS)
-            return self._send(build(*args, **kwds), options)
+            options = take_options(kwds, PUBLISH_OPTIONS) if kwds else kwds
+            if builder in own or hasattr(cls, builder):  # at each call: a program may add one at any time
+                return self._send(self._build(builder, args, kwds), options)
+            parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
+            return self._send(MessageCommand(command, parameters), options)
 
         return send
 
-    def _builder(self, name: str, message_class: Callable[[str, Any], Message], command: str) -> Callable[..., Message]:
-        """The builder of a message: the class's own, or one that packs the arguments into a command."""
-        builder = getattr(type(self), f'build_{name}', None) or self.__dict__.get(f'build_{name}')
-        if builder is None:
-            return lambda *args, **kwds: message_class(command, _pack(args, kwds))
+    def _build(self, builder: str, args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
+        """What a builder makes: a message, or whatever is like one."""
+        message = getattr(self, builder)(*args, **kwds)
+        if not isinstance(message, Message) and not (hasattr(message, 'body') and hasattr(message, 'fingerprint')):
+            raise errors.ConfigurationError(
+                f'{type(self).__name__}.{builder}() must return a Message, not {message!r:.80}'
+            )
+        return message
 
-        def build(*args: Any, **kwds: Any) -> Message:
-            message = getattr(self, f'build_{name}')(*args, **kwds)
-            if not isinstance(message, Message):
-                raise errors.ConfigurationError(
-                    f'{type(self).__name__}.build_{name}() must return a Message, not {message!r:.80}'
-                )
-            return message
-
-        return build
-
-    def _send(self, message: Message, options: dict[str, Any]) -> Receipt:
-        message.fingerprint(self.fingerprint)
+    def _send(self, message: Any, options: dict[str, Any]) -> Receipt:
+        message.fingerprint(**self.fingerprint)
         return self._publish(message.body, options)
 
     def _publish(self, body: Any, options: dict[str, Any]) -> Receipt:
         """Hand one body to the publishing channel, once for each of its exchanges."""
-        self._check_open()
+        if self._closed:
+            self._check_open()
+        if self.eks != self._known_eks:
+            self._look_at_eks()
         routes = self._routes_of(options) if options else self._routes
         if not routes:
             raise errors.ConfigurationError(
@@ -193,9 +208,16 @@ class GenericProducer(Connected):
             )
         encoded = self.encode(body)
         message_id = new_message_id()
-        properties = self._properties(message_id, options)
+        content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
+        further = further_properties(options) if options else None
+        if further is None:
+            properties = wire.usual_properties(content_type, delivery_mode, message_id)
+        else:
+            properties = wire.encode_properties(content_type, delivery_mode, message_id, **further)
         receipt = Receipt(message_id, len(routes), self.confirms, self._ledger)
         for exchange, key in routes:
+            if settings.is_debugging:
+                self._log_sending(exchange, key, body)
             self._publisher.publish(
                 Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
             )
@@ -204,23 +226,15 @@ class GenericProducer(Connected):
             delivery.published(receipt)
         return receipt
 
-    @property
-    def _usual_properties(self) -> tuple[str, int]:
-        """Content type and delivery mode of all its messages."""
-        return self.encoder.content_type, 2 if self.persistent else 1
-
-    def _properties(self, message_id: str, options: dict[str, Any]) -> bytes:
-        """The AMQP properties of a message."""
-        further = _further_properties(options)
-        if further is None:
-            return wire.usual_properties(*self._usual_properties, message_id)
-        return wire.encode_properties(*self._usual_properties, message_id, **further)
+    def _log_sending(self, exchange: str, key: str, body: Any) -> None:
+        name = type(self).__name__
+        self._connection.logger.debug('%s: publish to exchange %r, key %r: %r', name, exchange, key, body)
 
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
         """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class."""
         eks = options.get('_eks')
         if eks is not None:
-            return [(self._declared(exchange), key) for exchange, key in _check_eks(eks, '_eks')]
+            return [(self._declared(exchange), key) for exchange, key in check_eks(eks, '_eks')]
         key = options.get('_key')
         if key is None:
             return self._routes
@@ -248,72 +262,92 @@ class GenericProducer(Connected):
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, ``rpc_queue_NAME`` or ``rpc_future_NAME``; an exact builder wins over the latter two."""
         for prefix, method in (('rpc_queue_', self._rpc_queue), ('rpc_future_', self._rpc_future)):
-            if name.startswith(prefix) and len(name) > len(prefix) and not hasattr(type(self), f'build_{name}'):
+            if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
                 return self._rpc_caller('rpc_' + name[len(prefix) :], method)
         return self._rpc_caller(name, self._rpc)
 
-    def _rpc_caller(self, name: str, method: Callable[[str, Message, dict[str, Any]], Any]) -> Callable[..., Any]:
-        build = self._builder(name, RpcCommand, name[len('rpc_') :])
+    def _has_builder(self, builder: str) -> bool:
+        return builder in self.__dict__ or hasattr(type(self), builder)
+
+    def _rpc_caller(self, name: str, method: Callable[[str, Any, dict[str, Any]], Any]) -> Callable[..., Any]:
+        builder, command = f'build_{name}', name[len('rpc_') :]
+        own, cls = self.__dict__, type(self)
 
         def call(*args: Any, **kwds: Any) -> Any:
-            options = _take_options(kwds, _RPC_OPTIONS)
-            return method(name, build(*args, **kwds), options)
+            options = take_options(kwds, RPC_OPTIONS) if kwds else kwds
+            if builder in own or hasattr(cls, builder):
+                return method(name, self._build(builder, args, kwds), options)
+            parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
+            return method(name, RpcCommand(command, parameters), options)
 
         return call
 
     def _rpc(self, name: str, message: Message, options: dict[str, Any]) -> MessageResult | str:
-        if options.get('_queue_only'):
+        if options and options.get('_queue_only'):
             return self._rpc_queue(name, message, options)
         scheduler = running_scheduler()
         if scheduler is not None:
             deadlocks.refuse(scheduler, self, name, self._rpc_route(options))
-        alarm = alarm_of_thread()
+        alarm = this_thread.alarm or alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
         answer = Answer(alarm)
         with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
-            self._call(name, message, options, self._rpc_route(options), answer)
+            self._call(name, message, options, answer)
         return answer.wait(self._connection)
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
-        route = self._rpc_route(options)
-        future = RpcFuture(*route, self._connection)
+        future = RpcFuture(self._connection)
         if this_thread.alarm is not None:
             this_thread.alarm.add(self._connection)  # this thread's scheduler, if it has one, will wait for the answer
-        self._call(name, message, options, route, future)
+        future.exchange, future.routing_key = self._call(name, message, options, future)
         return future
 
     def _call(
-        self, name: str, message: Message, options: dict[str, Any], route: tuple[str, str], future: RpcFuture | Answer
-    ) -> None:
-        self._check_open()
+        self, name: str, message: Message, options: dict[str, Any], future: RpcFuture | Answer
+    ) -> tuple[str, str]:
+        """Send a request. Returns where it went: exchange and routing key."""
+        if self._closed:
+            self._check_open()
+        if self.eks != self._known_eks:
+            self._look_at_eks()
+        exchange, key = route = self._rpc_route(options) if options or not self._routes else self._routes[0]
         timeout, max_retry = self.rpc_timeout, self.max_retry
+        further = None
         if options:
-            timeout = _number(options, '_timeout', timeout)
-            max_retry = int(_number(options, '_max_retry', max_retry, whole=True))
-        further_properties = _further_properties(options)
-        if further_properties is not None:
-            wire.encode_properties(**further_properties)  # what cannot be is told here, and not where it is sent
-        message.fingerprint(self.fingerprint)
+            timeout = number(options, '_timeout', timeout)
+            max_retry = int(number(options, '_max_retry', max_retry, whole=True))
+            further = further_properties(options)
+            if further is not None:
+                wire.encode_properties(**further)  # what cannot be is told here, and not where it is sent
+        message.fingerprint(**self.fingerprint)
+        if settings.is_debugging:
+            self._log_sending(exchange, key, message.body)
         call = Call(
             name,
-            *route,
+            wire.publish_arguments(exchange, key, False),
             future,
-            self._usual_properties,
-            further_properties,
+            self.encoder.content_type,
+            2 if self.persistent else 1,
+            further,
             self.encode(message.body),
             self.encoder.decode,
             timeout,
             max_retry,
             self.reply_queue_per_call,
+            new_message_id(),
+            time.monotonic() + timeout * (max_retry + 1),
         )
         client_of(self._connection).call(call)
+        return route
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
         """Send the request once, and return the queue that its answer will be in."""
         self._check_open()
         exchange, key = self._rpc_route(options)
-        message.fingerprint(self.fingerprint)
+        message.fingerprint(**self.fingerprint)
+        if settings.is_debugging:
+            self._log_sending(exchange, key, message.body)
         encoded = self.encode(message.body)
         message_id = new_message_id()
         queue = Queue(
@@ -322,7 +356,12 @@ class GenericProducer(Connected):
         )
         self._connection.run(lambda: declare_queue(self._connection.control, queue))
         properties = wire.encode_properties(
-            *self._usual_properties, message_id, message_id, queue.name, **(_further_properties(options) or {})
+            self.encoder.content_type,
+            2 if self.persistent else 1,
+            message_id,
+            message_id,
+            queue.name,
+            **(further_properties(options) or {}),
         )
         receipt = Receipt(message_id, 1, True, Ledger(self._connection))
         outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
@@ -331,6 +370,8 @@ class GenericProducer(Connected):
         return queue.name
 
     def _rpc_route(self, options: dict[str, Any]) -> tuple[str, str]:
+        if self.eks != self._known_eks:
+            self._look_at_eks()
         routes = self._routes_of(options)
         if not routes:
             raise errors.ConfigurationError(
@@ -349,129 +390,31 @@ class GenericProducer(Connected):
 
         :param result_len: how many to wait for
         :param callback: called with each decoded body, in the calling thread
-        :param timeout: seconds for all of them; by default ``rpc_timeout``
+        :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
         :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
         :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
         :raises errors.NotFound: there is no such queue
         """
         self._check_open()
-        deadline = time.monotonic() + (self.rpc_timeout if timeout is None else timeout)
-        arrived = threading.Semaphore(0)
-        channel = ConsumingChannel(self._connection, Topology(), prefetch=result_len)
-        channel.notify = arrived.release
         results: list[MessageResult] = []
-        try:
-            self._connection.run(lambda: channel.consume_steps(queue))
-            self._connection.add_channel(channel)
-            while len(results) < result_len:
-                with self._connection.awaited():
-                    in_time = bool(channel.inbox) or arrived.acquire(timeout=max(0.0, deadline - time.monotonic()))
-                if not in_time:
-                    raise errors.TimeoutError(
-                        f'{len(results)} of {result_len} results arrived in queue {queue!r} in time', results
-                    )
-                if channel.error is not None:
-                    raise channel.error
-                if channel.inbox:
-                    delivery = channel.inbox.popleft()
-                    if callback is not None:
-                        self._call_with_body(callback, delivery.body)
-                    results.append(decode_result(delivery.body, self.encoder.decode))
-                    channel.settle(delivery)
-        finally:
-            self._connection.remove_channel(channel)
+        deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
+        with contextlib.closing(bodies_in(queue, self._connection, result_len, deadline)) as bodies:
+            for data in bodies:
+                if callback is not None:
+                    try:
+                        body = self.encoder.decode(data)
+                    except Exception:
+                        pass  # the result says so: it is a MessageResultError
+                    else:
+                        callback(body)
+                results.append(decode_result(data, self.encoder.decode))
+        if len(results) < result_len:
+            text = f'{len(results)} of {result_len} results arrived in queue {queue!r} in time'
+            raise errors.TimeoutError(text, results)
         return results
-
-    def _call_with_body(self, callback: Callable[[Any], object], data: bytes) -> None:
-        try:
-            body = self.encoder.decode(data)
-        except Exception:
-            return  # the result says so: it is a MessageResultError
-        callback(body)
 
 
 _MAGIC: tuple[tuple[str, Callable[[GenericProducer, str], Any]], ...] = (
     ('message_', GenericProducer._make_message),
     ('rpc_', GenericProducer._make_rpc),
 )
-
-
-def _pack(args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
-    """The parameters of a command that has no builder: as little wrapping as the arguments allow."""
-    if args and kwds:
-        return {'args': list(args), 'kwds': kwds}
-    if args:
-        return args[0] if len(args) == 1 else list(args)
-    if len(kwds) == 1 and 'parameters' in kwds:
-        return kwds['parameters']
-    return kwds
-
-
-def _take_options(kwds: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Move the special keywords out of a call's arguments."""
-    return {name: kwds.pop(name) for name in names if name in kwds} if kwds else {}
-
-
-def _refuse_unknown(options: Mapping[str, Any], known: Sequence[str], method: str) -> None:
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise TypeError(f'{method}() takes {", ".join(known)}, not {", ".join(unknown)}')
-
-
-def _check_eks(eks: Any, where: str) -> list[ExchangeKey]:
-    """``eks`` as given by the user, or a clear error."""
-    shape = f'{where} must be a list of pairs (Exchange, routing key)'
-    if isinstance(eks, (str, bytes, Mapping)) or not isinstance(eks, Sequence):
-        raise errors.ConfigurationError(f'{shape}, not {eks!r:.80}')
-    routes: list[ExchangeKey] = []
-    for number, pair in enumerate(eks):
-        if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)) or len(pair) != 2:
-            raise errors.ConfigurationError(f'{shape}; element {number} is {pair!r:.80}')
-        exchange = check_exchange(pair[0], f'{where}[{number}]', default_allowed=True)
-        if not isinstance(pair[1], str):
-            raise errors.ConfigurationError(f'{shape}; the key of element {number} is {pair[1]!r:.80}')
-        routes.append((exchange, pair[1]))
-    return routes
-
-
-def _further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
-    """What the options add, by the names of ``wire.encode_properties``; ``None`` where they add nothing."""
-    if not options:
-        return None
-    properties: dict[str, Any] = {}
-    headers = options.get('_headers')
-    if headers is not None:
-        if not isinstance(headers, Mapping):
-            raise errors.ConfigurationError(f'_headers must be a dictionary, not {headers!r:.80}')
-        properties['headers'] = headers
-    priority = options.get('_priority')
-    if priority is not None:
-        if not isinstance(priority, int) or not 0 <= priority <= 255:
-            raise errors.ConfigurationError(f'_priority must be a number from 0 to 255, not {priority!r:.80}')
-        properties['priority'] = priority
-    expiration = options.get('_expiration')
-    if expiration is not None:
-        properties['expiration'] = _milliseconds(expiration)
-    return properties or None
-
-
-def _milliseconds(expiration: Any) -> str:
-    """A message's expiration as AMQP wants it: from seconds, or from text that is in milliseconds already."""
-    if isinstance(expiration, str) and expiration.isdecimal():
-        return expiration
-    if isinstance(expiration, (int, float)) and math.isfinite(expiration) and expiration >= 0:
-        return str(round(expiration * 1000))
-    raise errors.ConfigurationError(
-        f'_expiration must be seconds, or milliseconds as text the way AMQP has it, not {expiration!r:.80}'
-    )
-
-
-def _number(options: dict[str, Any], name: str, default: float, whole: bool = False) -> float:
-    value = options.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= 0:
-        raise errors.ConfigurationError(
-            f'{name} must be {"a whole" if whole else "a"} number, 0 or more, not {value!r:.80}'
-        )
-    return value

@@ -97,7 +97,7 @@ class Reply:
         if not hasattr(message, 'body'):
             message = MessageResult(message)
         if isinstance(message, Message) and not message.body['fingerprint']:
-            message.fingerprint(**self._fingerprint)
+            message.body['fingerprint'].update(self._fingerprint)
         self._send(self._header, message)
         self.sent = True
 

@@ -40,8 +40,9 @@ class Settler(Protocol):
 class Source(Protocol):
     """Where the deliveries of a processor come from, and its answers go to. Its methods are those of the consumer."""
 
-    own_ack: Callable[[Delivery], object] | None
-    """What acknowledges a delivery in place of its settler, in the scheduler's thread, where there is such a thing."""
+    @property
+    def own_ack(self) -> Callable[[Any], None] | None:
+        """What acknowledges a delivery in place of its settler, in the scheduler's thread, if anything does."""
 
     def begin(self, notify: Callable[[], None], at_once: int = 1) -> None:
         """Deliver from now on; call ``notify()``, from any thread, when there is something. May block."""

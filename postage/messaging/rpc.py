@@ -18,15 +18,16 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass
 from typing import Any
 
 from postage import errors
 from postage.amqp import wire
 from postage.amqp.connection import Connection
-from postage.amqp.consuming import ReplyChannel
-from postage.amqp.publishing import new_message_id
+from postage.amqp.consuming import ConsumingChannel, ReplyChannel
+from postage.amqp.topology import Topology
 from postage.amqp.waiting import ReadingAlarm, wait_until_done
 from postage.amqp.wire import Content, decode_answerable
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
@@ -43,10 +44,10 @@ class RpcFuture(Future[MessageResult]):
     :ivar routing_key: with which key
     """
 
-    def __init__(self, exchange: str, routing_key: str, connection: Connection) -> None:
+    exchange = routing_key = ''
+
+    def __init__(self, connection: Connection) -> None:
         super().__init__()
-        self.exchange = exchange
-        self.routing_key = routing_key
         self._connection = connection
 
     def result(self, timeout: float | None = None) -> MessageResult:
@@ -100,50 +101,40 @@ class Answer:
         return result
 
 
+@dataclass(eq=False, slots=True)
 class Call:
     """One RPC under way.
 
-    :param usual_properties: content type and delivery mode
-    :param further_properties: by the names of ``wire.encode_properties``, where it has any
-    :param timeout: seconds for each attempt
-    :param max_retry: how often it is sent again
-    :param future: of the result message; never carries an exception unless the connection is closed
+    :ivar arguments: of ``basic.publish``, as bytes
+    :ivar future: of the result message; never carries an exception unless the connection is closed
+    :ivar further_properties: by the names of ``wire.encode_properties``, where it has any
+    :ivar timeout: seconds for each attempt
+    :ivar max_retry: how often it is sent again
+    :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
+    :ivar sent: how often it was sent to its present address
     """
 
-    def __init__(
-        self,
-        name: str,
-        exchange: str,
-        routing_key: str,
-        future: RpcFuture | Answer,
-        usual_properties: tuple[str, int],
-        further_properties: dict[str, Any] | None,
-        body: bytes,
-        decode: Callable[[bytes], Any],
-        timeout: float,
-        max_retry: int,
-        queue_per_call: bool,
-    ) -> None:
-        self.name = name
-        self.arguments = wire.publish_arguments(exchange, routing_key, False)
-        self.usual_properties = usual_properties
-        self.further_properties = further_properties
-        self.body = body
-        self.decode = decode
-        self.timeout = timeout
-        self.max_retry = max_retry
-        self.queue_per_call = queue_per_call
-        self.correlation_id = new_message_id()
-        self.attempt = 0
-        self.sent = 0  # how often on its present address
-        self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
-        self.channel: ReplyChannel | None = None
-        self.future = future
+    name: str
+    arguments: bytes
+    future: RpcFuture | Answer
+    content_type: str
+    delivery_mode: int
+    further_properties: dict[str, Any] | None
+    body: bytes
+    decode: Callable[[bytes], Any]
+    timeout: float
+    max_retry: int
+    queue_per_call: bool
+    correlation_id: str
+    gives_up_at: float
+    attempt: int = 0
+    sent: int = 0
+    channel: ReplyChannel | None = None
 
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
         """The request's frames. The broker drops it when nobody waits for the answer any more."""
         self.sent += 1
-        usual, own_id = self.usual_properties, self.correlation_id
+        usual, own_id = (self.content_type, self.delivery_mode), self.correlation_id
         remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
         if self.further_properties is None:
             encoded = wire.request_properties(*usual, own_id, reply_to, remaining)
@@ -184,14 +175,15 @@ class RpcClient:
         if self._connection.error is not None:
             raise self._connection.error
         with self._lock:
-            channel = call.channel = self._channel_for(call)
+            channel = self._shared
+            if channel is None or call.queue_per_call or not channel.is_wanted:
+                channel = self._new_channel(call)
+            call.channel = channel
             self._addresses[channel].calls[call.correlation_id] = call
             self._begin_attempt(call)
 
-    def _channel_for(self, call: Call) -> ReplyChannel:
-        """The reply address for a new call: the shared one, unless it is spent or the call wants its own."""
-        if not call.queue_per_call and self._shared is not None and self._shared.is_wanted:
-            return self._shared
+    def _new_channel(self, call: Call) -> ReplyChannel:
+        """A new reply address: for this call alone, or for those that follow, too."""
         channel = ReplyChannel(self._connection, call.queue_per_call, self._on_reply, self._on_lost)
         self._addresses[channel] = _Address()
         if not call.queue_per_call:
@@ -377,6 +369,32 @@ def _nothing() -> None:
 def _call_all(callbacks: list[Callable[[], None]]) -> None:
     for callback in callbacks:
         callback()
+
+
+def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -> Generator[bytes, None, None]:
+    """Consume so many messages from a queue, as long as the time lasts. Blocks; to be closed.
+
+    Each is acknowledged when the caller comes back for the next one.
+    """
+    arrived = threading.Semaphore(0)
+    channel = ConsumingChannel(connection, Topology(), prefetch=count)
+    channel.notify = arrived.release
+    try:
+        connection.run(lambda: channel.consume_steps(queue))
+        connection.add_channel(channel)
+        while count:
+            with connection.awaited():
+                if not channel.inbox and not arrived.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    return
+            if channel.error is not None:
+                raise channel.error
+            if channel.inbox:
+                delivery = channel.inbox.popleft()
+                yield delivery.body
+                channel.settle(delivery)
+                count -= 1
+    finally:
+        connection.remove_channel(channel)
 
 
 def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:

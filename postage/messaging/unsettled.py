@@ -16,15 +16,19 @@ from postage.amqp.publishing import Receipt
 class Unsettled:
     """Deliveries that are handled, and wait for something before they are settled. Any thread.
 
-    :param notify: called when one of them has been settled, and when there is work for the thread that consumes
+    :param notify: called when there is work for the thread that consumes, and where :attr:`is_awaited` says so when
+        one of them has been settled
     :ivar count: how many there are
+    :ivar is_awaited: whether the last one is waited for without :meth:`wait`
     :ivar work: what only the thread that consumes may do; it calls :meth:`work_off`
     """
 
     def __init__(self, notify: Callable[[], None] | None = None) -> None:
         self._notify = notify
-        self._changed = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self.count = 0
+        self.is_awaited = False
         self._connections: set[Connection] = set()  # that bring the confirms
         self.work: deque[Callable[[], None]] = deque()
 
@@ -33,7 +37,8 @@ class Unsettled:
     ) -> None:
         """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
         confirmed, if there is one."""
-        self.one_more()
+        with self._lock:
+            self.count += 1
         # Whether the broker may soon deliver no more until some are acknowledged.
         is_urgent = 0 < delivery.channel.prefetch <= 2 * self.count
         if len(receipts) == 1:  # the usual case: a reply
@@ -51,7 +56,7 @@ class Unsettled:
 
         def one_is_settled() -> None:
             nonlocal missing
-            with self._changed:
+            with self._lock:
                 missing -= 1
                 if missing:
                     return
@@ -64,23 +69,23 @@ class Unsettled:
 
     def one_more(self) -> None:
         """One more waits for something."""
-        with self._changed:
+        with self._lock:
             self.count += 1
 
     def one_less(self) -> None:
         """One waits no more."""
-        with self._changed:
+        with self._lock:
             self.count -= 1
             if not self.count:
                 self._changed.notify_all()
-        if self._notify is not None:
+        if self.is_awaited and self._notify is not None:
             self._notify()
 
     # What is left to the thread that consumes
 
     def leave(self, work: Callable[[], None]) -> None:
         """Leave something to the thread that consumes. Until that has done it, one more is unsettled."""
-        with self._changed:
+        with self._lock:
             # One step: between the two a waiting thread would see neither, and go.
             self.count += 1
             self.work.append(work)
@@ -113,7 +118,7 @@ class Unsettled:
                 else:
                     stack.enter_context(connection.awaited())
             while True:
-                with self._changed:
+                with self._lock:
                     self._changed.wait_for(lambda: self.work or not self.count, max(0.0, deadline - time.monotonic()))
                     if not self.work:
                         return not self.count

@@ -97,8 +97,9 @@ class Answering:
 
 
 def raised(function, *arguments, **keywords):
-    """The name of the exception that a call raises, else what it returns."""
+    """The name of the exception that a call raises, pika's where it has one; else what the call returns."""
     try:
         return function(*arguments, **keywords)
     except Exception as error:
-        return type(error).__name__
+        kinds = [kind for kind in type(error).__mro__ if kind.__module__ == 'pika.exceptions']
+        return (kinds or [type(error)])[0].__name__

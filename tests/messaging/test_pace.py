@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from postage.messaging import pace
@@ -13,7 +15,8 @@ DEEPEST, MIDDLE, _ = DEPTHS
 def observe(paced: Pace, seconds: float, messages: int = EVIDENCE, size: int = 100) -> None:
     """Handle messages one by one, each for so many seconds."""
     for _ in range(messages):
-        paced.took_out(size)
+        paced.taken_at = time.monotonic()
+        paced.bytes_taken += size
         paced.observe(1, seconds)
 
 

@@ -92,6 +92,7 @@ class Record:
     :ivar notes: what it noted
     :ivar wire: what it published: exchange, routing key, content type and the decoded body of each message
     :ivar left: how many messages it left in which queue
+    :ivar rejected: the bodies of those that it rejected
     :ivar status: its exit status; ``None`` where it had to be killed
     :ivar errors: what it wrote to its standard error
     """
@@ -99,13 +100,15 @@ class Record:
     notes: list[Any] = field(default_factory=list)
     wire: dict[str, list[Any]] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
+    rejected: list[Any] = field(default_factory=list)
     status: int | None = None
     errors: str = ''
 
     @property
     def outcome(self) -> dict[str, Any]:
         """What two runs are compared by."""
-        return {'notes': self.notes, 'wire': self.wire, 'left': self.left, 'ended': self.status == 0}
+        own = {'notes': self.notes, 'wire': self.wire, 'left': self.left, 'rejected': self.rejected}
+        return {**own, 'ended': self.status == 0}
 
 
 class Run:
@@ -134,7 +137,7 @@ class Run:
         )
 
     def _keep_what_is_rejected(self, channel: Any) -> None:
-        """Have what is rejected from any queue of the program end in a queue, where it is counted."""
+        """Have what is rejected from any queue of the program end in another one, where it is looked at."""
         channel.exchange_declare('rejected', 'fanout')
         channel.queue_declare('rejected', exclusive=True)
         channel.queue_bind('rejected', 'rejected')
@@ -163,7 +166,10 @@ class Run:
             output, record.errors = self._process.communicate()
         record.notes = [json.loads(line[5:]) for line in output.splitlines() if line.startswith('note ')]
         self._await_broker()
-        record.left = {name: count for name, count in self._queues().items() if count and name != 'tap'}
+        record.left = {
+            name: count for name, count in self._queues().items() if count and name not in ('tap', 'rejected')
+        }
+        record.rejected = [self._decoded(body) for body in self._rejected()]
         for method, properties, body in self._published():
             exchange, key, content = self._seen(method, properties, body)
             record.wire.setdefault(f'{exchange} {key}', []).append(content)
@@ -185,19 +191,27 @@ class Run:
         while (got := self._channel.basic_get('tap', auto_ack=True))[0] is not None:
             yield got
 
+    def _rejected(self) -> Iterator[bytes]:
+        while (got := self._channel.basic_get('rejected', auto_ack=True))[0] is not None:
+            if got[1].headers['x-death'][0]['reason'] == 'rejected':  # what has expired comes here, too
+                yield got[2]
+
     def _seen(self, method: Any, properties: Any, body: bytes) -> tuple[str, str, Any]:
         """A message on the wire, without what is never twice the same: addresses to answer to, and process ids."""
         headers = properties.headers
         key = re.sub(r'^(amq\.|postage\.rpc).*', 'the caller', headers['routing_keys'][0])
         content_type = headers['properties'].get('content_type', '')
-        try:
-            decoded = json.loads(body)
-        except ValueError:
-            decoded = body.decode('latin-1')
+        decoded = self._decoded(body)
         if not headers['exchange_name']:
             # An answer has a content type and a fingerprint here: that is a row of its own.
             content_type, decoded = '', {**decoded, 'fingerprint': {}}
-        return headers['exchange_name'], key, [content_type, self._without_pid(decoded)]
+        return headers['exchange_name'], key, [content_type, decoded]
+
+    def _decoded(self, body: bytes) -> Any:
+        try:
+            return self._without_pid(json.loads(body))
+        except ValueError:
+            return body.decode('latin-1')
 
     def _without_pid(self, value: Any) -> Any:
         if isinstance(value, dict):

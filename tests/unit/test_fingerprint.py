@@ -12,7 +12,7 @@ import pytest
 
 from postage.errors import ConfigurationError
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
-from postage.settings import program_settings
+from postage.program import program_settings
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,17 @@
 """A queue is bound as a name, with flags in ``eqk``, and by ``queue_bind`` with flags; ``qk_list`` has them."""
 
-from postage import messaging
+from postage import messaging, microthreads
+
+seen = []
 from stage import FINGERPRINT, Consumer, Processor, StageExchange, loop, note, producer
 
 
 class Listening(Processor):
     @messaging.MessageHandler('command', 'echo')
     def msg_echo(self, content):
-        note(content)
+        seen.append(content['parameters'])
+        if len(seen) == 3:
+            raise microthreads.ExitScheduler
 
 
 flagged = {'name': 'flagged', 'flags': {'auto_delete': True}}
@@ -21,5 +25,5 @@ note(checking.channel.queue_declare(queue='flagged', passive=True).method.queue)
 sending = producer()
 for key in 'abcd':
     sending.message_echo(key, _key=key)
-sending.message_quit(_key='d')
 loop(listening)
+note(sorted(seen))

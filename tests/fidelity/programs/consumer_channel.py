@@ -1,4 +1,4 @@
-"""``consumer.channel`` and ``producer.channel`` take pika's methods: ``basic_qos``, ``queue_declare``, ``basic_get``."""
+"""``channel`` of a consumer and a producer takes pika's methods: ``basic_qos``, ``queue_declare``, ``basic_get``."""
 
 from postage import messaging
 from stage import EQK, FINGERPRINT, Consumer, note, producer

@@ -1,4 +1,4 @@
-"""Overridden ``ack``, ``reject``, ``queue_bind``, ``add_eqk``, ``decode`` and ``rpc_reply`` of a consumer are called."""
+"""Overridden methods of a consumer are called: ``ack``, ``reject``, ``queue_bind``, ``add_eqk``, ``decode``, ``rpc_reply``."""
 
 from postage import messaging
 from stage import Answering, Consumer, Processor, handle, note, producer

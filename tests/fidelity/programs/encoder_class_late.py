@@ -20,5 +20,6 @@ class Listening(Processor):
 late = Producer(FINGERPRINT)
 late.message_echo()
 late.encoder_class = Shouting
+late.message_echo()
 note(late.encoder.content_type)  # "text/shouting"
 note(type(late.encoder).__name__)  # "Shouting"

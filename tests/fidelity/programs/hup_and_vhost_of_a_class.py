@@ -1,4 +1,4 @@
-"""``hup`` and ``vhost`` of a class, an instance before its constructor, and an argument; each counts before the next."""
+"""``hup`` and ``vhost`` as an argument, of an instance before its constructor runs, and of a class, in this order."""
 
 from postage import messaging
 from stage import Consumer, Producer, note, raised

@@ -1,0 +1,97 @@
+"""What a call of a producer takes: its routes, its special keywords, and the parameters of a command."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from postage import errors
+from postage.messaging.exchanges import Exchange, check_exchange
+
+ExchangeKey = tuple['type[Exchange] | Exchange', str]
+"""An exchange and a routing key: an element of ``eks``."""
+
+PUBLISH_OPTIONS = ('_key', '_eks', '_headers', '_priority', '_expiration')
+RPC_OPTIONS = (*PUBLISH_OPTIONS, '_timeout', '_max_retry', '_queue_only')
+
+
+def pack(args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
+    """The parameters of a command that has no builder: as little wrapping as the arguments allow."""
+    if args and kwds:
+        return {'args': list(args), 'kwds': kwds}
+    if args:
+        return args[0] if len(args) == 1 else list(args)
+    if len(kwds) == 1 and 'parameters' in kwds:
+        return kwds['parameters']
+    return kwds
+
+
+def take_options(kwds: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Move the special keywords out of a call's arguments."""
+    return {name: kwds.pop(name) for name in names if name in kwds}
+
+
+def refuse_unknown(options: Mapping[str, Any], known: Sequence[str], method: str) -> None:
+    """See that a method is given no other options than those it knows."""
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(f'{method}() takes {", ".join(known)}, not {", ".join(unknown)}')
+
+
+def check_eks(eks: Any, where: str) -> list[ExchangeKey]:
+    """``eks`` as given by the user, or a clear error."""
+    shape = f'{where} must be a list of pairs (Exchange, routing key)'
+    if isinstance(eks, (str, bytes, Mapping)) or not isinstance(eks, Sequence):
+        raise errors.ConfigurationError(f'{shape}, not {eks!r:.80}')
+    routes: list[ExchangeKey] = []
+    for number, pair in enumerate(eks):
+        if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)) or len(pair) != 2:
+            raise errors.ConfigurationError(f'{shape}; element {number} is {pair!r:.80}')
+        exchange = check_exchange(pair[0], f'{where}[{number}]', default_allowed=True)
+        if not isinstance(pair[1], str):
+            raise errors.ConfigurationError(f'{shape}; the key of element {number} is {pair[1]!r:.80}')
+        routes.append((exchange, pair[1]))
+    return routes
+
+
+def further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
+    """What the options add, by the names of ``wire.encode_properties``; ``None`` where they add nothing."""
+    properties: dict[str, Any] = {}
+    headers = options.get('_headers')
+    if headers is not None:
+        if not isinstance(headers, Mapping):
+            raise errors.ConfigurationError(f'_headers must be a dictionary, not {headers!r:.80}')
+        properties['headers'] = headers
+    priority = options.get('_priority')
+    if priority is not None:
+        if not isinstance(priority, int) or not 0 <= priority <= 255:
+            raise errors.ConfigurationError(f'_priority must be a number from 0 to 255, not {priority!r:.80}')
+        properties['priority'] = priority
+    expiration = options.get('_expiration')
+    if expiration is not None:
+        properties['expiration'] = _milliseconds(expiration)
+    return properties or None
+
+
+def _milliseconds(expiration: Any) -> str:
+    """A message's expiration as AMQP wants it: from seconds, or from text that is in milliseconds already."""
+    if isinstance(expiration, str) and expiration.isdecimal():
+        return expiration
+    if isinstance(expiration, (int, float)) and math.isfinite(expiration) and expiration >= 0:
+        return str(round(expiration * 1000))
+    raise errors.ConfigurationError(
+        f'_expiration must be seconds, or milliseconds as text the way AMQP has it, not {expiration!r:.80}'
+    )
+
+
+def number(options: dict[str, Any], name: str, default: float, whole: bool = False) -> float:
+    """A number among the options, 0 or more; the default where it is left out."""
+    value = options.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= 0:
+        raise errors.ConfigurationError(
+            f'{name} must be {"a whole" if whole else "a"} number, 0 or more, not {value!r:.80}'
+        )
+    return value
