@@ -227,12 +227,12 @@ def debug_mode(program: Mapping[str, Any] | None = None, environ: Mapping[str, s
 def apply_debug_mode(enabled: bool) -> None:
     """Let the logger ``postage`` through at DEBUG, to stderr where the program configured no logging.
 
-    May be called any number of times, from any thread; ``False`` changes nothing.
+    May be called any number of times, from any thread; ``False`` ends the logging of each message, and changes no level.
     """
     global is_debugging
+    is_debugging = enabled
     if not enabled:
         return
-    is_debugging = True
     with _debug_lock:
         _logger.setLevel(logging.DEBUG)
         if _logger.handlers or logging.getLogger().handlers:

@@ -22,4 +22,3 @@ late.message_echo()
 late.encoder_class = Shouting
 late.message_echo()
 note(late.encoder.content_type)  # "text/shouting"
-note(type(late.encoder).__name__)  # "Shouting"
