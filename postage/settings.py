@@ -227,7 +227,7 @@ def debug_mode(program: Mapping[str, Any] | None = None, environ: Mapping[str, s
 def apply_debug_mode(enabled: bool) -> None:
     """Let the logger ``postage`` through at DEBUG, to stderr where the program configured no logging.
 
-    May be called any number of times, from any thread; ``False`` ends the logging of each message, and changes no level.
+    May be called any number of times, from any thread; ``False`` ends the logging of each message, and no more.
     """
     global is_debugging
     is_debugging = enabled

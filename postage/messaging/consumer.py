@@ -20,7 +20,7 @@ from postage.messaging.declarations import check_eqk, check_queue, warn_of_lefto
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
-from postage.messaging.pace import Pace
+from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
 
 
@@ -43,7 +43,7 @@ class GenericConsumer(Connected):
     :cvar encoder_class: has ``encode``, ``decode`` and ``content_type``
     :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
     :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement, 0 for any number; ``None``
-        has it follow the handlers: many while they are quick, one while they are slow (:class:`Pace`)
+        has it follow the handlers: many while they are quick, one while they are slow
     """
 
     eqk: Any = ()
@@ -59,29 +59,15 @@ class GenericConsumer(Connected):
         super().__init__(hup, vhost)
         self.own_ack: Callable[[Any], None] | None = self.ack if type(self).ack is not GenericConsumer.ack else None
         self._stop = threading.Event()
-        self._pace: Pace | None = None
-        self._aside = 0
-        self._fixed_prefetch = 0
-        self._prefetch = 0  # the count asked for last
+        self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
         self._replies = ReplySender(self._settings)
         with self._connecting('consuming'):
-            self._channel = self._new_channel()
+            self._channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
             self.add_eqk(self.eqk)
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
-
-    def _new_channel(self) -> ConsumingChannel:
-        count = self.prefetch_count
-        if count is None:
-            self._pace = Pace()
-            count = self._pace.prefetch
-        if not isinstance(count, int) or not 0 <= count <= 65535:
-            raise errors.ConfigurationError(
-                f'{type(self).__name__}.prefetch_count must be None or a number from 0 to 65535, not {count!r:.80}'
-            )
-        return ConsumingChannel(self._connection, self._topology, count)
 
     # Life
 
@@ -242,16 +228,16 @@ class GenericConsumer(Connected):
         """
         self._check_open()
         if not self._channel.is_wanted:
-            self._channel = self._new_channel()
+            self._channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
         channel = self._channel
-        self._aside = 0
-        if self._pace is not None:
-            self._pace.begin(at_once, self._is_single_active())
-            channel.prefetch = self._pace.prefetch
-            channel.watch_with(self._pace.is_stuck, self._slow_down)
-        elif channel.prefetch:
-            channel.prefetch = max(channel.prefetch, at_once)
-        self._prefetch = self._fixed_prefetch = channel.prefetch
+        # To end and begin anew would make another consumer of such a queue the active one.
+        arguments = [queue.flags.get('arguments') or {} for queue in self._topology.queues.values()]
+        is_single_active = any(known.get('x-single-active-consumer') for known in arguments)
+        channel.prefetch = self._prefetch.begin(
+            at_once, is_single_active, lambda count: self._connection.start(channel.resize_steps(count))
+        )
+        if self._prefetch.pace is not None:
+            channel.watch_with(self._prefetch.pace.is_stuck, self._prefetch.slow_down)
         channel.notify = notify
         self._connection.run(lambda: self._consume_all_steps(channel))
         self._connection.add_channel(channel)
@@ -278,7 +264,7 @@ class GenericConsumer(Connected):
             except IndexError:
                 pass  # it has been handed back in that very moment
             else:
-                pace = self._pace
+                pace = self._prefetch.pace
                 if pace is not None:
                     pace.taken_at = time.monotonic()
                     pace.bytes_taken += len(delivery.body)
@@ -291,8 +277,9 @@ class GenericConsumer(Connected):
 
     def took(self, messages: int, seconds: float) -> None:
         """Say how long it took to handle so many messages, for the prefetch count to follow. Cheap, never blocks."""
-        if self._pace is not None and self._pace.observe(messages, seconds):
-            self._resize()
+        prefetch = self._prefetch
+        if prefetch.pace is not None and prefetch.pace.observe(messages, seconds):
+            prefetch.resize()
 
     def set_aside(self, change: int) -> None:
         """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.
@@ -301,29 +288,7 @@ class GenericConsumer(Connected):
 
         :param change: 1 or -1
         """
-        self._aside += change
-        self._resize()
-
-    def _slow_down(self) -> None:
-        """The inbox has not been touched for long: give it back to others. On the I/O thread."""
-        if self._pace is not None and self._pace.slow_down():
-            self._resize()
-
-    def _resize(self) -> None:
-        """Have the channel prefetch what is wanted now. Never blocks."""
-        channel = self._channel
-        wanted = self._fixed_prefetch if self._pace is None else self._pace.prefetch
-        if self._aside and wanted:
-            # By powers of two, for each change ends the consumer and begins a new one; and never back meanwhile.
-            wanted = max(self._prefetch, wanted + max(8, 1 << (2 * self._aside).bit_length()))
-        if wanted != self._prefetch:
-            self._prefetch = wanted
-            self._connection.start(channel.resize_steps(wanted))
-
-    def _is_single_active(self) -> bool:
-        """Whether to end and begin anew would make another consumer of its queue the active one."""
-        queues = self._topology.queues.values()
-        return any((queue.flags.get('arguments') or {}).get('x-single-active-consumer') for queue in queues)
+        self._prefetch.set_aside(change)
 
     def wind_down(self) -> None:
         """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""

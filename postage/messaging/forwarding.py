@@ -75,7 +75,7 @@ class Forwarder:
     def _declare_and_send(
         self, publisher: PublishingChannel, queue: Queue, outgoing: Outgoing, done: Future[None]
     ) -> Steps:
-        """Declare, then publish. On the I/O thread; so that nobody waits for a broker that is down."""
+        """Declare, then publish. On the I/O thread, so that no other thread waits for a broker that is down."""
         try:
             while True:
                 yield self._connection.when_open()
@@ -95,5 +95,5 @@ class Forwarder:
             done.set_result(None)
             return
         if queue is not None:
-            self._declared.pop(queue.name, None)  # somebody may have deleted it
+            self._declared.pop(queue.name, None)  # another program may have deleted it
         done.set_exception(error)

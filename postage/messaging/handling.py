@@ -1,4 +1,4 @@
-"""One delivery on its way through its handlers."""
+"""Deliveries: to their handlers, and from the outcome of these to an acknowledgement."""
 
 from __future__ import annotations
 
@@ -8,43 +8,281 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from postage import errors
+from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.consuming import Delivery, current
+from postage.amqp.publishing import Receipt
+from postage.amqp.waiting import send_batch
 from postage.messaging.delays import pause_after
-from postage.messaging.handlers import Colour, Entry, Retry
-from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, outcome_of
+from postage.messaging.failures import Failures
+from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
+from postage.messaging.hooks import Hook, MessageContext, between
+from postage.messaging.messages import MessageResultError, check_envelope
+from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then, outcome_of
 from postage.messaging.replies import Reply
+from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
-from postage.microthreads import MicroScheduler, MicroThread
+from postage.messaging.unsettled import Unsettled
+from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
 
 logger = logging.getLogger('postage')
 
+_NO_HOOKS = nullcontext()
 
-class Desk(Protocol):
-    """What a delivery in a microthread of its own needs of its processor.
 
-    :ivar label: what the processor's hooks are called in the log
+class Dispatcher:
+    """Handles the deliveries of one processor. Its methods are for the scheduler's thread.
+
+    :param host: the processor
+    :param table: its handlers
+    :param hooks: what it wants called before and after the handlers of each message, if it does
+    :param wake: has the processor look for deliveries again; called from any thread
+    :ivar in_hand: how many deliveries have handlers that have not ended
+    :ivar is_winding_down: whether nothing new is to be begun
+    :ivar ends_by: how a handler has asked to end the processor, if one has
     """
 
-    label: str
+    def __init__(
+        self,
+        host: Host,
+        source: Source,
+        table: HandlerTable,
+        hooks: tuple[Hook, Hook] | None,
+        wake: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._source = source
+        self._table = table
+        self._hooks = hooks
+        self._wake = wake
+        self.label = f'a hook of {type(host).__name__}'
+        self.in_hand = 0
+        self.is_winding_down = False
+        self.ends_by: Then | None = None
+        self._stop_requested = False
+        self.unsettled = Unsettled(wake)
+        self._failures = Failures(host, source, self.unsettled, self._begin_again)
+        self._own_ack = source.own_ack
+        self.take = self._begin if host.max_deliveries is None else self._begin_counted
+
+    # Life
+
+    def start(self) -> None:
+        """Deliveries are about to come."""
+        self._stop_requested = self.is_winding_down = self.unsettled.is_awaited = False
+        self.ends_by = None
+
+    def wind_down(self) -> None:
+        """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
+        if not self.is_winding_down:
+            self.is_winding_down = self.unsettled.is_awaited = True
+            self._source.wind_down()
+
+    def stop(self) -> None:
+        """End the deliveries, once what handlers published is confirmed. Blocks, for 10 seconds at most.
+
+        In a handler of its own it takes effect when that message has been settled.
+        """
+        delivery = current.get()
+        if delivery is not None and self._source.is_delivery_of(delivery):
+            self._stop_requested = True
+        else:
+            self.stop_now()
+
+    def stop_now(self) -> None:
+        """The same, without regard to a handler that may be running."""
+        send_batch()
+        if not self.unsettled.wait(CLOSE_TIMEOUT):
+            logger.error('%r stops with messages that wait for a confirm; the broker delivers those again', self._host)
+        self._source.end()
+
+    def close(self) -> None:
+        """Stop, and give up the connection for failed deliveries. Blocks."""
+        self.stop_now()
+        self._failures.close()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether deliveries are being handled, or wait for their acknowledgement."""
+        return self.in_hand > 0 or self.unsettled.count > 0
+
+    # From a delivery to its handlers
+
+    def _begin(self, delivery: Delivery) -> None:
+        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
+        try:
+            body = check_envelope(self._source.decode(delivery.body))
+            reply = None
+            if body['category'] == 'rpc':
+                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint)
+        except errors.DecodingError as error:
+            logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
+            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
+            return
+        entries = self._table.find(body['category'], body['type'], body['name'])
+        for entry in entries:
+            if not entry.is_plain:
+                assert self._host.scheduler is not None
+                self.in_hand += 1
+                self._host.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
+                return
+        outcome = HANDLED
+        token = current.set(delivery)
+        try:
+            if self._hooks is not None or not entries:
+                outcome = self._call_within_hooks(entries, body, reply, delivery)
+            else:
+                for entry in entries:
+                    one = call_plain(entry, body, reply, delivery)
+                    if one is not HANDLED:
+                        outcome = outcome.and_also(one)
+        finally:
+            current.reset(token)
+        if outcome is not HANDLED or self._stop_requested or self._own_ack is not None:
+            self._conclude(delivery, outcome)
+            return
+        delivery.is_handled = True
+        if delivery.receipts is None:
+            delivery.channel.settle(delivery)
+        else:
+            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+
+    def _call_within_hooks(
+        self, entries: Sequence[Entry], body: dict[str, Any], reply: Reply | None, delivery: Delivery
+    ) -> Outcome:
+        outcome = HANDLED
+        try:
+            with self.hooks_around(body, delivery):
+                if not entries and reply is not None:
+                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+                for entry in entries:
+                    outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
+        except Exception as error:
+            outcome = outcome.and_also(raised(error, self.label, reply, delivery))
+        return outcome
+
+    def _begin_counted(self, delivery: Delivery) -> None:
+        """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
+        most = self._host.max_deliveries
+        assert most is not None
+        try:
+            unfinished = self._failures.unfinished(delivery)
+            if unfinished < most and self._failures.has_to_be_counted(delivery):
+                self._failures.count(delivery)
+                return
+        except (errors.DecodingError, errors.EncodingError) as error:
+            logger.error('%r is rejected, for its deliveries cannot be counted: %s', delivery, error)
+            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
+            return
+        if unfinished < most:
+            self._begin(delivery)
+            return
+        times = 'once' if unfinished == 1 else f'{unfinished} times'
+        why = f'it was delivered {times} and never handled to its end'
+        logger.error('%r is given up: %s', delivery, why)
+        self._refuse(delivery, 'deliveries', errors.HandlingUnfinished(why), why)
+
+    def _refuse(self, delivery: Delivery, reason: Reason, error: errors.PostageError, answer: str) -> None:
+        """Give up what no handler shall see, and tell its sender, if that wants an answer."""
+        try:
+            if delivery.properties.reply_to:
+                Reply(self._source.rpc_reply, delivery, self._host.fingerprint)(MessageResultError(answer))
+        except errors.PostageError as failure:
+            logger.debug('its sender could not be told: %s', failure)
+        self._settle(delivery, Outcome(acknowledge=False, failure=Failure(reason, error)))
+
+    def _begin_again(self, delivery: Delivery) -> bool:
+        """Handle a delivery once more. Returns whether there was room for it."""
+        if self.in_hand >= self._host.concurrency or self.is_winding_down:
+            return False
+        delivery.is_handled = False
+        self._begin(delivery)
+        return True
+
+    # For the microthreads of its deliveries
 
     def hooks_around(self, body: dict[str, Any], delivery: Delivery) -> AbstractContextManager[None]:
         """The hooks of one message, around its handlers."""
+        if self._hooks is None:
+            return _NO_HOOKS
+        before, after = self._hooks
+        return between((before,), (after,), MessageContext(body, delivery))
+
+    def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
+        """The handlers of a delivery have ended, after so long."""
+        self._source.took(1, seconds)
+        self.in_hand -= 1
+        self._wake()
+        self._conclude(delivery, outcome)
+
+    def abandoned(self, delivery: Delivery) -> None:
+        """The handlers of a delivery were closed before their end; the broker will deliver it again."""
+        self.in_hand -= 1
+        delivery.is_handled = True
 
     def serves(self, exchange: str, routing_key: str) -> bool:
         """Whether a message sent there would come to this processor."""
+        return bool(self._source.queues_reached(exchange, routing_key))
 
     def set_aside(self, change: int) -> None:
-        """A handler begins (1), or ends (-1), to wait for an answer from this very processor."""
+        """A handler begins (1), or ends (-1), to wait for an answer from this very processor.
 
-    def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
-        """The handlers have ended, after so long."""
+        Meanwhile it does not count as in hand: the request that it waits for would find no room.
+        """
+        self.in_hand -= change
+        self._source.set_aside(change)
+        self._wake()
 
-    def abandoned(self, delivery: Delivery) -> None:
-        """The handlers were closed before their end."""
+    # From the outcome to the acknowledgement
+
+    def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
+        """Settle a delivery, and do what its handlers asked for."""
+        if outcome.then is not None:
+            self.ends_by = outcome.then  # before it is settled: who learns of that may ask for this
+        self._settle(delivery, outcome)
+        if outcome.then == 'exit':
+            raise ExitScheduler
+        if outcome.then == 'restart':
+            self._host.restart()
+        if outcome.then == 'end':
+            self.wind_down()
+            self._wake()
+        if self._stop_requested:
+            self._stop_requested = False
+            self.stop_now()
+
+    def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
+        delivery.is_handled = True
+        if outcome.failure is not None:
+            if outcome.pause is not None:
+                self._failures.put_off(delivery, outcome.pause, outcome.failure)
+            else:
+                self._failures.give_up(delivery, outcome.failure)
+        elif delivery.receipts is not None:
+            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+        elif self._own_ack is not None:
+            self._own_ack(delivery)
+        else:
+            delivery.channel.settle(delivery)
+
+    def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
+        """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
+        if failed is None:
+            if self._own_ack is not None:
+                self.unsettled.leave(functools.partial(self._own_ack, delivery))
+            else:
+                delivery.channel.settle(delivery)
+            return
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
+        assert failed.error is not None
+        failure = Failure('unpublished', failed.error)
+        self.unsettled.leave(lambda: self._failures.give_up(delivery, failure))
+
+
+# Handlers
 
 
 def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery: Delivery) -> Outcome:
@@ -71,9 +309,14 @@ class Handling(MicroThread):
     """The microthread that takes a delivery through handlers of every colour, in their order."""
 
     def __init__(
-        self, desk: Desk, delivery: Delivery, entries: list[Entry], body: dict[str, Any], reply: Reply | None
+        self,
+        dispatcher: Dispatcher,
+        delivery: Delivery,
+        entries: list[Entry],
+        body: dict[str, Any],
+        reply: Reply | None,
     ) -> None:
-        self._desk = desk
+        self._dispatcher = dispatcher
         self._delivery = delivery
         self._entries = entries
         self._body = body
@@ -90,16 +333,16 @@ class Handling(MicroThread):
         began = time.monotonic()
         outcome = HANDLED
         try:
-            with self._desk.hooks_around(self._body, self._delivery):
+            with self._dispatcher.hooks_around(self._body, self._delivery):
                 for entry in self._entries:
                     outcome = outcome.and_also((yield from self._call(entry)))
         except GeneratorExit:
-            self._desk.abandoned(self._delivery)
+            self._dispatcher.abandoned(self._delivery)
             raise
         except Exception as error:
-            outcome = outcome.and_also(raised(error, self._desk.label, self._reply, self._delivery))
+            outcome = outcome.and_also(raised(error, self._dispatcher.label, self._reply, self._delivery))
         current.set(None)
-        self._desk.handled(self._delivery, outcome, time.monotonic() - began)
+        self._dispatcher.handled(self._delivery, outcome, time.monotonic() - began)
 
     def _call(self, entry: Entry) -> Generator[Any, Any, Outcome]:
         if entry.colour is Colour.PLAIN:
@@ -152,9 +395,9 @@ class Handling(MicroThread):
                 wanted = resume(value)
             except StopIteration as stop:
                 return stop.value
-            asks_itself = isinstance(wanted, RpcFuture) and self._desk.serves(wanted.exchange, wanted.routing_key)
+            asks_itself = isinstance(wanted, RpcFuture) and self._dispatcher.serves(wanted.exchange, wanted.routing_key)
             if asks_itself:
-                self._desk.set_aside(1)
+                self._dispatcher.set_aside(1)
             try:
                 resume, value = handler.send, (yield wanted)
             except (_TimeIsUp, GeneratorExit):
@@ -164,7 +407,7 @@ class Handling(MicroThread):
                 resume, value = handler.throw, error
             finally:
                 if asks_itself:
-                    self._desk.set_aside(-1)
+                    self._dispatcher.set_aside(-1)
 
 
 class _TimeIsUp(BaseException):

@@ -33,7 +33,7 @@ class MessageContext:
 
 @contextmanager
 def between(before: Iterable[Hook], after: Iterable[Hook], *arguments: Any) -> Generator[None, None, None]:
-    """Run the body of a ``with`` between two lots of hooks, each called with these arguments.
+    """Run the body of a ``with`` between two lists of hooks, each called with these arguments.
 
     A hook before the body that raises keeps the other ones, and the body, from running. Those after it run all the
     same, each of them, whatever happened. The first exception is the one that counts; the others are logged.

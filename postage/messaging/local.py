@@ -19,9 +19,9 @@ from postage.amqp.consuming import Delivery
 from postage.amqp.topology import Binding, Queue, Topology
 from postage.amqp.wire import Content
 from postage.messaging.declarations import check_eqk, check_queue
-from postage.messaging.dispatch import Dispatcher
 from postage.messaging.encoders import Encoding
 from postage.messaging.exchanges import Exchange, check_exchange
+from postage.messaging.handling import Dispatcher
 from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
@@ -95,7 +95,7 @@ class LocalSource(Encoding):
         self.topology = Topology()
         self.inbox: deque[LocalDelivery] = deque()
         self.is_stopped = False
-        self._notify: Callable[[], None] = _nothing
+        self._notify: Callable[[], None] = self._nothing
         self._given: weakref.WeakSet[LocalDelivery] = weakref.WeakSet()
         self.add_eqk(self.eqk if eqk is None else eqk)
 
@@ -117,8 +117,10 @@ class LocalSource(Encoding):
         """There is none."""
         return []
 
-    def close(self) -> None:
-        """There is nothing to give back."""
+    def _nothing(self, *_: object) -> None:
+        """There is nothing to do without a broker."""
+
+    close = prepare_replies = wind_down = took = set_aside = _nothing
 
     # Queues
 
@@ -166,7 +168,7 @@ class LocalSource(Encoding):
 
     def end(self) -> None:
         """Undo :meth:`begin`."""
-        self.is_stopped, self._notify = True, _nothing
+        self.is_stopped, self._notify = True, self._nothing
 
     def give(self, delivery: LocalDelivery) -> None:
         """Put a delivery into the inbox."""
@@ -186,15 +188,6 @@ class LocalSource(Encoding):
         """Whether it came from here."""
         return isinstance(delivery, LocalDelivery)
 
-    def wind_down(self) -> None:
-        """Nothing: what hands messages over stops doing so first."""
-
-    def took(self, messages: int, seconds: float) -> None:
-        """Nothing: messages are not sent ahead."""
-
-    def set_aside(self, change: int) -> None:
-        """Nothing, for the same reason."""
-
     # What becomes of them: their settler
 
     def settle(self, delivery: Delivery, requeue: bool | None = None) -> None:
@@ -209,9 +202,6 @@ class LocalSource(Encoding):
         assert isinstance(delivery, LocalDelivery)
         delivery.failure = failure
         self.settle(delivery, requeue=False)
-
-    def prepare_replies(self) -> None:
-        """Nothing: the way back is there."""
 
     def rpc_reply(self, header: Any, message: Any) -> None:
         """Answer an RPC.
@@ -229,10 +219,6 @@ class LocalSource(Encoding):
         delivery.answer(self.encode(message.body), self.encoder.content_type)
         delivery.answered.set()
         self._notify()  # the thread that drives the scheduler looks again
-
-
-def _nothing() -> None:
-    pass
 
 
 # The processor
@@ -311,6 +297,8 @@ class LocalRun:
             with contextlib.suppress(ValueError):  # a handler has begun
                 self.source.inbox.remove(delivery)
         if self._dispatcher.ends_by is not None:
+            if self._dispatcher.ends_by == 'end':  # of the processor: the loop goes on, for other microthreads
+                self._scheduler.stop()
             if self._thread is None:
                 for _ in self._turns:
                     pass

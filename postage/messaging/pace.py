@@ -1,6 +1,6 @@
 """How many messages to prefetch where the user leaves it open: fair to other consumers, and fast.
 
-A consumer with one message in hand is fair, for whoever is idle gets the next; but each message costs a round trip.
+A consumer with one message in hand is fair, for an idle one gets the next; but each message costs a round trip.
 One with hundreds in hand is fast; but where its handlers are slow it sits on work that idle ones could do. So the
 prefetch count follows the handlers: it begins with a few messages, grows to what they handle in :data:`HELD_SECONDS`,
 and falls to one as soon as they are slow; what was fetched and not begun goes back then. Big bodies keep it low, too,
@@ -11,16 +11,20 @@ https://www.rabbitmq.com/docs/consumer-prefetch
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
+
+from postage import errors
 
 HELD_SECONDS = 0.2  # work that may wait in one consumer's inbox while others are idle
 HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
 FIRST_DEPTH = 8  # before anything is known: small bursts are still dealt out evenly among consumers
 DEPTHS = (1024, 64, 8)  # a few steps, for each change ends the consumer and begins a new one
-STUCK_SECONDS = 0.05  # an inbox that nobody has touched for so long is given back
+STUCK_SECONDS = 0.05  # an inbox from which nothing was taken for so long is given back
 EVIDENCE = 16  # messages to judge by before prefetching more, or less; a stuck inbox speaks for itself
 EVIDENCE_SECONDS = 0.01  # that fewer messages may have taken for their average to be looked at
-MARGIN = 2  # times as quick as a depth asks for is who gets to it, so that nobody goes to and fro between two
+MARGIN = 2  # times as quick as a depth asks for are the messages that lead to it: no going to and fro between two
 WEIGHT = 0.1  # of a message in the moving average
 SINGLE_ACTIVE_PREFETCH = 64
 
@@ -42,7 +46,7 @@ class Pace:
         """Start again, knowing nothing.
 
         :param at_once: how many messages are handled at the same time
-        :param is_fixed: whether the count must not change, because a change would hand the queue to somebody else
+        :param is_fixed: whether the count must not change, because a change would hand the queue to another consumer
         """
         self._at_once = at_once
         self._is_fixed = is_fixed
@@ -85,7 +89,7 @@ class Pace:
         return 1
 
     def is_stuck(self, since: float) -> bool:
-        """Whether nobody takes the messages that wait in the inbox. Any thread.
+        """Whether the messages that wait in the inbox are not taken out. Any thread.
 
         :param since: the moment, on the monotonic clock, from which on there have been some
         """
@@ -102,3 +106,63 @@ class Pace:
         self.prefetch = prefetch
         self._seen = 0
         return True
+
+
+class Prefetch:
+    """How many messages a consumer prefetches: what the user says, else what its pace says; more while some are aside.
+
+    :param count: what the user says; ``None`` to follow the pace
+    :param where: where the user says it, for the error
+    :raises errors.ConfigurationError: it is no such count
+    :ivar pace: what says it otherwise
+    :ivar count: how many, as asked for last
+    """
+
+    def __init__(self, count: int | None, where: str) -> None:
+        self.pace = Pace() if count is None else None
+        count = self.pace.prefetch if self.pace is not None else count
+        if not isinstance(count, int) or not 0 <= count <= 65535:
+            raise errors.ConfigurationError(f'{where} must be None or a number from 0 to 65535, not {count!r:.80}')
+        self._given = self._base = self.count = count
+        self._aside = 0
+        self._resize: Callable[[int], None]
+        # The thread that consumes and the I/O thread both change the count. What is asked for last must be what is
+        # wanted last, so it is looked up and asked for under one lock.
+        self._lock = threading.Lock()
+
+    def begin(self, at_once: int, is_fixed: bool, resize: Callable[[int], None]) -> int:
+        """Start again, knowing nothing. Returns the count to begin with.
+
+        :param at_once: how many messages are handled at the same time; no fewer are prefetched
+        :param is_fixed: whether the count must not change
+        :param resize: asks the channel for another count, and does not block
+        """
+        self._aside, self._resize = 0, resize
+        if self.pace is not None:
+            self.pace.begin(at_once, is_fixed)
+            self.count = self.pace.prefetch
+        elif self._given:
+            self.count = max(self._given, at_once)
+        self._base = self.count
+        return self.count
+
+    def set_aside(self, change: int) -> None:
+        """One message more (1), or less (-1), stays unsettled while others of its queue are to be delivered."""
+        self._aside += change
+        self.resize()
+
+    def slow_down(self) -> None:
+        """The inbox has not been touched for long: give it back to others. On the I/O thread."""
+        if self.pace is not None and self.pace.slow_down():
+            self.resize()
+
+    def resize(self) -> None:
+        """Have the channel prefetch what is wanted now. Never blocks; any thread."""
+        with self._lock:
+            wanted = self._base if self.pace is None else self.pace.prefetch
+            if self._aside and wanted:
+                # By powers of two, for each change ends the consumer and begins a new one; and never back meanwhile.
+                wanted = max(self.count, wanted + max(8, 1 << (2 * self._aside).bit_length()))
+            if wanted != self.count:
+                self.count = wanted
+                self._resize(wanted)

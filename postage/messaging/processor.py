@@ -15,9 +15,9 @@ from postage.amqp.registry import close_all, flush_all
 from postage.amqp.waiting import Batch, alarm_of_thread
 from postage.messaging import deadlocks
 from postage.messaging.consumer import GenericConsumer
-from postage.messaging.dispatch import Dispatcher
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
+from postage.messaging.handling import Dispatcher
 from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
@@ -140,7 +140,7 @@ class MessageProcessor(MicroThread):
                         more = self._may_have_more
                     yield None if more else self._deliverable
             finally:
-                deadlocks.forget(self.scheduler, self.consumer)
+                deadlocks.forget(self.scheduler, self.consumer.queues_reached)
                 self._dispatcher.stop_now()
 
     def step(self) -> Any:
@@ -170,12 +170,13 @@ class MessageProcessor(MicroThread):
         """Have the broker deliver. Called when the scheduler starts it; blocks until the broker has agreed."""
         self._dispatcher.start()
         self.consumer.begin(self._deliverable.set, self.concurrency)
-        if self.scheduler is None or self.scheduler is not running_scheduler():
+        connections = self.consumer.connections
+        if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
-        deadlocks.remember(self.scheduler, self.consumer)
+        deadlocks.remember(self.scheduler, connections[0].settings, self.consumer.queues_reached)
         alarm = alarm_of_thread()
         if alarm is not None:
-            for connection in self.consumer.connections:
+            for connection in connections:
                 alarm.add(connection)
             self.scheduler.sleep_by(alarm)
 

@@ -65,7 +65,7 @@ class GenericProducer(Connected):
     :cvar publish_timeout: seconds that a call waits at a full window, and :meth:`close` for what is unconfirmed
     :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
         correlation id, where several calls are under way at once
-    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that nobody reads
+    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
     """
 
     eks: Sequence[ExchangeKey] = ()
@@ -201,11 +201,7 @@ class GenericProducer(Connected):
             self._check_open()
         if self.eks != self._known_eks:
             self._look_at_eks()
-        routes = self._routes_of(options) if options else self._routes
-        if not routes:
-            raise errors.ConfigurationError(
-                f'{type(self).__name__} has no eks, so it needs _eks=[(Exchange, key)] to know where to send'
-            )
+        routes = self._routes_of(options) if options or not self._routes else self._routes
         encoded = self.encode(body)
         message_id = new_message_id()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
@@ -231,18 +227,24 @@ class GenericProducer(Connected):
         self._connection.logger.debug('%s: publish to exchange %r, key %r: %r', name, exchange, key, body)
 
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
-        """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class."""
-        eks = options.get('_eks')
+        """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class. Never empty."""
+        if self.eks != self._known_eks:
+            self._look_at_eks()
+        routes, eks, key = self._routes, options.get('_eks'), options.get('_key')
         if eks is not None:
-            return [(self._declared(exchange), key) for exchange, key in check_eks(eks, '_eks')]
-        key = options.get('_key')
-        if key is None:
-            return self._routes
+            routes = [(self._declared(exchange), key) for exchange, key in check_eks(eks, '_eks')]
+        if not routes:
+            label = type(self).__name__
+            if eks is None and key is not None:
+                raise errors.ConfigurationError(f'_key needs an exchange, and {label}.eks has none; use _eks')
+            raise errors.ConfigurationError(
+                f'{label} has no eks, so it needs _eks=[(Exchange, key)] to know where to send'
+            )
+        if eks is not None or key is None:
+            return routes
         if not isinstance(key, str):
             raise errors.ConfigurationError(f'_key must be a routing key, not {key!r:.80}')
-        if not self._routes:
-            raise errors.ConfigurationError(f'_key needs an exchange, and {type(self).__name__}.eks has none; use _eks')
-        return [(self._routes[0][0], key)]
+        return [(routes[0][0], key)]
 
     def _declared(self, exchange: type[Exchange] | Exchange) -> str:
         """The name of an exchange, which is declared first where this producer has not yet done so."""
@@ -287,7 +289,8 @@ class GenericProducer(Connected):
             return self._rpc_queue(name, message, options)
         scheduler = running_scheduler()
         if scheduler is not None:
-            deadlocks.refuse(scheduler, self, name, self._rpc_route(options))
+            route = self._routes_of(options)[0]
+            deadlocks.refuse(scheduler, self._settings, name, route, self._consumers_of)
         alarm = this_thread.alarm or alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
@@ -295,6 +298,9 @@ class GenericProducer(Connected):
         with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
             self._call(name, message, options, answer)
         return answer.wait(self._connection)
+
+    def _consumers_of(self, queue: str) -> int:
+        return self.channel.queue_declare(queue, passive=True).method.consumer_count  # type: ignore[no-any-return]
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)
@@ -311,7 +317,7 @@ class GenericProducer(Connected):
             self._check_open()
         if self.eks != self._known_eks:
             self._look_at_eks()
-        exchange, key = route = self._rpc_route(options) if options or not self._routes else self._routes[0]
+        exchange, key = route = self._routes_of(options)[0] if options or not self._routes else self._routes[0]
         timeout, max_retry = self.rpc_timeout, self.max_retry
         further = None
         if options:
@@ -344,7 +350,7 @@ class GenericProducer(Connected):
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
         """Send the request once, and return the queue that its answer will be in."""
         self._check_open()
-        exchange, key = self._rpc_route(options)
+        exchange, key = self._routes_of(options)[0]
         message.fingerprint(**self.fingerprint)
         if settings.is_debugging:
             self._log_sending(exchange, key, message.body)
@@ -368,16 +374,6 @@ class GenericProducer(Connected):
         self._connection.publisher(True).publish(outgoing, self.publish_timeout)
         receipt.wait(self.publish_timeout)
         return queue.name
-
-    def _rpc_route(self, options: dict[str, Any]) -> tuple[str, str]:
-        if self.eks != self._known_eks:
-            self._look_at_eks()
-        routes = self._routes_of(options)
-        if not routes:
-            raise errors.ConfigurationError(
-                f'{type(self).__name__} has no eks, so an RPC needs _eks=[(Exchange, key)] to know where to go'
-            )
-        return routes[0]
 
     def consume_rpc(
         self,

@@ -102,7 +102,7 @@ def _is_delay(death: Any) -> bool:
 
 
 def whole_header(headers: Mapping[str, Any], name: str) -> int:
-    """A header that counts; 0 where it is absent, or somebody else wrote something else into it."""
+    """A header that counts; 0 where it is absent, or another program wrote something else into it."""
     value = headers.get(name)
     return int(value) if isinstance(value, int) and value > 0 else 0
 

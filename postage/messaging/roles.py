@@ -38,48 +38,27 @@ class Settler(Protocol):
 
 
 class Source(Protocol):
-    """Where the deliveries of a processor come from, and its answers go to. Its methods are those of the consumer."""
+    """Where the deliveries of a processor come from, and its answers go to.
+
+    Its methods are those of :class:`GenericConsumer`, which says what each of them does.
+    """
 
     @property
-    def own_ack(self) -> Callable[[Any], None] | None:
-        """What acknowledges a delivery in place of its settler, in the scheduler's thread, if anything does."""
-
-    def begin(self, notify: Callable[[], None], at_once: int = 1) -> None:
-        """Deliver from now on; call ``notify()``, from any thread, when there is something. May block."""
-
-    def end(self) -> None:
-        """Undo :meth:`begin`: what is not settled is delivered again elsewhere. May block."""
-
-    def wind_down(self) -> None:
-        """Deliver nothing more. Does not block."""
-
-    def next_delivery(self) -> Delivery | None:
-        """The oldest delivery that nobody has taken."""
-
-    def decode(self, data: bytes) -> Any:
-        """Decode a body; raises :class:`errors.DecodingError`."""
-
-    def took(self, messages: int, seconds: float) -> None:
-        """So many messages took so long. Never blocks."""
-
-    def set_aside(self, change: int) -> None:
-        """One message more (1), or less (-1), stays unsettled for long. Never blocks."""
-
-    def give_up(self, delivery: Delivery, failure: Failure) -> None:
-        """Reject a delivery for good, and say so where that loses it. Any thread; never blocks."""
-
-    def is_delivery_of(self, delivery: Delivery) -> bool:
-        """Whether it is one of those that have come since the last :meth:`begin`."""
-
-    def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
-        """The queues of this source that a message would come to."""
+    def own_ack(self) -> Callable[[Any], None] | None: ...
 
     @property
-    def conn_broker(self) -> Connection:
-        """The connection to the broker it reads."""
-
-    def rpc_reply(self, header: Any, message: Any) -> object:
-        """Answer the request that has these properties. Any thread."""
+    def conn_broker(self) -> Connection: ...
+    def begin(self, notify: Callable[[], None], at_once: int = 1) -> None: ...
+    def end(self) -> None: ...
+    def wind_down(self) -> None: ...
+    def next_delivery(self) -> Delivery | None: ...
+    def decode(self, data: bytes) -> Any: ...
+    def took(self, messages: int, seconds: float) -> None: ...
+    def set_aside(self, change: int) -> None: ...
+    def give_up(self, delivery: Delivery, failure: Failure) -> None: ...
+    def is_delivery_of(self, delivery: Delivery) -> bool: ...
+    def queues_reached(self, exchange: str, routing_key: str) -> list[str]: ...
+    def rpc_reply(self, header: Any, message: Any) -> object: ...
 
 
 class Host(Protocol):
@@ -91,5 +70,4 @@ class Host(Protocol):
     dead_letters: DeadLetterStore | None
     scheduler: MicroScheduler | None
 
-    def restart(self) -> None:
-        """Run the program again."""
+    def restart(self) -> None: ...

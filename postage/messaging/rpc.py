@@ -76,17 +76,17 @@ class Answer:
         self._error: BaseException | None = None
 
     def cancelled(self) -> bool:
-        """Never: who could have done it?"""
+        """Never: only the thread that waits knows of it."""
         return False
 
     def set_result(self, result: MessageResult) -> None:
-        """It has come. From any thread."""
+        """The result has come. From any thread."""
         self._result = result
         self._is_done = True
         self._alarm.ring()
 
     def set_exception(self, error: BaseException) -> None:
-        """It will not come. From any thread."""
+        """The result will not come. From any thread."""
         self._error = error
         self._is_done = True
         self._alarm.ring()
@@ -132,7 +132,7 @@ class Call:
     channel: ReplyChannel | None = None
 
     def frames(self, channel: int, reply_to: str, frame_max: int) -> bytes:
-        """The request's frames. The broker drops it when nobody waits for the answer any more."""
+        """The request's frames. The broker drops it once the last attempt is over."""
         self.sent += 1
         usual, own_id = (self.content_type, self.delivery_mode), self.correlation_id
         remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
@@ -148,7 +148,7 @@ class _Address:
     """What is known of one reply address.
 
     :ivar calls: those that wait for a reply on it, by correlation id
-    :ivar strays: replies that may still come for calls that wait no more
+    :ivar strays: replies that may still come for calls that have ended
     """
 
     __slots__ = ('calls', 'strays')
@@ -332,7 +332,7 @@ class Deadlines:
         return deadline
 
     def forget(self, call: Call) -> None:
-        """It has none any more."""
+        """Take a call's deadline away."""
         calls = self._by_timeout.get(call.timeout)
         if calls is not None:
             calls.pop(call, None)

@@ -73,7 +73,7 @@ class Unsettled:
             self.count += 1
 
     def one_less(self) -> None:
-        """One waits no more."""
+        """One fewer waits."""
         with self._lock:
             self.count -= 1
             if not self.count:

@@ -1,9 +1,9 @@
 """A queue is bound as a name, with flags in ``eqk``, and by ``queue_bind`` with flags; ``qk_list`` has them."""
 
 from postage import messaging, microthreads
+from stage import FINGERPRINT, Consumer, Processor, StageExchange, loop, note, producer
 
 seen = []
-from stage import FINGERPRINT, Consumer, Processor, StageExchange, loop, note, producer
 
 
 class Listening(Processor):

@@ -1,4 +1,4 @@
-"""Overridden methods of a consumer are called: ``ack``, ``reject``, ``queue_bind``, ``add_eqk``, ``decode``, ``rpc_reply``."""
+"""Overridden ``ack``, ``reject``, ``queue_bind``, ``add_eqk``, ``decode``, ``rpc_reply`` of a consumer are called."""
 
 from postage import messaging
 from stage import Answering, Consumer, Processor, handle, note, producer
