@@ -159,9 +159,11 @@ class GenericConsumer(Connected):
     def _known(self, queue: Queue) -> Queue:
         """A queue with its flags complete; the one that was declared before, where it is the same."""
         queue.flags.setdefault('durable', self.durable_queues)
-        warn_of_leftover(queue)
         known = self._topology.queues.get(queue.name)
-        return known if known is not None and (not queue.spelled or known.flags == queue.flags) else queue
+        if known is not None and (not queue.spelled or known.flags == queue.flags):
+            return known
+        warn_of_leftover(queue)
+        return queue
 
     def _bind_steps(self, exchange: dict[str, Any], queue: Queue, binding: Binding) -> Steps:
         control, topology = self._connection.control, self._topology

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,26 @@ def test_every_message_id_is_its_own(dlq: SQLiteDLQ, name: bytes) -> None:
     dlq[name] = (message(name), 'why')
     assert list(dlq) == [b'another', name]
     assert dlq[name][0].message_id == name
+
+
+def test_the_oldest_says_since_when(dlq: SQLiteDLQ) -> None:
+    before = datetime.now(timezone.utc)
+    fill(dlq, b'a', b'b')
+    stored, reason, since = dlq.oldest()
+    assert (stored, reason) == (message(b'a'), 'reason of a')
+    assert before <= since <= datetime.now(timezone.utc)
+
+
+def test_its_file_may_be_given_by_the_other_name(tmp_path: Path) -> None:
+    with SQLiteDLQ(connection_str=tmp_path / 'dlq.db') as dlq:
+        fill(dlq, b'a')
+    assert (tmp_path / 'dlq.db').exists()
+
+
+@pytest.mark.parametrize('given', [{}, {'path': 'a.db', 'connection_str': 'b.db'}])
+def test_its_file_is_given_once(given: Any) -> None:
+    with pytest.raises(errors.ConfigurationError, match='once'):
+        SQLiteDLQ(**given)
 
 
 def test_every_operation_of_a_mapping_works(dlq: SQLiteDLQ) -> None:

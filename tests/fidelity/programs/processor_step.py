@@ -1,12 +1,17 @@
 """``step()`` of a processor is overridden and calls ``super().step()``; all messages are handled."""
 
 from postage import messaging
-from stage import Processor, handle, note
+from stage import Consumer, Processor, handle, note
 
 seen = []
 
 
+class Greedy(Consumer):
+    prefetch_count = 1000  # all of them may arrive before the first is handled
+
+
 class Stepping(Processor):
+    consumer_class = Greedy
     steps = 0
 
     def step(self):
