@@ -134,7 +134,7 @@ class MessageProcessor(MicroThread):
                         more = self.step()
                     except StopIteration:
                         return
-                    if isinstance(more, Generator):
+                    if more is not True and more is not False and isinstance(more, Generator):  # a user's own step
                         more = yield from more
                     if more is None:  # an overridden step() need not hand on what super().step() returned
                         more = self._may_have_more

@@ -31,7 +31,7 @@ from postage.messaging.options import (
     refuse_unknown,
     take_options,
 )
-from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
+from postage.messaging.rpc import Answer, Call, RpcClient, RpcFuture, bodies_in, client_of, decode_result
 from postage.microthreads import running_scheduler
 
 
@@ -84,6 +84,7 @@ class GenericProducer(Connected):
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint, self.vhost)
         self._names: dict[Any, str] = {}  # exchanges that were declared, by class or instance
         self._access: BlockingAccess | None = None
+        self._client: RpcClient | None = None
         with self._connecting('publishing'):
             self._ledger = Ledger(self._connection)
             self._publisher = self._connection.publisher(self.confirms)
@@ -344,7 +345,10 @@ class GenericProducer(Connected):
             new_message_id(),
             time.monotonic() + timeout * (max_retry + 1),
         )
-        client_of(self._connection).call(call)
+        client = self._client
+        if client is None or client.is_stale:
+            client = self._client = client_of(self._connection)
+        client.call(call)
         return route
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:

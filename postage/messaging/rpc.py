@@ -10,7 +10,6 @@ thread, which keeps the time. One lock guards it; futures are done, and their ca
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -144,6 +143,10 @@ class Call:
         return wire.publish_frames(channel, self.arguments, encoded, self.body, frame_max)
 
 
+_Told = tuple['RpcFuture | Answer', 'MessageResult | Exception']
+"""A call that is over, and what its caller gets."""
+
+
 class _Address:
     """What is known of one reply address.
 
@@ -159,7 +162,12 @@ class _Address:
 
 
 class RpcClient:
-    """All calls that go over one publishing connection."""
+    """All calls that go over one publishing connection.
+
+    :ivar is_stale: whether it is that of the parent process
+    """
+
+    is_stale = False
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.proxy(connection)
@@ -217,35 +225,30 @@ class RpcClient:
 
     def _on_deadline(self) -> None:
         self._timer = None
-        over: list[Callable[[], None]] = []
+        over: list[_Told] = []
         try:
             with self._lock:
                 for call in self._deadlines.take_past(time.monotonic()):
-                    self._retire(call.channel)
-                    over.append(self._fail_attempt(call, f'no reply within {call.timeout:g} s'))
-            _call_all(over)
+                    if call.channel is self._shared:
+                        self._shared = None  # that address is given to no new call
+                    self._fail_attempt(call, f'no reply within {call.timeout:g} s', over)
+            _tell(over)
         finally:
             self._arm()  # else no call would ever time out again
 
-    def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
+    def _fail_attempt(self, call: Call, reason: str, over: list[_Told]) -> None:
+        """Begin the next attempt; after the last one, add to what is to be told without the lock."""
         if call.future.cancelled():
-            return self._finish(call, None)
-        if call.attempt <= call.max_retry:
+            self._forget(call)
+        elif call.attempt <= call.max_retry:
             logger.debug('RPC %r: attempt %d failed, %s; it is sent again', call.name, call.attempt, reason)
             self._begin_attempt(call)
-            return _nothing
-        message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
-        return self._finish(call, MessageResultException('TimeoutError', message))
+        else:
+            self._forget(call)
+            message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
+            over.append((call.future, MessageResultException('TimeoutError', message)))
 
-    def _retire(self, channel: ReplyChannel | None) -> None:
-        """Give this address to no new call."""
-        if channel is self._shared:
-            self._shared = None
-
-    def _finish(
-        self, call: Call, result: MessageResult | None, error: Exception | None = None, answered: bool = False
-    ) -> Callable[[], None]:
-        """Forget a call. Returns what tells its caller, to be called without the lock."""
+    def _forget(self, call: Call, answered: bool = False) -> None:
         channel, call.channel = call.channel, None
         self._deadlines.forget(call)
         if channel is not None:
@@ -257,9 +260,6 @@ class RpcClient:
             if not address.calls and channel is not self._shared:
                 del self._addresses[channel]
                 self._connection.call_soon(lambda: self._connection.detach(channel))
-        if error is not None:
-            return functools.partial(_set, call.future.set_exception, error)
-        return functools.partial(_set, call.future.set_result, result) if result is not None else _nothing
 
     # What comes back
 
@@ -271,20 +271,22 @@ class RpcClient:
             return
         with self._lock:
             address = self._addresses.get(channel)
-            call = self._call_of(address, correlation_id) if address is not None else None
-            if call is None:
+            if address is None:
                 return
-            tell = self._finish(call, decode_result(content.body, call.decode), answered=True)
-        tell()
+            call = address.calls.get(correlation_id) if correlation_id else self._only_call(address)
+            if call is None:
+                logger.debug('a reply was dropped: no call waits for correlation id %r', correlation_id)
+                return
+            self._forget(call, answered=True)
+        result = decode_result(content.body, call.decode)
+        try:
+            call.future.set_result(result)
+        except InvalidStateError:
+            pass  # its caller cancelled it
 
     @staticmethod
-    def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
-        """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
-        if correlation_id:
-            call = address.calls.get(correlation_id)
-            if call is None:
-                logger.debug('a reply was dropped: nobody waits for correlation id %r any more', correlation_id)
-            return call
+    def _only_call(address: _Address) -> Call | None:
+        """The call that a reply without a correlation id answers: that is certain only where no other is possible."""
         if len(address.calls) == 1 and not address.strays:
             return next(iter(address.calls.values()))
         logger.warning(
@@ -297,7 +299,7 @@ class RpcClient:
 
     def _on_lost(self, channel: ReplyChannel, error: errors.PostageError) -> None:
         """The address has gone, and with it every reply to it: the attempts fail, the next begin."""
-        over: list[Callable[[], None]] = []
+        over: list[_Told] = []
         with self._lock:
             address = self._addresses.get(channel)
             if address is None:
@@ -307,10 +309,11 @@ class RpcClient:
                 call.sent = 0
                 if channel.is_wanted:
                     channel.withdraw(call)
-                    over.append(self._fail_attempt(call, str(error)))
+                    self._fail_attempt(call, str(error), over)
                 else:
-                    over.append(self._finish(call, None, error))
-        _call_all(over)
+                    self._forget(call)
+                    over.append((call.future, error))
+        _tell(over)
 
 
 class Deadlines:
@@ -355,20 +358,15 @@ class Deadlines:
         return past
 
 
-def _set(setter: Callable[[Any], None], value: Any) -> None:
-    try:
-        setter(value)
-    except InvalidStateError:
-        pass  # its caller cancelled it
-
-
-def _nothing() -> None:
-    pass
-
-
-def _call_all(callbacks: list[Callable[[], None]]) -> None:
-    for callback in callbacks:
-        callback()
+def _tell(over: list[_Told]) -> None:
+    for future, outcome in over:
+        try:
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+        except InvalidStateError:
+            pass  # its caller cancelled it
 
 
 def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -> Generator[bytes, None, None]:
@@ -413,9 +411,6 @@ _lock = threading.Lock()
 
 def client_of(connection: Connection) -> RpcClient:
     """The one client of a publishing connection."""
-    known = _clients.get(connection)
-    if known is not None:
-        return known
     with _lock:
         client = _clients.get(connection)
         if client is None:
@@ -427,6 +422,8 @@ def _after_fork_in_child() -> None:
     """The calls under way are the parent's."""
     global _lock
     _lock = threading.Lock()
+    for client in _clients.values():
+        client.is_stale = True
     _clients.clear()
 
 
