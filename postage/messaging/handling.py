@@ -87,6 +87,7 @@ class Dispatcher:
         In a handler of its own it takes effect when that message has been settled.
         """
         delivery = current.get()
+        logger.info('%r stops consuming, until start_consuming() is called', self._host)
         if delivery is not None and self._source.is_delivery_of(delivery):
             self._stop_requested = True
         else:

@@ -4,17 +4,11 @@ Better: it counts from then on; it was ignored, unless ``encoder`` was set.
 """
 
 from postage import messaging
-from stage import FINGERPRINT, Processor, Producer, note
+from stage import FINGERPRINT, Producer, note
 
 
 class Shouting(messaging.JsonEncoder):
     content_type = 'text/shouting'
-
-
-class Listening(Processor):
-    @messaging.MessageHandler('command', 'echo')
-    def msg_echo(self, content):
-        note('echo')  # "echo"
 
 
 late = Producer(FINGERPRINT)
