@@ -291,7 +291,7 @@ class GenericProducer(Connected):
         scheduler = running_scheduler()
         if scheduler is not None:
             route = self._routes_of(options)[0]
-            deadlocks.refuse(scheduler, self._settings, name, route, self._consumers_of)
+            deadlocks.refuse(scheduler, self._settings, name, route, self.channel)
         alarm = this_thread.alarm or alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
@@ -299,9 +299,6 @@ class GenericProducer(Connected):
         with Batch():  # sent as soon as that is complete, for this thread has nothing to do but wait
             self._call(name, message, options, answer)
         return answer.wait(self._connection)
-
-    def _consumers_of(self, queue: str) -> int:
-        return self.channel.queue_declare(queue, passive=True).method.consumer_count  # type: ignore[no-any-return]
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)
