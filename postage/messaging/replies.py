@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from postage import settings
 from postage.amqp import wire
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import Delivery, current
@@ -55,6 +56,8 @@ class ReplySender:
         :param header: the AMQP properties of the request, which name a reply address
         :return: what becomes of it
         """
+        if settings.is_debugging:
+            logger.debug('answer to %r: %r', header.reply_to, encoded)
         if self._publisher is None or not self._publisher.is_wanted:
             self.open()
         assert self._publisher is not None
