@@ -176,6 +176,7 @@ class Channel:
         self.needs_flush = False
         self._pika = self._opening = self._being_opened = self._operation = None
         self._operations.clear()
+        self._until_gone.clear()
         return True
 
     # Opening and losing
