@@ -4,8 +4,9 @@ Three layers; a module knows only those above it in this list.
 
 Bytes, without state or I/O:
 
-``frames.py``, ``cutter.py``
-    the codec: frames and properties made and read; what was read cut into deliveries and confirms
+``frames.py``, ``cutter.py``, ``arguments.py``
+    the codec: frames and properties made and read; what was read cut into deliveries and confirms; what a method of
+    pika's is given seen to
 
 Threads and one socket:
 

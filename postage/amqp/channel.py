@@ -22,6 +22,7 @@ import pika.exceptions
 import pika.spec
 
 from postage import errors
+from postage.amqp.arguments import fit
 from postage.amqp.cutter import Content
 from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
@@ -342,16 +343,17 @@ class Channel:
     def _begin(self, channel: pika.channel.Channel, operation: Operation) -> bool:
         """Call pika; ``False`` where the broker gives no answer to wait for."""
         call = getattr(channel, operation.method)
+        arguments = fit(operation.arguments, operation.doing, self.frame_max)
         if operation.method in WITHOUT_ANSWER:
-            call(**operation.arguments)
+            call(**arguments)
             return False
         if operation.method == 'basic_cancel':
-            tag = operation.arguments.get('consumer_tag')
+            tag = arguments.get('consumer_tag')
             if tag in self._cancelled_tags or tag not in channel.consumer_tags:
                 return False  # it has ended, by us or by the broker, and pika would never call back
             self._cancelled_tags.add(tag)
         callback = self._on_get_ok if operation.method == 'basic_get' else self._finish_operation
-        call(callback=callback, **operation.arguments)
+        call(callback=callback, **arguments)
         return True
 
     def _on_get_ok(self, _channel: object, method: object, properties: object, body: bytes) -> None:

@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 import pika
 
 from postage.errors import DecodingError, EncodingError
+from postage.printable import shown
 
 METHOD, HEADER, BODY = 1, 2, 3
 FRAME_END = b'\xce'
@@ -38,6 +39,7 @@ BASIC_ACK = (60 << 16) | 80
 BASIC_REJECT = (60 << 16) | 90
 BASIC_NACK = (60 << 16) | 120
 
+EXPIRATION_MAX = 2**32 - 1  # milliseconds; RabbitMQ closes the channel for more
 DEPTH_MAX = 64  # tables within tables; RabbitMQ and its clients take more, but no message needs it
 _REQUEUE = 2  # the second bit of a nack; the first one is "multiple"
 
@@ -66,7 +68,7 @@ def short_string(text: str, what: str) -> bytes:
     :raises EncodingError: where it is longer than 255 bytes, or no text, naming ``what`` it was
     """
     if not isinstance(text, str):
-        raise EncodingError(f'{what} must be text, not {text!r:.80}')
+        raise EncodingError(f'{what} must be text, not {shown(text)}')
     data = _utf8(text, what)
     if len(data) > 255:
         raise EncodingError(f'{what} is {len(data)} bytes long, AMQP allows 255: {text[:60]!r}…')
@@ -109,7 +111,7 @@ def encode_all(properties: pika.BasicProperties) -> bytes:
 
 def _write_short_string(value: Any, name: str) -> bytes:
     if not isinstance(value, str):
-        raise EncodingError(f'the message property {name} must be text, not {value!r:.80}')
+        raise EncodingError(f'the message property {name} must be text, not {shown(value)}')
     data = _utf8(value, f'the message property {name}')
     if len(data) > 255:
         raise EncodingError(f'the message property {name} is {len(data)} bytes long, AMQP allows 255: {value[:60]!r}…')
@@ -118,20 +120,20 @@ def _write_short_string(value: Any, name: str) -> bytes:
 
 def _write_octet(value: Any, name: str) -> bytes:
     if not isinstance(value, int) or not 0 <= value <= 255:
-        raise EncodingError(f'the message property {name} must be a number from 0 to 255, not {value!r:.80}')
+        raise EncodingError(f'the message property {name} must be a number from 0 to 255, not {shown(value)}')
     return bytes((value,))
 
 
 def _write_timestamp(value: Any, name: str) -> bytes:
     if not isinstance(value, int) or not 0 <= value < 2**64:
-        raise EncodingError(f'the message property {name} must be whole seconds since 1970, not {value!r:.80}')
+        raise EncodingError(f'the message property {name} must be whole seconds since 1970, not {shown(value)}')
     return _uint64.pack(value)
 
 
 def _write_table(value: Any, name: str) -> bytes:
     if not isinstance(value, Mapping):
-        raise EncodingError(f'the message {name} must be a dictionary, not {value!r:.80}')
-    return _table(value, 'header')
+        raise EncodingError(f'the message {name} must be a dictionary, not {shown(value)}')
+    return encode_table(value, 'header')
 
 
 def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> bytes:
@@ -160,10 +162,8 @@ def reply_properties(content_type: str, own_id: str, correlation_id: str) -> byt
     if not correlation_id:
         return usual_properties(content_type, 1, own_id)
     head = _usual_head(_CORRELATION_ID | _MESSAGE_ID, content_type, 1)
-    id_bytes, correlation = own_id.encode(), correlation_id.encode()
-    if len(correlation) > 255:
-        raise EncodingError(f'the message property correlation_id is longer than 255 bytes: {correlation_id[:60]!r}…')
-    return b''.join((head, bytes((len(correlation),)), correlation, bytes((len(id_bytes),)), id_bytes))
+    id_bytes = own_id.encode()
+    return b''.join((head, _write_short_string(correlation_id, 'correlation_id'), bytes((len(id_bytes),)), id_bytes))
 
 
 @lru_cache(maxsize=256)
@@ -184,18 +184,19 @@ def _utf8(text: str, what: str) -> bytes:
         raise EncodingError(f'{what} has a lone surrogate, which is no character: {text[:60]!a}') from error
 
 
-def _table(table: Mapping[str, Any], path: str, depth: int = 0) -> bytes:
+def encode_table(table: Mapping[str, Any], path: str, depth: int = 0) -> bytes:
     """A field table (section 4.2.5.5), with the value types that RabbitMQ uses of those in the specification.
 
     :param path: what it is, for errors, such as ``header`` or ``header 'a' → 'b'``
+    :raises EncodingError: where AMQP cannot hold it, naming what of it, and why
     """
     if depth > DEPTH_MAX:
         raise EncodingError(f'{path[:200]} is nested more than {DEPTH_MAX} deep')
     fields = []
     for name, value in table.items():
-        where = f'{path} {"→ " if depth else ""}{name!r:.60}'
+        where = f'{path} {"→ " if depth else ""}{shown(name, 60)}'
         if not isinstance(name, str):
-            raise EncodingError(f'{where}: the name of a header must be text')
+            raise EncodingError(f'{where}: its name must be text')
         data = _utf8(name, f'{where}: its name')
         if len(data) > 255:
             raise EncodingError(f'{where}: its name is {len(data)} bytes long, AMQP allows 255')
@@ -230,12 +231,12 @@ def _field(value: Any, path: str, depth: int) -> bytes:
             raise EncodingError(f'{path} cannot be {value}: AMQP has no time before 1970')
         return b'T' + _uint64.pack(seconds)
     if isinstance(value, Mapping):
-        return b'F' + _table(value, path, depth + 1)
+        return b'F' + encode_table(value, path, depth + 1)
     if isinstance(value, (list, tuple)):
         if depth > DEPTH_MAX:
             raise EncodingError(f'{path[:200]} is nested more than {DEPTH_MAX} deep')
         return b'A' + _long_string(b''.join(map(_field, value, itertools.repeat(path), itertools.repeat(depth + 1))))
-    raise EncodingError(f'{path} cannot be {value!r:.80}: AMQP has no type for {type(value).__name__}')
+    raise EncodingError(f'{path} cannot be {shown(value)}: AMQP has no type for {type(value).__name__}')
 
 
 def _decimal(value: Decimal, path: str) -> bytes:
@@ -247,7 +248,7 @@ def _decimal(value: Decimal, path: str) -> bytes:
             number = int(candidate.scaleb(scale))
             if -(2**31) <= number < 2**31:
                 return b'D' + bytes((scale,)) + _int32.pack(number)
-    raise EncodingError(f'{path} cannot be {value!r:.80}: a decimal of AMQP has 31 bits and a scale up to 255')
+    raise EncodingError(f'{path} cannot be {shown(value)}: a decimal of AMQP has 31 bits and a scale up to 255')
 
 
 def _long_string(data: bytes | bytearray) -> bytes:

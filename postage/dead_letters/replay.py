@@ -17,10 +17,11 @@ from postage.amqp.frames import encode_all
 from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
 from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
+from postage.printable import shown
 
 BATCH = 200  # letters under way at a time
 TIMEOUT = 60.0  # seconds in which a batch has to be confirmed
-NOT_SENT = (errors.StoreError, errors.EncodingError, errors.Unroutable, ValueError, TypeError)
+NOT_SENT = (errors.StoreError, errors.EncodingError, errors.Unroutable)
 """Errors of letters that nobody has got; after any other, somebody may have."""
 
 
@@ -107,9 +108,10 @@ def _send(forwarder: Forwarder, stored: StoredLetter, target: Target | None, pac
         headers.pop('CC', None)
         properties.headers = headers or None
         encoded = encode_all(properties)
-    except (errors.PostageError, ValueError, TypeError) as error:
+    except Exception as error:  # of any kind: a letter that cannot be sent must not keep the others
         failed: Future[None] = Future()
-        failed.set_exception(error)
+        own = isinstance(error, errors.PostageError)
+        failed.set_exception(error if own else errors.StoreError(f'its properties cannot be sent: {shown(error)}'))
         return failed
     return forwarder.send(where.exchange, where.routing_key, encoded, letter.body, properties.message_id)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from postage import errors
+from postage.amqp.frames import EXPIRATION_MAX
 from postage.messaging.exchanges import Exchange, check_exchange
+from postage.printable import shown
 
 ExchangeKey = tuple['type[Exchange] | Exchange', str]
 """An exchange and a routing key: an element of ``eks``."""
@@ -43,11 +44,11 @@ def check_eks(eks: Any, where: str) -> list[ExchangeKey]:
     """``eks`` as given by the user, or a clear error."""
     shape = f'{where} must be a list of pairs (Exchange, routing key)'
     if isinstance(eks, (str, bytes, Mapping)) or not isinstance(eks, Sequence):
-        raise errors.ConfigurationError(f'{shape}, not {eks!r:.80}')
+        raise errors.ConfigurationError(f'{shape}, not {shown(eks)}')
     routes: list[ExchangeKey] = []
     for number, pair in enumerate(eks):
         if not isinstance(pair, Sequence) or isinstance(pair, (str, bytes)) or len(pair) != 2:
-            raise errors.ConfigurationError(f'{shape}; element {number} is {pair!r:.80}')
+            raise errors.ConfigurationError(f'{shape}; element {number} is {shown(pair)}')
         exchange = check_exchange(pair[0], f'{where}[{number}]', default_allowed=True)
         if not isinstance(pair[1], str):
             raise errors.ConfigurationError(f'{shape}; the key of element {number} is {pair[1]!r:.80}')
@@ -61,12 +62,12 @@ def further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
     headers = options.get('_headers')
     if headers is not None:
         if not isinstance(headers, Mapping):
-            raise errors.ConfigurationError(f'_headers must be a dictionary, not {headers!r:.80}')
+            raise errors.ConfigurationError(f'_headers must be a dictionary, not {shown(headers)}')
         properties['headers'] = headers
     priority = options.get('_priority')
     if priority is not None:
         if not isinstance(priority, int) or not 0 <= priority <= 255:
-            raise errors.ConfigurationError(f'_priority must be a number from 0 to 255, not {priority!r:.80}')
+            raise errors.ConfigurationError(f'_priority must be a number from 0 to 255, not {shown(priority)}')
         properties['priority'] = priority
     expiration = options.get('_expiration')
     if expiration is not None:
@@ -76,12 +77,15 @@ def further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
 
 def _milliseconds(expiration: Any) -> str:
     """A message's expiration as AMQP wants it: from seconds, or from text that is in milliseconds already."""
-    if isinstance(expiration, str) and expiration.isdecimal():
-        return expiration
-    if isinstance(expiration, (int, float)) and math.isfinite(expiration) and expiration >= 0:
-        return str(round(expiration * 1000))
+    text = expiration
+    if isinstance(expiration, (int, float)) and 0 <= expiration <= EXPIRATION_MAX:
+        text = str(round(expiration * 1000))
+    is_number = isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= 10
+    if is_number and int(text) <= EXPIRATION_MAX:
+        return str(text)
     raise errors.ConfigurationError(
-        f'_expiration must be seconds, or milliseconds as text the way AMQP has it, not {expiration!r:.80}'
+        f'_expiration must be seconds, or milliseconds as text the way AMQP has it, and at most {EXPIRATION_MAX:,} '
+        f'milliseconds, not {shown(expiration)}'
     )
 
 
@@ -92,6 +96,6 @@ def number(options: dict[str, Any], name: str, default: float, whole: bool = Fal
         return default
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= 0:
         raise errors.ConfigurationError(
-            f'{name} must be {"a whole" if whole else "a"} number, 0 or more, not {value!r:.80}'
+            f'{name} must be {"a whole" if whole else "a"} number, 0 or more, not {shown(value)}'
         )
     return value

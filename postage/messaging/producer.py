@@ -364,7 +364,6 @@ class GenericProducer(Connected):
             f'postage.rpc-{message_id}',
             {'durable': True, 'arguments': {'x-expires': int(self.rpc_queue_expires * 1000)}},
         )
-        self._connection.ask(lambda: declare_queue(self._connection.control, queue))
         properties = frames.encode_properties(
             content_type=self.encoder.content_type or None,
             delivery_mode=2 if self.persistent else 1,
@@ -373,6 +372,7 @@ class GenericProducer(Connected):
             reply_to=queue.name,
             **(further_properties(options) or {}),
         )
+        self._connection.ask(lambda: declare_queue(self._connection.control, queue))
         publisher = self._connection.publisher(True)
         receipt = Receipt(message_id, 1, True, Ledger(publisher))
         outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)

@@ -165,7 +165,7 @@ class Call(Outgoing):
         :raises errors.EncodingError: one of them cannot be encoded
         """
         own_id, mode = self.correlation_id, self.delivery_mode
-        remaining = max(1, int(1000 * (self.gives_up_at - time.monotonic())))
+        remaining = max(1, int(min(1000 * (self.gives_up_at - time.monotonic()), frames.EXPIRATION_MAX)))
         if self.further is None:
             self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining)
             return

@@ -309,7 +309,7 @@ IMPOSSIBLE_HEADERS = {
     'an array of itself': ({'x': ARRAY_OF_ITSELF}, r"header 'x' is nested more than 64 deep"),
     'tables 65 deep': ({'x': _nested(65, lambda value: {'t': value})}, r'nested more than 64 deep'),
     'arrays 66 deep': ({'x': _nested(66, lambda value: [value])}, r'nested more than 64 deep'),
-    'a name that is no text': ({'x': {5: 'five'}}, r"header 'x' → 5: the name of a header must be text"),
+    'a name that is no text': ({'x': {5: 'five'}}, r"header 'x' → 5: its name must be text"),
     'a name of 256 bytes': ({'ü' * 128: 1}, r"header 'ü+.*: its name is 256 bytes long, AMQP allows 255"),
     'an object': ({'x': {'y': [object()]}}, r"header 'x' → 'y' cannot be <object .*: AMQP has no type for object"),
     'a complex number': ({'x': complex(1, 2), 'y': 1}, r"header 'x' cannot be \(1\+2j\): AMQP has no type for complex"),

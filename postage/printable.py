@@ -1,0 +1,51 @@
+"""Text that others wrote, made fit for a log line, a terminal and an error: one line, without control characters."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+SHOWN: Final = 80  # characters of a value in an error's text
+
+# C0 and C1 controls, line and paragraph separators, and what changes the direction of text: a terminal obeys them, and
+# a reader of a log is misled by them (https://www.unicode.org/reports/tr36/). Lone surrogates cannot be written at all.
+_UNFIT: Final = re.compile('[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
+_UNFIT_IN_LINES: Final = re.compile(_UNFIT.pattern.replace('\x00-\x1f', '\x00-\x08\x0b-\x1f'))
+
+
+def printable(text: str, length: int | None = None) -> str:
+    """Text on one line, with every control character written as its escape, such as ``\\x1b``.
+
+    :param length: characters that are kept, at most; an ellipsis stands for the rest
+    """
+    if length is not None and len(text) > length:
+        text = f'{text[: length - 1]}…'
+    if text.isascii() and text.isprintable():
+        return text
+    return _UNFIT.sub(_escape, text)
+
+
+def printable_lines(text: str) -> str:
+    """The same, but for newlines and tabs, which stay: for what is shown as lines."""
+    return _UNFIT_IN_LINES.sub(_escape, text)
+
+
+def shown(value: object, length: int = SHOWN) -> str:
+    """The ``repr()`` of any value, for an error: on one line, bounded, and never raising."""
+    try:
+        text = repr(value)
+    except Exception as error:  # a number of too many digits, too deep, or a class of the user's
+        text = f'<{type(value).__name__}, whose repr() raises {type(error).__name__}>'
+    return printable(text, length)
+
+
+def text_of(error: BaseException) -> str:
+    """The text of an exception; its class, where that is a user's own whose text cannot be had."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f'<{type(error).__name__}, whose str() raises {type(failure).__name__}>'
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found.group().encode('unicode_escape', 'surrogatepass').decode('ascii')

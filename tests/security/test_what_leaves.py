@@ -1,0 +1,157 @@
+"""What AMQP cannot hold is refused before anything is sent, wherever a user can give it; others are unharmed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import pika
+import pytest
+
+from postage import messaging
+from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer
+
+
+def endless() -> dict[str, Any]:
+    """A dictionary that is in itself."""
+    value: dict[str, Any] = {}
+    value['again'] = value
+    return value
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels):
+        value = {'x': value}
+    return value
+
+
+UNFIT = {
+    'not a number': math.nan,
+    'infinity': -math.inf,
+    'a number of 100 bits': 2**100,
+    'a lone surrogate': 'a\ud800b',
+    'a self-reference': endless(),
+    'too deep': deep(2000),
+    'a signalling decimal': Decimal('sNaN'),
+    'a decimal of 100 digits': Decimal(10) ** 100,
+    'an object': object(),
+    'larger than a frame': 'x' * 200_000,
+    'a key that is no text': {1: 2},
+    'a long key': {'x' * 300: 1},
+}
+
+
+@pytest.mark.parametrize('value', UNFIT.values(), ids=UNFIT)
+def test_an_argument_that_amqp_cannot_hold_is_refused_and_named(bench: Bench, value: Any) -> None:
+    consumer = bench.consumer()
+    producer = bench.producer()
+    links = consumer.conn_broker.link, producer.conn_broker.link
+    arguments = {'x-of-mine': value}
+    declared: dict[str, Any] = {**EchoExchange.parameters, 'arguments': arguments}
+    attempts: list[Callable[[], Any]] = [
+        lambda: consumer.queue_declare('other', arguments=arguments),
+        lambda: consumer.add_eqk([(EchoExchange, [({'name': 'other', 'flags': {'arguments': arguments}}, 'key')])]),
+        lambda: messaging.GenericConsumer([(type('E', (EchoExchange,), {'arguments': arguments}), [('q', 'k')])]),
+        lambda: producer.message_echo(1, _eks=[(type('E', (EchoExchange,), {'arguments': arguments}), 'k')]),
+        lambda: producer.channel.queue_declare('other', arguments=arguments),
+        lambda: producer.channel.exchange_declare(**declared),
+        lambda: producer.channel.queue_bind('echo-queue', EchoExchange.name, 'k', arguments=arguments),
+        lambda: producer.channel.exchange_bind(EchoExchange.name, EchoExchange.name, 'k', arguments=arguments),
+        lambda: producer.channel.basic_publish('', 'q', b'', pika.BasicProperties(headers=arguments)),
+        lambda: producer.message_echo(1, _headers=arguments),
+        lambda: producer.rpc_echo(1, _headers=arguments),
+        lambda: producer.rpc_queue_echo(1, _headers=arguments),
+    ]
+    for number, attempt in enumerate(attempts):
+        with pytest.raises(messaging.EncodingError) as caught:
+            attempt()
+        assert 'x-of-mine' in str(caught.value) or 'a frame' in str(caught.value), number
+        assert len(str(caught.value)) < 2000
+    producer.message_echo('innocent').wait(TIMEOUT)
+    assert bench.await_message('echo-queue').parameters == 'innocent'
+    assert (consumer.conn_broker.link, producer.conn_broker.link) == links
+
+
+NAMES = {'too long': 'x' * 256, 'a lone surrogate': '\ud800', 'too long in UTF-8': 'ö' * 128, 'no text': 5}
+
+
+@pytest.mark.parametrize('name', NAMES.values(), ids=NAMES)
+def test_a_name_or_key_that_amqp_cannot_hold_is_refused(bench: Bench, name: Any) -> None:
+    consumer = bench.consumer()
+    producer = bench.producer()
+    links = consumer.conn_broker.link, producer.conn_broker.link
+    exchange = type('E', (messaging.Exchange,), {'name': name})
+    attempts: list[Callable[[], Any]] = [
+        lambda: consumer.queue_declare(name),
+        lambda: consumer.queue_bind(EchoExchange, 'echo-queue', name),
+        lambda: consumer.queue_unbind(EchoExchange, 'echo-queue', name),
+        lambda: consumer.queue_bind(exchange, 'echo-queue', 'key'),
+        lambda: consumer.add_eqk([(EchoExchange, [(name, 'key')])]),
+        lambda: consumer.add_eqk([(EchoExchange, [('echo-queue', name)])]),
+        lambda: producer.message_echo(1, _key=name),
+        lambda: producer.message_echo(1, _eks=[(EchoExchange, name)]),
+        lambda: producer.message_echo(1, _eks=[(exchange, 'key')]),
+        lambda: producer.rpc_echo(1, _key=name),
+        lambda: producer.channel.queue_declare(name),
+        lambda: producer.channel.queue_delete(name),
+        lambda: producer.channel.queue_bind('echo-queue', EchoExchange.name, name),
+        lambda: producer.channel.basic_publish(name, '', b''),
+        lambda: producer.channel.basic_publish('', name, b''),
+        lambda: producer.channel.basic_get(name),
+        lambda: consumer.channel.basic_cancel(name),
+        lambda: consumer.rpc_reply(pika.BasicProperties(reply_to=name), 1),
+        lambda: consumer.rpc_reply(pika.BasicProperties(reply_to='q', correlation_id=name), 1),
+    ]
+    for number, attempt in enumerate(attempts):
+        with pytest.raises((messaging.EncodingError, messaging.ConfigurationError)):
+            pytest.fail(f'{number}: {attempt()}')
+    producer.message_echo('innocent').wait(TIMEOUT)
+    assert bench.await_message('echo-queue').parameters == 'innocent'
+    assert (consumer.conn_broker.link, producer.conn_broker.link) == links
+
+
+NUMBERS: dict[str, Callable[[Any], Any]] = {
+    'prefetch_count': lambda channel: channel.basic_qos(prefetch_count=70_000),
+    'a negative delivery tag': lambda channel: channel.basic_ack(-1),
+    'a delivery tag beyond 64 bits': lambda channel: channel.basic_ack(2**64),
+    'a delivery tag that is text': lambda channel: channel.basic_reject('1'),
+}
+
+
+@pytest.mark.parametrize('call', NUMBERS.values(), ids=NUMBERS)
+def test_a_number_that_its_argument_cannot_hold_is_refused(bench: Bench, call: Callable[[Any], Any]) -> None:
+    consumer = bench.consumer()
+    link = consumer.conn_broker.link
+    with pytest.raises(messaging.EncodingError):
+        call(consumer.channel)
+    assert consumer.channel.queue_declare('echo-queue', passive=True).method.queue == 'echo-queue'
+    assert consumer.conn_broker.link is link
+
+
+def test_arguments_of_other_types_that_amqp_can_hold_arrive(bench: Bench) -> None:
+    consumer = bench.consumer()
+    arguments = {'pair': (1, 2), 'raw': bytearray(b'x'), 'price': Decimal('1.50'), 'x-max-length': 5}
+    consumer.queue_bind(EchoExchange, {'name': 'bounded', 'flags': {'arguments': {'x-max-length': 5}}}, 'bounded')
+    consumer.channel.queue_bind('bounded', EchoExchange.name, 'other', arguments=arguments)
+    bench.publish({'any': 1}, 'other')
+    assert bench.await_message('bounded').body == {'any': 1}
+
+
+@pytest.mark.parametrize('expiration', ['٣', 2**33, '9' * 30, 1e300, math.inf, -1, 'soon'])
+def test_an_expiration_that_the_broker_would_close_the_channel_for_is_refused(bench: Bench, expiration: Any) -> None:
+    bench.consumer()
+    producer = bench.producer()
+    with pytest.raises(messaging.ConfigurationError, match='_expiration'):
+        producer.message_echo(1, _expiration=expiration)
+    producer.message_echo('innocent').wait(TIMEOUT)
+    assert bench.await_message('echo-queue').parameters == 'innocent'
+
+
+@pytest.mark.parametrize('timeout', [1e8, math.inf])
+def test_an_rpc_that_may_take_years_is_sent(bench: Bench, timeout: float) -> None:
+    bench.run(Echo(EQK))
+    producer = bench.producer(EchoProducer)
+    assert producer.rpc_future_echo(3, _timeout=timeout).result(TIMEOUT).body['content']['value'] == 3
