@@ -29,7 +29,6 @@ from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
-from postage.amqp.topology import Queue, Topology
 
 logger = logging.getLogger('postage')
 
@@ -83,6 +82,7 @@ class Host(Protocol):
     :ivar link: the socket to the broker, while there is a connection; for the I/O thread
     :ivar outbox: where a channel says that it has something to send; any thread
     :ivar tick: at which it looks after its inbox
+    :ivar io: its I/O thread, which has pauses
     :ivar error: why the connection cannot be made again, if so
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     """
@@ -90,25 +90,19 @@ class Host(Protocol):
     link: Link | None
     outbox: Outbox
     tick: Tick
+    io: Any
     error: errors.BrokerError | None
+    heartbeat: float
 
     @property
-    def heartbeat(self) -> float: ...
-
-    def pause(self, seconds: float) -> Future[None]:
-        """A future that is done after that long. On the I/O thread."""
+    def control(self) -> Channel:
+        """The channel on which things are declared."""
 
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """Have something done on the I/O thread. Any thread."""
 
     def awaited(self) -> AbstractContextManager[None]:
         """Round everything in which a thread blocks until the connection has brought something."""
-
-    def replay(self, topology: Topology) -> Steps:
-        """Declare what is missing of it again. On the I/O thread."""
-
-    def replay_queue(self, topology: Topology, queue: Queue) -> Steps:
-        """The same for one queue, with the exchanges."""
 
     def restore_exchanges(self, error: errors.BrokerError) -> Steps:
         """Declare the exchanges again, after the broker has closed a channel with that error. On the I/O thread."""

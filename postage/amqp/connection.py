@@ -20,7 +20,7 @@ from typing import Any, Literal
 from postage import errors
 from postage.amqp.attempts import Attempts, quieten_pika
 from postage.amqp.channel import Channel, describe
-from postage.amqp.control import ControlChannel, replay, replay_exchanges, replay_queue
+from postage.amqp.control import ControlChannel, replay
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.io_thread import IOThread
 from postage.amqp.link import Link
@@ -28,7 +28,7 @@ from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.tick import Tick
-from postage.amqp.topology import Queue, Topologies, Topology
+from postage.amqp.topology import Topologies
 from postage.amqp.turns import Readership
 from postage.amqp.upkeep import Upkeep
 from postage.settings import BrokerSettings, FastLane, fast_lane
@@ -80,6 +80,7 @@ class Connection:
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
     :ivar upkeep: what looks after that meanwhile
+    :ivar heartbeat: seconds between heartbeats, as agreed with the broker last; 0 for none
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
     :ivar io: its I/O thread
@@ -108,6 +109,7 @@ class Connection:
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
         self.link: Link | None = None
+        self.heartbeat = 0.0
         self.io = IOThread(f'postage-{self.role}', self.settings, self._on_start, self._on_end)
         self._loop = self.io.loop
         self.tick = Tick(self._loop, self.io.call_soon)
@@ -192,7 +194,7 @@ class Connection:
             except errors.ConnectionLost:
                 if self.is_closed:
                     raise
-                yield self.pause(AGAIN_SECONDS)
+                yield self.io.pause(AGAIN_SECONDS)
 
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """Have a call, or the steps that it returns, done on the I/O thread. Never blocks; what fails is logged."""
@@ -265,23 +267,9 @@ class Connection:
             self.add_channel(channel)
         return channel
 
-    def replay(self, topology: Topology) -> Steps:
-        """Declare all of it again. On the I/O thread."""
-        return replay(self.control, topology)
-
-    def replay_queue(self, topology: Topology, queue: Queue) -> Steps:
-        """Declare its exchanges and one of its queues again. On the I/O thread."""
-        yield from replay_exchanges(self.control, topology)
-        yield from replay_queue(self.control, topology, queue)
-
     def restore_exchanges(self, error: errors.BrokerError) -> Steps:
         """Declare all exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
         return self.upkeep.restore_exchanges(error)
-
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
-        return self.link.heartbeat if self.link is not None else 0.0
 
     # The I/O thread
 
@@ -298,10 +286,6 @@ class Connection:
         for link in (self.link, self._attempts.link):
             if link is not None:
                 link.abandon()  # where the broker has not answered the farewell
-
-    def pause(self, seconds: float) -> Future[None]:
-        """A future that is done after that long. On the I/O thread."""
-        return self.io.pause(seconds)
 
     def when_open(self) -> Future[Any]:
         """A future that is done once there is a connection with everything on it restored. On the I/O thread."""
@@ -336,6 +320,7 @@ class Connection:
 
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
+        self.heartbeat = link.heartbeat
         self._enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
@@ -357,8 +342,8 @@ class Connection:
         if error is not None:
             logger.error('could not restore what was on the connection to %s', self.settings, exc_info=error)
         self._enter(State.OPEN)
-        if not self._was_open:
-            self._was_open = True
+        was_open, self._was_open = self._was_open, True
+        if not was_open:
             logger.debug('connected to %s (%s)', self.settings, self.role)
         else:
             logger.warning(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from postage import errors
 from postage.amqp.channel import Channel, Host
-from postage.amqp.control import Patience
+from postage.amqp.control import Patience, replay, replay_exchanges, replay_queue
 from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
@@ -211,7 +211,8 @@ class ConsumingChannel(Channel):
         patience = Patience(self.host, RECOVERY_SECONDS)
         while declared is not None:
             try:
-                yield from self.host.replay_queue(self.topology, declared)
+                yield from replay_exchanges(self.host.control, self.topology)
+                yield from replay_queue(self.host.control, self.topology, declared)
                 break
             except errors.NotFound:  # it went away again before it was bound
                 if patience.is_over:
@@ -230,7 +231,7 @@ class ConsumingChannel(Channel):
 
     def _declare_and_open_steps(self) -> Steps:
         # A queue that went in that very moment is the likeliest reason to be closed: see that all are there.
-        yield from self.host.replay(self.topology)
+        yield from replay(self.host.control, self.topology)
         yield from self.open_again_steps()
 
     def open_again_steps(self) -> Steps:
@@ -244,7 +245,7 @@ class ConsumingChannel(Channel):
                 if patience.is_over:
                     raise
                 yield patience.pause()
-                yield from self.host.replay(self.topology)
+                yield from replay(self.host.control, self.topology)
 
     def close_steps(self) -> Steps:
         """As :meth:`Channel.close_steps`; what was not tried goes back first.

@@ -74,7 +74,7 @@ class ControlChannel(Channel):
 # Declaring, on the I/O thread
 
 
-def declare_exchange(control: ControlChannel, parameters: Mapping[str, Any]) -> Steps:
+def declare_exchange(control: Channel, parameters: Mapping[str, Any]) -> Steps:
     """Declare an exchange, or with ``passive`` see that it exists.
 
     :raises errors.DeclarationMismatch: where it exists with another type or flag
@@ -85,7 +85,7 @@ def declare_exchange(control: ControlChannel, parameters: Mapping[str, Any]) -> 
     yield control.operate('exchange_declare', doing, **parameters)
 
 
-def declare_queue(control: ControlChannel, queue: Queue) -> Steps:
+def declare_queue(control: Channel, queue: Queue) -> Steps:
     """Declare a queue. One that exists with other flags is used as found where only our defaults differ.
 
     The broker names one differing flag at a time, so this asks again until it agrees.
@@ -137,17 +137,17 @@ def _argument_value(text: str, kind: str) -> Any:
     return text if kind == 'longstr' else int(text)
 
 
-def bind(control: ControlChannel, binding: Binding) -> Steps:
+def bind(control: Channel, binding: Binding) -> Steps:
     """Bind a queue to an exchange."""
     yield _about_binding(control, 'queue_bind', binding, 'bind queue {!r} to exchange {!r}')
 
 
-def unbind(control: ControlChannel, binding: Binding) -> Steps:
+def unbind(control: Channel, binding: Binding) -> Steps:
     """Undo :func:`bind`."""
     yield _about_binding(control, 'queue_unbind', binding, 'unbind queue {!r} from exchange {!r}')
 
 
-def _about_binding(control: ControlChannel, method: str, binding: Binding, doing: str) -> Future[Any]:
+def _about_binding(control: Channel, method: str, binding: Binding, doing: str) -> Future[Any]:
     doing = doing.format(binding.queue, binding.exchange)
     logger.debug('%s, key %r', doing, binding.routing_key)
     return control.operate(
@@ -163,20 +163,20 @@ def _about_binding(control: ControlChannel, method: str, binding: Binding, doing
 # Declaring again, on the I/O thread
 
 
-def replay(control: ControlChannel, topology: Topology) -> Steps:
+def replay(control: Channel, topology: Topology) -> Steps:
     """Declare all of it again. What the broker refuses is logged, and the rest goes on as it is found."""
     yield from replay_exchanges(control, topology)
     for queue in list(topology.queues.values()):
         yield from _logged(replay_queue(control, topology, queue))
 
 
-def replay_exchanges(control: ControlChannel, topology: Topology) -> Steps:
+def replay_exchanges(control: Channel, topology: Topology) -> Steps:
     """Declare the exchanges again, as :func:`replay` does."""
     for parameters in list(topology.exchanges.values()):
         yield from _logged(declare_exchange(control, parameters))
 
 
-def replay_queue(control: ControlChannel, topology: Topology, queue: Queue) -> Steps:
+def replay_queue(control: Channel, topology: Topology, queue: Queue) -> Steps:
     """Declare one queue again, and bind it.
 
     The name of an exclusive queue stays refused (405) until the broker has noticed that our old connection is gone,
@@ -223,7 +223,8 @@ class Patience:
     def pause(self) -> Future[None]:
         """A future that is done after the next pause."""
         self._pause = min(2 * self._pause, 1.0)
-        return self._host.pause(self._pause)
+        over: Future[None] = self._host.io.pause(self._pause)
+        return over
 
 
 # Blocking access, from any thread

@@ -15,6 +15,7 @@ import itertools
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -229,49 +230,37 @@ class PublishingChannel(Channel):
         if len(outgoing.properties) > SAFE_PROPERTIES:
             link = self.host.link
             _check_fits(outgoing, link.frame_max if link is not None else self.frame_max)
-        with self.lock:
-            if not self.is_wanted or self.host.error is not None:
-                raise self._closed()
-            # The first half has room for every message that is not huge. What settles messages must not wait for it.
-            is_accepted = self._in_flight < WINDOW_MESSAGES // 2 and self._bytes + size < WINDOW_BYTES // 2
-            if is_accepted:
-                self._in_flight += 1
-                self._bytes += size
-                if outgoing.receipt is not None:
-                    outgoing.receipt.ledger.unsettled += 1
-                self._pending.append(outgoing)
-            elif self._has_room(size) or this_thread.is_reading:
-                is_accepted = True
-                self._accept(outgoing, size)
-        if not is_accepted:
-            self._accept_when_there_is_room(outgoing, size, timeout)
+        while True:
+            with self.lock:
+                if not self.is_wanted or self.host.error is not None:
+                    raise self._closed()
+                half_full = self._in_flight >= WINDOW_MESSAGES // 2 or self._bytes + size > WINDOW_BYTES // 2
+                # What settles messages must not wait for it.
+                if not half_full or self._has_room(size) or this_thread.is_reading:
+                    self._in_flight += 1
+                    self._bytes += size
+                    self.is_awaited = self.is_awaited or half_full
+                    if outgoing.receipt is not None:
+                        outgoing.receipt.ledger.unsettled += 1
+                    self._pending.append(outgoing)
+                    break
+            timeout = self._wait_for_room(size, timeout)
         self.host.outbox.submit(self)
-
-    def _accept(self, outgoing: Outgoing, size: int) -> None:
-        """Take a message into the window. With the lock held."""
-        self._in_flight += 1
-        self._bytes += size
-        if self._in_flight > WINDOW_MESSAGES // 2 or self._bytes > WINDOW_BYTES // 2:
-            self.is_awaited = True
-        if outgoing.receipt is not None:
-            outgoing.receipt.ledger.unsettled += 1
-        self._pending.append(outgoing)
 
     def _has_room(self, size: int) -> bool:
         return self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight)
 
-    def _accept_when_there_is_room(self, outgoing: Outgoing, size: int, timeout: float) -> None:
+    def _wait_for_room(self, size: int, timeout: float) -> float:
+        """Returns what is left of the time; another thread may have taken the room by then."""
+        deadline = time.monotonic() + timeout
         # Not under the lock: what the thread has gathered is sent first, which takes the link's lock.
         with self.host.awaited(), self.lock:
-            room = self._wait(lambda: self._has_room(size) or not self.is_wanted, timeout)
-            if not self.is_wanted:
-                raise self._closed()
-            if not room:
+            if not self._wait(lambda: self._has_room(size) or not self.is_wanted, timeout):
                 raise errors.PublishTimeout(
                     f'{self._in_flight} messages have been waiting for the broker for {timeout:g} s; '
                     'this one was not accepted'
                 )
-            self._accept(outgoing, size)
+        return max(0.0, deadline - time.monotonic())
 
     def _closed(self) -> errors.BrokerError:
         return self.host.error or errors.Closed('the connection is closed')
@@ -304,13 +293,10 @@ class PublishingChannel(Channel):
         if failures:
             raise type(failures[0])(f'{len(failures)} messages failed, the first: {failures[0]}', failures)
 
-    def flush_everything(self, timeout: float) -> bool:
+    def is_empty(self, timeout: float) -> bool:
         """Wait until nothing of any producer is unsettled. Blocks. Returns whether that is so in time."""
         with self.host.awaited(), self.lock:
-            in_time = self._wait(lambda: not self._in_flight, timeout)
-        if not in_time:
-            logger.error('%d messages were not confirmed within %g s', self._in_flight, timeout)
-        return in_time
+            return self._wait(lambda: not self._in_flight, timeout)
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until something holds. With the lock held, which is given back meanwhile."""

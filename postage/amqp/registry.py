@@ -7,12 +7,15 @@ Under a memory alarm the broker stops reading whoever publishes, and acknowledge
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import time
 
 from postage.amqp.connection import CLOSE_TIMEOUT, Connection, Role
 from postage.amqp.forks import Stage, call_in_child
 from postage.settings import BrokerSettings
+
+logger = logging.getLogger('postage')
 
 _lock = threading.RLock()
 _shared: dict[tuple[BrokerSettings, Role], Connection] = {}
@@ -59,7 +62,9 @@ def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:
     deadline = time.monotonic() + timeout
     with _lock:
         publishers = [channel for connection in _shared.values() for channel in connection.publishers]
-    done = [channel.flush_everything(max(0.0, deadline - time.monotonic())) for channel in publishers]
+    done = [channel.is_empty(max(0.0, deadline - time.monotonic())) for channel in publishers]
+    if not all(done):
+        logger.error('not all messages were confirmed within %g s', timeout)
     return all(done)
 
 

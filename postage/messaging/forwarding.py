@@ -85,7 +85,7 @@ class Forwarder:
                     yield from declare_queue(self._connection.control, queue)
                     break
                 except errors.ConnectionLost:
-                    yield self._connection.pause(PAUSE)
+                    yield self._connection.io.pause(PAUSE)
             self._declared[queue.name] = declared_at
             publisher.publish(outgoing, TIMEOUT)
         except Exception as error:  # of any kind: the message waits for what becomes of it
