@@ -76,6 +76,7 @@ class Connection:
     :ivar role: ``'publishing'`` or ``'consuming'``
     :ivar users: how many hold it, see :mod:`postage.amqp.registry`
     :ivar state: what it is at
+    :ivar publishers: the channels through which messages leave: with confirms, and without
     :ivar error: what no attempt can cure, in state REFUSED
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
@@ -93,7 +94,7 @@ class Connection:
         self.settings = settings
         self.role = role
         self.users = 0
-        self._publishers: dict[bool, PublishingChannel] = {}
+        self.publishers: dict[bool, PublishingChannel] = {}
         self._channels: list[Channel] = []
         self.topologies = Topologies()
         self.upkeep = Upkeep(self, lambda: [sibling.upkeep for sibling in siblings()])
@@ -252,17 +253,12 @@ class Connection:
             self._control = ControlChannel(self)
         return self._control
 
-    @property
-    def publishers(self) -> list[PublishingChannel]:
-        """The channels through which messages leave."""
-        return list(self._publishers.values())
-
     def publisher(self, confirms: bool) -> PublishingChannel:
         """The channel through which messages leave, with confirms or without. Blocks at its first use."""
         with _lock:
-            channel = self._publishers.get(confirms)
+            channel = self.publishers.get(confirms)
             if channel is None or not channel.is_wanted:
-                channel = self._publishers[confirms] = PublishingChannel(self, confirms)
+                channel = self.publishers[confirms] = PublishingChannel(self, confirms)
         if channel not in self._channels:
             self.add_channel(channel)
         return channel

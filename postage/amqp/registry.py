@@ -61,7 +61,7 @@ def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:
     """Wait until everything that this process published is confirmed. Blocks. Returns whether that is so in time."""
     deadline = time.monotonic() + timeout
     with _lock:
-        publishers = [channel for connection in _shared.values() for channel in connection.publishers]
+        publishers = [channel for connection in _shared.values() for channel in connection.publishers.values()]
     done = [channel.is_empty(max(0.0, deadline - time.monotonic())) for channel in publishers]
     if not all(done):
         logger.error('not all messages were confirmed within %g s', timeout)
