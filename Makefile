@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lanes lint bench calls rabbitmq brokers redis amqp-tools clean
+.PHONY: help demo test soak lanes lint bench calls rabbitmq brokers redis amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -25,7 +25,7 @@ test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, B
 	    $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
-# About 20 minutes on two cores, of which the chaos takes most; the second process does all the rest beside it.
+# About half an hour on two cores: the chaos in one process, the stress beside it, and then all the rest.
 soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
 	@POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
 
@@ -71,6 +71,12 @@ redis: ## install redis-server (Debian, Ubuntu), so that the tests of the Redis 
 amqp-tools: PACKAGE := amqp-tools
 amqp-tools: ## install amqp-tools (Debian, Ubuntu), a client in C that the embedded broker is tried with
 	$(INSTALL)
+
+old-releases: ## prepare Postage 1.2.1, with which ours is compared; the tests do it themselves
+	@$(PYTHON) tests/support/old_release.py
+
+table: ## write the table of docs/upgrading.rst anew, from the programs in tests/fidelity
+	@PYTHONPATH=tests $(BIN)/python tests/support/fidelity.py
 
 define INSTALL
 @if ! command -v apt-get >/dev/null; then \

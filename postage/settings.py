@@ -24,7 +24,6 @@ import math
 import os
 import re
 import ssl
-import sys
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -51,6 +50,9 @@ HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl')
 SHORT_STRING_BYTES = 255
 
 _logger = logging.getLogger('postage')
+
+# Whether each message is logged. Asked for with each message, so it is no function.
+is_debugging = False
 
 
 # What the rest of Postage sees
@@ -155,16 +157,6 @@ class BrokerSettings:
         return f'{scheme}://{quote(self.user, safe="")}@{hosts}/{quote(self.vhost, safe="")}'
 
 
-def program_settings() -> dict[str, Any]:
-    """What the program set on :mod:`postage.messaging` at run time, ``None`` where it set nothing: a new dictionary.
-
-    That package imports this module, so it is looked up here when it is asked for.
-    """
-    messaging = sys.modules.get('postage.messaging')
-    names = ('global_hup', 'global_vhost', 'global_user', 'global_password', 'debug_mode')
-    return {name: getattr(messaging, name, None) for name in names}
-
-
 def broker_settings(
     hup: Mapping[str, Any] | str | None = None,
     vhost: str | None = None,
@@ -224,8 +216,10 @@ def debug_mode(program: Mapping[str, Any] | None = None, environ: Mapping[str, s
 def apply_debug_mode(enabled: bool) -> None:
     """Let the logger ``postage`` through at DEBUG, to stderr where the program configured no logging.
 
-    May be called any number of times, from any thread; ``False`` changes nothing.
+    May be called any number of times, from any thread; ``False`` ends the logging of each message, and no more.
     """
+    global is_debugging
+    is_debugging = enabled
     if not enabled:
         return
     with _debug_lock:

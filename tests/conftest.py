@@ -131,6 +131,7 @@ def nothing_left_behind() -> Iterator[None]:
 TAKE_LONG = (
     'reliability',
     'demos',
+    'fidelity',
     'missive/test_rabbitmq.py',
     'unit/test_rabbitmq_node.py',
     'messaging/test_retry.py',

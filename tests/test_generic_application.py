@@ -268,7 +268,7 @@ def test_shared_queues_expire_a_day_after_their_last_consumer(bench: Bench) -> N
 
 @pytest.mark.parametrize(
     'fingerprint',
-    [{}, None, messaging.Fingerprint(), {'name': 'monitor'}, {'name': 'monitor', 'pid': '1', 'host': ''}],
+    [{}, None, messaging.Fingerprint(), {'name': 'monitor', 'pid': ''}, {'name': 'monitor', 'pid': '1', 'host': ''}],
     ids=['empty', 'none', 'no name', 'a name alone', 'empty host'],
 )
 def test_a_fingerprint_without_name_pid_or_host_is_a_clear_error(fingerprint: Any) -> None:

@@ -138,6 +138,7 @@ class Channel:
         self._pika: pika.channel.Channel | None = None
         self._opening: Future[Any] | None = None  # the answer to channel.open
         self._being_opened: Drive | None = None  # open and set up
+        self._until_gone: list[Future[Any]] = []  # see ensure_open_steps
         self._operations: deque[Operation] = deque()
         self._operation: Operation | None = None  # the one whose answer is awaited
         self._cancelled_tags: set[str] = set()
@@ -175,6 +176,7 @@ class Channel:
         self.needs_flush = False
         self._pika = self._opening = self._being_opened = self._operation = None
         self._operations.clear()
+        self._until_gone.clear()
         return True
 
     # Opening and losing
@@ -204,6 +206,12 @@ class Channel:
 
     def ensure_open_steps(self) -> Steps:
         """Open the channel, or wait for the opening that is under way."""
+        while self._pika is not None and not self.is_open and self._being_opened is None:
+            # The broker is closing it, and pika has not been told: what it is told then is about the old one.
+            gone: Future[Any] = Future()
+            gone.set_running_or_notify_cancel()
+            self._until_gone.append(gone)
+            yield gone
         if self._being_opened is None and not self.is_open:
             opening = self._being_opened = drive(self.open_steps())
             if opening.outcome.done():
@@ -213,6 +221,10 @@ class Channel:
             yield opening.outcome
         elif self._being_opened is not None:
             yield self._being_opened.outcome
+
+    def open_again_steps(self) -> Steps:
+        """Open the channel after a loss, once what it needs has been declared again."""
+        yield from self.ensure_open_steps()
 
     def _on_opening_done(self, _: Future[Any]) -> None:
         self._being_opened = None
@@ -229,11 +241,13 @@ class Channel:
         self._fail_operations(reason)
         if opening is not None and not opening.done():
             opening.set_exception(loss(reason, 'open a channel'))
-        if not was_set_up:
-            return  # those who open it have been told, and decide
-        self._on_lost(loss(reason, doing))
-        if self.is_wanted and isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-            self._reopen()
+        if was_set_up:  # else those who open it have been told, and decide
+            self._on_lost(loss(reason, doing))
+            if self.is_wanted and isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+                self._reopen()
+        waiting, self._until_gone = self._until_gone, []
+        for gone in waiting:
+            gone.set_result(None)
 
     def _reopen(self) -> None:
         when_done(self.ensure_open_steps(), self.on_reopened)

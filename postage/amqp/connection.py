@@ -345,7 +345,7 @@ class Connection:
             yield from replay(self.control, topology)
         for channel in list(self._channels):
             try:
-                yield from channel.ensure_open_steps()
+                yield from channel.open_again_steps()
             except errors.ConnectionLost:
                 raise
             except errors.BrokerError as error:

@@ -208,8 +208,15 @@ class ConsumingChannel(Channel):
 
     def _recover_steps(self, queue: str, tag: str) -> Steps:
         declared = self.topology.queues.get(queue)
-        if declared is not None:
-            yield from self.host.replay_queue(self.topology, declared)
+        patience = Patience(self.host, RECOVERY_SECONDS)
+        while declared is not None:
+            try:
+                yield from self.host.replay_queue(self.topology, declared)
+                break
+            except errors.NotFound:  # it went away again before it was bound
+                if patience.is_over:
+                    raise
+                yield patience.pause()
         if self.is_open and self.consumers.get(queue) == tag:
             yield from self._consume_anew(queue)
 
@@ -222,10 +229,14 @@ class ConsumingChannel(Channel):
         when_done(self._declare_and_open_steps(), self.on_reopened)
 
     def _declare_and_open_steps(self) -> Steps:
-        """Declare what it needs, and open it. A queue that goes away in between is the likeliest reason to fail."""
+        # A queue that went in that very moment is the likeliest reason to be closed: see that all are there.
+        yield from self.host.replay(self.topology)
+        yield from self.open_again_steps()
+
+    def open_again_steps(self) -> Steps:
+        """As :meth:`Channel.open_again_steps`; a queue that goes away meanwhile is declared again."""
         patience = Patience(self.host, RECOVERY_SECONDS)
         while self.is_wanted:
-            yield from self.host.replay(self.topology)
             try:
                 yield from self.ensure_open_steps()
                 return
@@ -233,6 +244,7 @@ class ConsumingChannel(Channel):
                 if patience.is_over:
                     raise
                 yield patience.pause()
+                yield from self.host.replay(self.topology)
 
     def close_steps(self) -> Steps:
         """As :meth:`Channel.close_steps`; what was not tried goes back first.

@@ -80,7 +80,9 @@ def declare_exchange(control: ControlChannel, parameters: Mapping[str, Any]) -> 
     :raises errors.DeclarationMismatch: where it exists with another type or flag
     :raises errors.NotFound: where it is passive and does not exist
     """
-    yield control.operate('exchange_declare', f'declare exchange {parameters["exchange"]!r}', **parameters)
+    doing = f'declare exchange {parameters["exchange"]!r}'
+    logger.debug('%s: %s', doing, dict(parameters))
+    yield control.operate('exchange_declare', doing, **parameters)
 
 
 def declare_queue(control: ControlChannel, queue: Queue) -> Steps:
@@ -91,6 +93,7 @@ def declare_queue(control: ControlChannel, queue: Queue) -> Steps:
     :raises errors.DeclarationMismatch: where a flag differs that the user wrote out
     """
     doing = f'declare queue {queue.name!r}'
+    logger.debug('%s: %s', doing, queue.flags)
     adopted: set[str] = set()
     while True:
         try:
@@ -145,9 +148,11 @@ def unbind(control: ControlChannel, binding: Binding) -> Steps:
 
 
 def _about_binding(control: ControlChannel, method: str, binding: Binding, doing: str) -> Future[Any]:
+    doing = doing.format(binding.queue, binding.exchange)
+    logger.debug('%s, key %r', doing, binding.routing_key)
     return control.operate(
         method,
-        doing.format(binding.queue, binding.exchange),
+        doing,
         queue=binding.queue,
         exchange=binding.exchange,
         routing_key=binding.routing_key,

@@ -357,23 +357,24 @@ class Link(pika.SelectConnection):
 
     # Reading
 
-    def read(self) -> Exception | None:
-        """Read what has come and act on it. By the thread that has the turn. Returns why it is the end, if it is."""
-        sock = self._socket
-        if sock is None:
-            return None  # it was lost in that very moment
-        self.read_at = time.monotonic()
-        try:
-            data = sock.recv(READ_SIZE)
-        except (BlockingIOError, InterruptedError):
-            return None
-        except OSError as error:
-            return pika.exceptions.StreamLostError(f'Stream connection lost: {error!r}')
-        if not data:
-            return pika.exceptions.StreamLostError('Transport indicated EOF')
-        return self._cut(data)
+    def read(self, data: bytes = b'') -> Exception | None:
+        """Read what has come and act on it. By the thread that has the turn. Returns why it is the end, if it is.
 
-    def _cut(self, data: bytes) -> Exception | None:
+        :param data: what pika's transport has read, where the link is not direct
+        """
+        if not data:
+            sock = self._socket
+            if sock is None:
+                return None  # it was lost in that very moment
+            self.read_at = time.monotonic()
+            try:
+                data = sock.recv(READ_SIZE)
+            except (BlockingIOError, InterruptedError):
+                return None
+            except OSError as error:
+                return pika.exceptions.StreamLostError(f'Stream connection lost: {error!r}')
+            if not data:
+                return pika.exceptions.StreamLostError('Transport indicated EOF')
         try:
             taken, frames = self._cutter.cut(data)
         except Exception as error:  # it would end the loop, and with it the thread
@@ -392,7 +393,7 @@ class Link(pika.SelectConnection):
 
     def _proto_data_received(self, data: bytes) -> None:
         """Cut what pika's transport has read, where the link is not direct."""
-        error = self._cut(data)
+        error = self.read(data)
         if error is not None:
             self.fail(error)
 

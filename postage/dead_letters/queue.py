@@ -32,7 +32,8 @@ from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
-from postage.settings import BrokerSettings, broker_settings, program_settings
+from postage.program import program_settings
+from postage.settings import BrokerSettings, broker_settings
 
 LETTER: Final = 'x-postage-letter'
 """The header with what the message itself does not say, as JSON."""

@@ -1,5 +1,8 @@
 """The public door of Postage: ``from postage import messaging``."""
 
+from typing import TYPE_CHECKING
+
+from postage import microthreads as microthreads
 from postage.errors import (
     AccessRefused,
     AuthenticationFailed,
@@ -58,13 +61,24 @@ from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.rpc import RpcFuture
+from postage.program import GONE, effective
+from postage.program import global_hup as global_hup
 
 # Settings that a program may set at run time: see postage.settings for what they mean and when they are read.
-global_hup = None
-global_vhost = None
-global_user = None
-global_password = None
+# Until then all but the last read as what the environment says.
+global_vhost: str | None
+global_user: str | None
+global_password: str | None
 debug_mode = False
+
+if not TYPE_CHECKING:  # or every name would be taken for one of this package's
+
+    def __getattr__(name: str) -> str:
+        if name in ('global_vhost', 'global_user', 'global_password'):
+            return effective(name)
+        instead = f': {GONE[name]}' if name in GONE else ''
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}{instead}')
+
 
 __all__ = [
     'AccessRefused',

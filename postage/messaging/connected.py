@@ -12,7 +12,8 @@ from postage.amqp.connection import Connection, Role
 from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Topology
 from postage.messaging.encoders import Encoding
-from postage.settings import apply_debug_mode, broker_settings, debug_mode, program_settings
+from postage.program import global_hup, program_settings
+from postage.settings import apply_debug_mode, broker_settings, debug_mode
 
 
 class Connected(Encoding):
@@ -25,15 +26,17 @@ class Connected(Encoding):
     :raises errors.ConfigurationError: a setting has the wrong shape
     """
 
-    hup: Any = None
+    hup: Any = global_hup
     vhost: str | None = None
 
     def __init__(self, hup: Any, vhost: str | None) -> None:
         super().__init__()
         program = program_settings()
         apply_debug_mode(debug_mode(program))
-        cls = type(self)
-        self._settings = broker_settings(hup, vhost, class_hup=cls.hup, class_vhost=cls.vhost, program=program)
+        class_hup = None if self.hup is global_hup else self.hup  # what the program set there is in its settings
+        self._settings = broker_settings(hup, vhost, class_hup=class_hup, class_vhost=self.vhost, program=program)
+        if hup is not None:
+            self.hup = hup
         self.vhost = self._settings.vhost
         self._topology = Topology()
         self._closed = False

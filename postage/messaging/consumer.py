@@ -11,7 +11,7 @@ from typing import Any
 
 import pika.spec
 
-from postage import errors
+from postage import errors, settings
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.control import BlockingAccess, bind, declare_exchange, declare_queue, unbind
@@ -20,9 +20,9 @@ from postage.amqp.publishing import Receipt
 from postage.amqp.steps import Steps
 from postage.amqp.topology import Binding, Queue
 from postage.messaging.connected import Connected
-from postage.messaging.declarations import check_eqk, check_queue
+from postage.messaging.declarations import check_eqk, check_queue, warn_of_leftover
 from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.messages import Message, MessageResult
+from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
@@ -36,8 +36,8 @@ class GenericConsumer(Connected):
     The constructor connects and declares the exchanges, queues and bindings of ``eqk``; nothing is delivered before
     ``start_consuming``. All consumers of a process share a connection, and each has a channel of its own.
 
-    :param eqk: ``[(Exchange, [(queue, key), …]), …]``, by default the class's; a queue is a name, or
-        ``{'name': …, 'flags': {…}}`` with the flags of ``queue_declare``
+    :param eqk: ``[(Exchange, [(queue, key), …]), …]``, by default, or where it is empty, the class's; a queue is a
+        name, or ``{'name': …, 'flags': {…}}`` with the flags of ``queue_declare``
     :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
     :param vhost: which virtual host of it
     :raises errors.ConfigurationError: ``eqk`` or a setting has the wrong shape
@@ -57,16 +57,20 @@ class GenericConsumer(Connected):
     prefetch_count: int | None = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
-        where = 'eqk' if eqk is not None else f'{type(self).__name__}.eqk'
-        routes = list(check_eqk(self.eqk if eqk is None else eqk, where))
+        where = f'{type(self).__name__}.eqk'
+        if eqk is not None and (not isinstance(eqk, Sequence) or len(eqk)):
+            self.eqk, where = eqk, 'eqk'
+        for _, queue, _ in check_eqk(self.eqk, where):
+            check_queue(queue, {}, where)
         super().__init__(hup, vhost)
+        self.own_ack: Callable[[Any], None] | None = self.ack if type(self).ack is not GenericConsumer.ack else None
         self._stop = threading.Event()
         self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
         self._replies = ReplySender(self._settings)
         with self._connecting('consuming'):
             self._channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
-            self._add(routes)
+            self.add_eqk(self.eqk)
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
@@ -98,11 +102,14 @@ class GenericConsumer(Connected):
     def add_eqk(self, eqk: Any) -> None:
         """Declare more exchanges, queues and bindings; where it is consuming they take effect at once. Blocks."""
         self._check_open()
-        self._add(list(check_eqk(eqk, 'eqk')))
+        for exchange, queue, key in list(check_eqk(eqk, 'eqk')):
+            checked = check_queue(queue, {}, 'eqk')
+            self.queue_bind(exchange, checked.name, key, **checked.flags)
 
-    def _add(self, routes: Sequence[tuple[type[Exchange] | Exchange, Any, str]]) -> None:
-        for exchange, queue, key in routes:
-            self._bind(exchange, check_queue(queue, {}, 'eqk'), key)
+    @property
+    def qk_list(self) -> list[tuple[str, str]]:
+        """The queues that it consumes from, each with the keys that it is bound by."""
+        return [(binding.queue, binding.routing_key) for binding in self._topology.bindings]
 
     def queue_bind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str, **flags: Any) -> None:
         """Declare an exchange and a queue and bind them; where it is consuming it consumes from it at once. Blocks.
@@ -159,7 +166,10 @@ class GenericConsumer(Connected):
         """A queue with its flags complete; the one that was declared before, where it is the same."""
         queue.flags.setdefault('durable', self.durable_queues)
         known = self._topology.queues.get(queue.name)
-        return known if known is not None and (not queue.spelled or known.flags == queue.flags) else queue
+        if known is not None and (not queue.spelled or known.flags == queue.flags):
+            return known
+        warn_of_leftover(queue)
+        return queue
 
     def _bind_steps(self, exchange: dict[str, Any], queue: Queue, binding: Binding) -> Steps:
         control, topology = self._connection.control, self._topology
@@ -275,8 +285,11 @@ class GenericConsumer(Connected):
                 if pace is not None:
                     pace.taken_at = time.monotonic()
                     pace.bytes_taken += len(delivery.body)
-        if delivery is None and channel.error is not None:
-            raise channel.error
+        if delivery is None:
+            if channel.error is not None:
+                raise channel.error
+        elif settings.is_debugging:
+            logger.debug('%s: delivered %r: %r', type(self).__name__, delivery, delivery.body)
         return delivery
 
     def took(self, messages: int, seconds: float) -> None:
@@ -342,7 +355,7 @@ class GenericConsumer(Connected):
 
         :param failure: why
         """
-        delivery.channel.settle(delivery, requeue=False)
+        self.reject(delivery, requeue=False)
         queue = self._topology.queues.get(delivery.queue)
         has_dead_letters = queue is not None and 'x-dead-letter-exchange' in (queue.flags.get('arguments') or {})
         if not has_dead_letters and delivery.queue not in self._queues_warned:
@@ -372,7 +385,7 @@ class GenericConsumer(Connected):
         if not header.reply_to:
             logger.warning('an RPC without a reply_to property cannot be answered')
             return None
-        if not isinstance(message, Message):
+        if not hasattr(message, 'body'):
             message = MessageResult(message)
         return self._replies.send(header, self.encode(message.body), self.encoder.content_type)
 

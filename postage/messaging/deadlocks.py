@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 from postage import errors
 from postage.microthreads import MicroScheduler
@@ -55,14 +56,14 @@ def refuse(
     settings: BrokerSettings,
     name: str,
     route: tuple[str, str],
-    consumers_of: Callable[[str], int],
+    channel: Any,
 ) -> None:
     """Refuse a blocking call from a scheduler's thread where only that thread could answer it.
 
     :param settings: the broker that is called
     :param name: of the producer's method
     :param route: exchange and routing key
-    :param consumers_of: asks the broker how many consumers a queue has
+    :param channel: pika's channel methods, for a question to the broker
     :raises errors.Deadlock: every consumer of the queue is a processor of this very scheduler
     """
     known = _known.get(scheduler)
@@ -72,7 +73,7 @@ def refuse(
     for queue in dict.fromkeys(served):
         if known.served_elsewhere.get((settings, queue), 0.0) > time.monotonic():
             continue
-        if consumers_of(queue) <= served.count(queue):
+        if channel.queue_declare(queue, passive=True).method.consumer_count <= served.count(queue):
             future = name.replace('rpc_', 'rpc_future_', 1)
             raise errors.Deadlock(
                 f'{name}() blocks the only scheduler that answers queue {queue!r}, so the answer could never come; '

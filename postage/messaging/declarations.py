@@ -5,12 +5,18 @@ The presets hold for RabbitMQ 3.10 to 4.3.
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from postage import errors
 from postage.amqp.topology import QUEUE_FLAGS, Queue
 from postage.messaging.exchanges import Exchange, check_exchange
+
+logger = logging.getLogger('postage')
 
 _SHAPE = 'a list of (Exchange, [(queue, key), …])'
 
@@ -162,3 +168,21 @@ def _count(name: str, value: Any, lowest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
         raise errors.ConfigurationError(f'quorum: {name} must be a number, {lowest} or more, not {value!r:.80}')
     return value
+
+
+def warn_of_leftover(queue: Queue) -> None:
+    """Warn of a queue that is named after this process, and that nothing removes when the process has ended.
+
+    A process id of one or two digits, usual in containers, may stand in a name for anything: there the host must be in
+    the name, too.
+    """
+    pid, host = str(os.getpid()), socket.gethostname()
+    if not re.search(rf'(?<!\d){pid}(?!\d)', queue.name) or (len(pid) < 3 and host not in queue.name):
+        return
+    flags = queue.flags
+    if not (flags.get('exclusive') or flags.get('auto_delete') or 'x-expires' in (flags.get('arguments') or {})):
+        logger.warning(
+            'queue %r is named after this process, and stays, and fills, when that has ended: declare it with the flag '
+            "exclusive or auto_delete, or with {'arguments': {'x-expires': milliseconds}}",
+            queue.name,
+        )

@@ -26,15 +26,20 @@ from postage.errors import DecodingError, EncodingError
 
 
 class Encoder:
-    """Sends and receives bodies as they are: ``encode`` and ``decode`` return what they get."""
+    """Sends and receives bodies as they are: ``encode`` and ``decode`` return what they get.
+
+    Both may be called on the class, too, and be overridden by methods of any kind.
+    """
 
     content_type: ClassVar[str] = ''
 
-    def encode(self, body: Any) -> Any:
+    @classmethod
+    def encode(cls, body: Any) -> Any:
         """Return the body itself."""
         return body
 
-    def decode(self, body: Any) -> Any:
+    @classmethod
+    def decode(cls, body: Any) -> Any:
         """Return the body itself."""
         return body
 
@@ -60,7 +65,8 @@ class JsonEncoder(Encoder):
 
     content_type: ClassVar[str] = 'application/json'
 
-    def encode(self, body: Any) -> bytes:
+    @classmethod
+    def encode(cls, body: Any) -> bytes:
         """Return the body as JSON.
 
         :raises EncodingError: where JSON has no form for something in the body; it names the key, such as
@@ -79,7 +85,8 @@ class JsonEncoder(Encoder):
             pass  # the careful way says why
         return _encode_carefully(body)
 
-    def decode(self, body: bytes | bytearray | memoryview | str) -> Any:
+    @classmethod
+    def decode(cls, body: bytes | bytearray | memoryview | str) -> Any:
         """Return what the JSON stands for.
 
         :raises DecodingError: where it is not JSON, not UTF-8, nested too deeply or a number is out of range
@@ -91,18 +98,27 @@ class JsonEncoder(Encoder):
 
 
 class Encoding:
-    """Base of what encodes and decodes bodies by its :attr:`encoder`."""
+    """Base of what encodes and decodes bodies by its :attr:`encoder`.
+
+    :cvar encoder_class: makes the encoder; one that is set later makes another
+    """
 
     encoder_class: ClassVar[Any] = JsonEncoder
 
     def __init__(self) -> None:
+        self._make_encoder()
+
+    def _make_encoder(self) -> None:
         self.encoder = self.encoder_class()
+        self._encoder_class = self.encoder_class
 
     def encode(self, body: Any) -> bytes:
         """Encode a message's body.
 
         :raises EncodingError: where it cannot be encoded; a user's own encoder may raise something else
         """
+        if self.encoder_class is not self._encoder_class:
+            self._make_encoder()
         encoded = self.encoder.encode(body)
         if isinstance(encoded, bytes):
             return encoded
@@ -119,6 +135,8 @@ class Encoding:
 
         :raises DecodingError: where it cannot be decoded
         """
+        if self.encoder_class is not self._encoder_class:
+            self._make_encoder()
         try:
             return self.encoder.decode(data)
         except DecodingError:

@@ -11,13 +11,25 @@ from postage.errors import ConfigurationError
 _NAME_BYTES = 255
 
 _FLAGS = ('passive', 'durable', 'auto_delete', 'internal')
+_ATTRIBUTES = ('name', 'exchange_type', *_FLAGS, 'arguments')
 
 
 class _Parameters:
-    """Lets ``parameters`` be read on the class and on an instance, which may have attributes of its own."""
+    """Lets ``parameters`` be read on the class and on an instance, which may have attributes of its own.
+
+    The dictionary is the same until an attribute changes: a program may change it item by item.
+    """
 
     def __get__(self, instance: Exchange | None, owner: type[Exchange]) -> dict[str, Any]:
-        source = owner if instance is None else instance
+        source = instance if instance is not None and any(name in vars(instance) for name in _ATTRIBUTES) else owner
+        attributes = [getattr(source, name) for name in _ATTRIBUTES]
+        known: tuple[list[Any], dict[str, Any]] | None = vars(source).get('_known_parameters')
+        if known is None or known[0] != attributes:
+            known = attributes, self._parameters_of(source)
+            source._known_parameters = known
+        return known[1]
+
+    def _parameters_of(self, source: type[Exchange] | Exchange) -> dict[str, Any]:
         parameters: dict[str, Any] = {
             'exchange': source.name,
             'exchange_type': source.exchange_type,
@@ -55,8 +67,9 @@ class Exchange:
     internal: bool = False
     arguments: Mapping[str, Any] | None = None
 
-    #: The arguments of ``exchange_declare``, a new dictionary each time; ``internal`` and ``arguments`` only where set.
+    #: The arguments of ``exchange_declare``; ``internal`` and ``arguments`` only where set.
     parameters = _Parameters()
+    _known_parameters: tuple[list[Any], dict[str, Any]]
 
 
 def check_exchange(value: Any, where: str, *, default_allowed: bool = False) -> type[Exchange] | Exchange:

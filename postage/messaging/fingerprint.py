@@ -4,45 +4,45 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import KeysView, Mapping
 from typing import Any
 
 from postage.errors import ConfigurationError
-from postage.settings import default_vhost, program_settings
+from postage.program import program_settings
+from postage.settings import default_vhost
 
 
 class Fingerprint:
     """Identifies a component on the network.
 
     What is not given is looked up when the object is made, not at import, so that a forked child has its own
-    pid. Mutable; a fingerprint is accepted wherever its dictionary is.
+    pid. Mutable; a fingerprint is accepted wherever its dictionary is. All values but ``None`` are kept as text, the
+    form in which they travel.
 
     :param name: the name of the component
     :param type: a rough category of it
-    :param pid: the process, by default this one; kept as text, for so it travels
+    :param pid: the process, by default this one
     :param host: by default the name of this host
     :param user: by default the operating system's user who runs this process
     :param vhost: by default the virtual host that ``messaging.global_vhost`` or the environment names
     :raises ConfigurationError: where the virtual host is looked up and a setting is malformed
     """
 
-    __slots__ = ('host', 'name', 'pid', 'type', 'user', 'vhost')
-
     def __init__(
         self,
-        name: str | None = None,
-        type: str | None = None,
-        pid: int | str | None = None,
-        host: str | None = None,
-        user: str | None = None,
-        vhost: str | None = None,
+        name: object = None,
+        type: object = None,
+        pid: object = None,
+        host: object = None,
+        user: object = None,
+        vhost: object = None,
     ) -> None:
-        self.name = name
-        self.type = type
+        self.name = None if name is None else str(name)
+        self.type = None if type is None else str(type)
         self.pid = str(os.getpid() if pid is None else pid)
-        self.host = socket.gethostname() if host is None else host
-        self.user = _current_user() if user is None else user
-        self.vhost = default_vhost(program_settings()) if vhost is None else vhost
+        self.host = str(socket.gethostname() if host is None else host)
+        self.user = str(_current_user() if user is None else user)
+        self.vhost = str(default_vhost(program_settings()) if vhost is None else vhost)
 
     def as_tuple(self) -> tuple[str | None, str | None, str, str, str, str]:
         """Return name, type, pid, host, user and virtual host."""
@@ -59,6 +59,13 @@ class Fingerprint:
             'vhost': self.vhost,
         }
 
+    def keys(self) -> KeysView[str]:
+        """The keys of its dictionary: ``dict(fingerprint)`` and ``**fingerprint`` are that."""
+        return self.as_dict().keys()
+
+    def __getitem__(self, key: str) -> str | None:
+        return self.as_dict()[key]
+
     def __eq__(self, other: object) -> bool:
         return self.as_tuple() == other.as_tuple() if isinstance(other, Fingerprint) else NotImplemented
 
@@ -69,15 +76,21 @@ class Fingerprint:
         return f'{type(self).__name__}({fields})'
 
 
-def as_fingerprint_dict(value: Any = None) -> dict[str, Any]:
+_KEYS = frozenset(('name', 'type', 'pid', 'host', 'user', 'vhost'))
+
+
+def as_fingerprint_dict(value: Any = None, vhost: str | None = None) -> dict[str, Any]:
     """Return the dictionary form of what a constructor was given as its fingerprint, always a new one.
+
+    A dictionary is laid over the fingerprint of this process: all six keys are there, and any others that it has.
 
     :param value: a :class:`Fingerprint`, its dictionary, any object with ``as_dict()``, or ``None`` for a bare
         fingerprint
+    :param vhost: the virtual host, where ``value`` does not name one; by default that of a bare fingerprint
     :raises ConfigurationError: where it is something else
     """
     if value is None:
-        return Fingerprint().as_dict()
+        return Fingerprint(vhost=vhost).as_dict()
     as_dict = getattr(value, 'as_dict', None)
     fingerprint = as_dict() if callable(as_dict) and not isinstance(value, type) else value
     if not isinstance(fingerprint, Mapping):
@@ -85,7 +98,9 @@ def as_fingerprint_dict(value: Any = None) -> dict[str, Any]:
             'a fingerprint must be a Fingerprint, a dictionary or an object whose as_dict() returns one, '
             f'not {_description(value)}'
         )
-    return dict(fingerprint)
+    if fingerprint.keys() >= _KEYS:
+        return dict(fingerprint)
+    return {**Fingerprint(vhost=fingerprint.get('vhost', vhost)).as_dict(), **fingerprint}
 
 
 def _description(value: object) -> str:

@@ -6,9 +6,10 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from postage import errors
+from postage.messaging.messages import CATEGORIES
 from postage.messaging.outcomes import CONTROL_FLOW, FilterError
 
 Target = TypeVar('Target', bound=Callable[..., Any])
@@ -22,54 +23,73 @@ _RETRIES = '_postage_retries'
 DELAY_MAX = 40 * 24 * 3600.0  # seconds; a queue's TTL and expiry are 32-bit numbers of milliseconds
 
 
-class _HandlerDecorator:
-    """Base of the decorators that make a method, or a :class:`Handler` class, a handler.
+class HandlerData(NamedTuple):
+    """Which messages a handler takes, and what of them it gets."""
+
+    category: str
+    type: str
+    name: str | None
+    body_key: str | None
+
+
+class MessageHandler:
+    """``handler(self, content)`` for messages of a type and name; decorates methods and :class:`Handler` classes.
 
     :param type: the type of the messages it takes, such as ``'command'``
     :param name: their name; by default every name of that type that no named handler takes
+    :ivar handler_data: category, type and name of the messages, and the key of their body that the handler gets,
+        ``None`` for the whole body. A subclass may set it itself in place of calling this constructor.
     """
 
-    category = 'message'
-    full_body = False
+    _category = 'message'
+    _body_key: str | None = 'content'
 
     def __init__(self, type: str, name: str | None = None) -> None:
-        label = self.__class__.__name__
-        if not isinstance(type, str):
-            raise errors.ConfigurationError(f"@{label} needs a message type, as in @{label}('command', 'echo')")
-        if name is not None and not isinstance(name, str):
-            raise errors.ConfigurationError(f'@{label}: the name of a message must be text, not {name!r:.80}')
-        self.type = type
-        self.name = name
+        self.handler_data: tuple[str, str, str | None, str | None] = (self._category, type, name, self._body_key)
+        _checked(self)
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _HANDLERS, self)
+        return _mark(target, _HANDLERS, _checked(self), self.__class__.__name__)
 
 
-class MessageHandler(_HandlerDecorator):
-    """``handler(self, content)`` for messages of a type and name."""
+def _checked(decorator: MessageHandler) -> HandlerData:
+    """The data of a decorator, which a subclass may have set, or a clear error."""
+    label = type(decorator).__name__
+    data = getattr(decorator, 'handler_data', None)
+    if not isinstance(data, tuple) or len(data) != 4:
+        shape = '(category, type, name, body key)'
+        raise errors.ConfigurationError(f'@{label} must have handler_data as {shape}, not {data!r:.80}')
+    checked = HandlerData(*data)
+    if checked.category not in CATEGORIES:
+        raise errors.ConfigurationError(f"@{label}: a category is 'message' or 'rpc', not {checked.category!r:.80}")
+    if not isinstance(checked.type, str):
+        raise errors.ConfigurationError(f"@{label} needs a message type, as in @{label}('command', 'echo')")
+    if checked.name is not None and not isinstance(checked.name, str):
+        raise errors.ConfigurationError(f'@{label}: the name of a message must be text, not {checked.name!r:.80}')
+    return checked
 
 
-class MessageHandlerFullBody(_HandlerDecorator):
+class MessageHandlerFullBody(MessageHandler):
     """``handler(self, body)`` for messages of a type and name: the whole body, fingerprint included."""
 
-    full_body = True
+    _body_key = None
 
 
-class RpcHandler(_HandlerDecorator):
+class RpcHandler(MessageHandler):
     """``handler(self, content, reply_func)`` for RPC requests of a type and name.
 
     ``reply_func(message)`` answers, now or later, with a ``MessageResult`` or one of its kin; a plain value is
     wrapped in one. A handler that has not called it when it returns a value other than ``None`` answers with that.
     """
 
-    category = 'rpc'
+    _category = 'rpc'
 
 
 class MessageFilter:
     """Passes messages through ``callable(data, *args, **kwds)`` before the handler it decorates.
 
     The callable gets a copy of what the handler would get, and returns what the handler gets instead. Any exception
-    from it drops the message for that handler alone. Of several filters the uppermost is called first.
+    from it drops the message for that handler alone. Of several filters the one nearest to the function is first.
     """
 
     def __init__(self, callable: Callable[..., Any], *args: Any, **kwds: Any) -> None:
@@ -78,7 +98,7 @@ class MessageFilter:
         self.kwds = kwds
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _FILTERS, self)
+        return _mark(target, _FILTERS, self, 'MessageFilter')
 
 
 class Timeout:
@@ -91,12 +111,12 @@ class Timeout:
         self.seconds = check_timeout('@Timeout', seconds)
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _TIMEOUTS, self)
+        return _mark(target, _TIMEOUTS, self, 'Timeout')
 
 
 def Threaded(target: Target) -> Target:  # noqa: N802 - it reads like the decorators beside it
     """Runs the handler it decorates in one of the scheduler's threads, for functions that block."""
-    return _mark(target, _THREADED, True)
+    return _mark(target, _THREADED, True, 'Threaded')
 
 
 class Retry:
@@ -131,7 +151,7 @@ class Retry:
         self.delays = tuple(_number(delay, rule, limit) for delay in delays)
 
     def __call__(self, target: Target) -> Target:
-        return _mark(target, _RETRIES, self)
+        return _mark(target, _RETRIES, self, 'Retry')
 
 
 def _number(value: Any, rule: str, highest: float) -> float:
@@ -159,6 +179,8 @@ class Colour(Enum):
 class Handler:
     """Base of handlers that are classes, inside a processor: one is made for each message, and :meth:`call` called.
 
+    A class that overrides the constructor alone does its work there.
+
     :ivar data: what a method in its place would get: the content, or the body
     :ivar reply_func: answers the RPC; ``None`` for other messages
     :ivar processor: the processor it belongs to
@@ -174,7 +196,7 @@ class Handler:
         raise NotImplementedError(f'{type(self).__name__} must define call(self)')
 
 
-def _mark(target: Target, attribute: str, mark: object) -> Target:
+def _mark(target: Target, attribute: str, mark: object, label: str) -> Target:
     """Put a decorator's mark on its target itself, not on what the target inherits from."""
     if isinstance(target, type) and not issubclass(target, Handler):
         raise errors.ConfigurationError(f'{target.__name__} must derive from messaging.Handler to be a message handler')
@@ -182,10 +204,7 @@ def _mark(target: Target, attribute: str, mark: object) -> Target:
         marks = vars(target).get(attribute, [])
         setattr(target, attribute, [mark, *marks])
     except (TypeError, AttributeError):
-        raise errors.ConfigurationError(
-            f'@{"Threaded" if mark is True else type(mark).__name__} decorates methods and Handler classes, '
-            f'not {target!r:.80}'
-        ) from None
+        raise errors.ConfigurationError(f'@{label} decorates methods and Handler classes, not {target!r:.80}') from None
     return target
 
 
@@ -200,10 +219,10 @@ class Entry:
     """
 
     __slots__ = (
+        'body_key',
         'call',
         'colour',
         'filters',
-        'full_body',
         'is_class',
         'is_plain',
         'is_rpc',
@@ -214,17 +233,19 @@ class Entry:
         'timeout',
     )
 
-    def __init__(self, processor: Any, attribute: str, decorator: _HandlerDecorator, marks: Mapping[str, Any]) -> None:
+    def __init__(self, processor: Any, attribute: str, data: HandlerData, marks: Mapping[str, Any]) -> None:
         self.processor = processor
         self.label = f'{type(processor).__name__}.{attribute}'
-        self.is_rpc = decorator.category == 'rpc'
-        self.full_body = decorator.full_body
-        self.filters: list[MessageFilter] = marks.get(_FILTERS, [])
+        self.is_rpc = data.category == 'rpc'
+        self.body_key = data.body_key
+        self.filters: list[MessageFilter] = marks.get(_FILTERS, [])[::-1]  # from the handler outwards
         self.retries: list[Retry] = marks.get(_RETRIES, [])
         timeouts: list[Timeout] = marks.get(_TIMEOUTS, [])
         self.timeout: float | None = timeouts[0].seconds if timeouts else getattr(processor, 'timeout', None)
         self.call = getattr(processor, attribute)
         self.is_class = isinstance(self.call, type)
+        if self.is_class and self.call.call is Handler.call and self.call.__init__ is not Handler.__init__:
+            self.call = _worked_in_constructor(self.call)
         if not callable(self.call):
             raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self.call!r:.80}')
         self.colour = self._colour(bool(marks.get(_THREADED)))
@@ -251,7 +272,7 @@ class Entry:
         :return: what the handler returns: a result, or the generator or coroutine that it is
         :raises FilterError: where a filter dropped it
         """
-        data = body if self.full_body else body['content']
+        data = body if self.body_key is None else body[self.body_key]
         if self.filters:
             data = self._filtered(data)
         if self.is_class:
@@ -271,6 +292,15 @@ class Entry:
         return data
 
 
+def _worked_in_constructor(cls: type[Handler]) -> type[Handler]:
+    """A handler class whose work is done once it is made."""
+    return type(cls.__name__, (cls,), {'call': _nothing_more})
+
+
+def _nothing_more(handler: Handler) -> None:
+    pass
+
+
 class HandlerTable:
     """The handlers of one processor: those of its class and of the classes it derives from.
 
@@ -282,15 +312,15 @@ class HandlerTable:
         self._named: dict[tuple[str, str, str], list[Entry]] = {}
         self._default: dict[tuple[str, str], list[Entry]] = {}
         for attribute, marks in _declared(type(processor)).items():
-            for decorator in marks[_HANDLERS]:
-                self._add(decorator, Entry(processor, attribute, decorator, marks))
+            for data in marks[_HANDLERS]:
+                self._add(data, Entry(processor, attribute, data, marks))
 
-    def _add(self, decorator: _HandlerDecorator, entry: Entry) -> None:
-        kind = (decorator.category, decorator.type)
-        if decorator.name is None:
+    def _add(self, data: HandlerData, entry: Entry) -> None:
+        kind = (data.category, data.type)
+        if data.name is None:
             entries = self._default.setdefault(kind, [])
         else:
-            entries = self._named.setdefault((*kind, decorator.name), [])
+            entries = self._named.setdefault((*kind, data.name), [])
         if entry.is_rpc:
             entries.clear()  # one request, one answer: the last one wins
         entries.append(entry)

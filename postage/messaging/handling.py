@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 from postage import errors
 from postage.amqp.connection import CLOSE_TIMEOUT
@@ -21,7 +21,7 @@ from postage.messaging.failures import Failures
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, between
 from postage.messaging.messages import MessageResultError, check_envelope
-from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, outcome_of
+from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then, outcome_of
 from postage.messaging.replies import Reply
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
@@ -61,10 +61,11 @@ class Dispatcher:
         self.label = f'a hook of {type(host).__name__}'
         self.in_hand = 0
         self.is_winding_down = False
-        self.ends_by: Literal['exit', 'restart'] | None = None
+        self.ends_by: Then | None = None
         self._stop_requested = False
         self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self._begin_again)
+        self._own_ack = source.own_ack
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
 
     # Life
@@ -72,6 +73,7 @@ class Dispatcher:
     def start(self) -> None:
         """Deliveries are about to come."""
         self._stop_requested = self.is_winding_down = self.unsettled.is_awaited = False
+        self.ends_by = None
 
     def wind_down(self) -> None:
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
@@ -85,6 +87,7 @@ class Dispatcher:
         In a handler of its own it takes effect when that message has been settled.
         """
         delivery = current.get()
+        logger.info('%r stops consuming, until start_consuming() is called', self._host)
         if delivery is not None and self._source.is_delivery_of(delivery):
             self._stop_requested = True
         else:
@@ -139,7 +142,7 @@ class Dispatcher:
                         outcome = outcome.and_also(one)
         finally:
             current.reset(token)
-        if outcome is not HANDLED or self._stop_requested:
+        if outcome is not HANDLED or self._stop_requested or self._own_ack is not None:
             self._conclude(delivery, outcome)
             return
         delivery.is_handled = True
@@ -245,6 +248,9 @@ class Dispatcher:
             raise ExitScheduler
         if outcome.then == 'restart':
             self._host.restart()
+        if outcome.then == 'end':
+            self.wind_down()
+            self._wake()
         if self._stop_requested:
             self._stop_requested = False
             self.stop_now()
@@ -256,15 +262,20 @@ class Dispatcher:
                 self._failures.put_off(delivery, outcome.pause, outcome.failure)
             else:
                 self._failures.give_up(delivery, outcome.failure)
-        elif delivery.receipts is None:
-            delivery.channel.settle(delivery)
-        else:
+        elif delivery.receipts is not None:
             self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+        elif self._own_ack is not None:
+            self._own_ack(delivery)
+        else:
+            delivery.channel.settle(delivery)
 
     def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
         """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
         if failed is None:
-            delivery.channel.settle(delivery)
+            if self._own_ack is not None:
+                self.unsettled.leave(functools.partial(self._own_ack, delivery))
+            else:
+                delivery.channel.settle(delivery)
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None
@@ -280,7 +291,7 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
     try:
         result: Any
         if entry.is_simple:
-            data = body if entry.full_body else body['content']
+            data = body if entry.body_key is None else body[entry.body_key]
             result = entry.call(data, reply) if entry.is_rpc else entry.call(data)
         elif entry.timeout is None:
             result = entry(body, reply)

@@ -22,7 +22,7 @@ from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.encoders import Encoding
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.handling import Dispatcher
-from postage.messaging.messages import Message, MessageResult
+from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
@@ -87,6 +87,7 @@ class LocalSource(Encoding):
     prefetch = 1  # each acknowledgement may be waited for
     generation = 1
     is_open = is_wanted = True
+    own_ack = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         super().__init__()
@@ -213,7 +214,7 @@ class LocalSource(Encoding):
             delivery = next((delivery for delivery in list(self._given) if delivery.properties is header), None)
         if delivery is None:
             raise errors.ConfigurationError(f'a request is answered with its own properties, not {header!r:.80}')
-        if not isinstance(message, Message):
+        if not hasattr(message, 'body'):
             message = MessageResult(message)
         delivery.answer(self.encode(message.body), self.encoder.content_type)
         delivery.answered.set()
@@ -296,6 +297,8 @@ class LocalRun:
             with contextlib.suppress(ValueError):  # a handler has begun
                 self.source.inbox.remove(delivery)
         if self._dispatcher.ends_by is not None:
+            if self._dispatcher.ends_by == 'end':  # of the processor: the loop goes on, for other microthreads
+                self._scheduler.stop()
             if self._thread is None:
                 for _ in self._turns:
                     pass

@@ -16,7 +16,7 @@ The body of each message is the dictionary that travels::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from postage.errors import EnvelopeError
 
@@ -31,12 +31,20 @@ class Message:
     """A generic message, of type and name ``'none'``, and the base of all others.
 
     ``Message(1, 2, k=3)`` has the content ``{'args': (1, 2), 'kwds': {'k': 3}}``; each key only where there is
-    something. Messages with equal bodies are equal; all are true but for errors and exceptions.
+    something. Messages with equal bodies are equal; all are true but for errors and exceptions. The class attributes
+    are what a body begins with: by them a subclass says what its messages are.
 
     :ivar body: the dictionary that travels, not shared with any other message
+    :cvar type: the body's ``type``
+    :cvar name: the body's ``name``, where the constructor is not given one
+    :cvar category: the body's ``category``
+    :cvar boolean_value: whether the message is true
     """
 
-    __slots__ = ('body',)
+    type: str = 'none'
+    name: str = 'none'
+    category: str = 'message'
+    boolean_value: bool = True
 
     body: dict[str, Any]
 
@@ -46,7 +54,7 @@ class Message:
             content['args'] = args
         if kwds:
             content['kwds'] = kwds
-        self.body = _envelope('none', 'none', 'message', content)
+        self.body = _envelope(self.type, self.name, self.category, content)
 
     def fingerprint(self, fingerprint: Any = None, /, **kwds: Any) -> None:
         """Update the message's fingerprint, by keywords, by one dictionary, or by a ``Fingerprint``.
@@ -60,7 +68,7 @@ class Message:
         self.body['fingerprint'].update(kwds)
 
     def __bool__(self) -> bool:
-        return True
+        return bool(self.boolean_value)
 
     def __eq__(self, other: object) -> bool:
         return self.body == other.body if isinstance(other, Message) else NotImplemented
@@ -74,23 +82,21 @@ class Message:
         return f'<{type(self).__name__} {self.body}>'
 
 
-class _Command(Message):
-    """Base of what asks a component to do something.
+class MessageCommand(Message):
+    """Asks a component to do something, and does not wait.
 
-    :param command: the name of the command
+    :param command: the name of the command, which travels as text
     :param parameters: whatever the command needs and the encoder can encode; ``{}`` where left out
     """
 
-    __slots__ = ()
+    type = 'command'
 
-    _category: ClassVar[str]
-
-    def __init__(self, command: str, parameters: Any = _LEFT_OUT) -> None:
+    def __init__(self, command: Any, parameters: Any = _LEFT_OUT) -> None:
         # Spelled out, as the result below: these are made for each message.
         self.body = {
-            'type': 'command',
-            'name': command,
-            'category': self._category,
+            'type': self.type,
+            'name': str(command),
+            'category': self.category,
             'version': VERSION,
             'fingerprint': {},
             'content': {'parameters': {} if parameters is _LEFT_OUT else parameters},
@@ -98,20 +104,10 @@ class _Command(Message):
         }
 
 
-class MessageCommand(_Command):
-    """Asks a component to do something, and does not wait."""
+class RpcCommand(MessageCommand):
+    """Asks a component to do something, and waits for its result. Its parameters are those of any command."""
 
-    __slots__ = ()
-
-    _category = 'message'
-
-
-class RpcCommand(_Command):
-    """Asks a component to do something, and waits for its result."""
-
-    __slots__ = ()
-
-    _category = 'rpc'
+    category = 'rpc'
 
 
 class MessageStatus(Message):
@@ -121,11 +117,11 @@ class MessageStatus(Message):
         in ``content['status']``
     """
 
-    __slots__ = ()
+    type = 'status'
 
     def __init__(self, status: Any) -> None:
         content = {} if isinstance(status, str) else {'status': status}
-        self.body = _envelope('status', str(status), 'message', content)
+        self.body = _envelope(self.type, str(status), self.category, content)
 
 
 class MessageResult(Message):
@@ -133,20 +129,20 @@ class MessageResult(Message):
 
     :param value: the result
     :param message: a word on it
+    :cvar result_type: the ``type`` in the content: ``success``, ``error`` or ``exception``
     """
 
-    __slots__ = ()
-
-    _kind: ClassVar[str] = 'success'
+    type = 'result'
+    result_type: str = 'success'
 
     def __init__(self, value: Any, message: str = '') -> None:
         self.body = {
-            'type': 'result',
-            'name': 'result',
-            'category': 'message',
+            'type': self.type,
+            'name': self.name,
+            'category': self.category,
             'version': VERSION,
             'fingerprint': {},
-            'content': {'type': self._kind, 'value': value, 'message': message},
+            'content': {'type': self.result_type, 'value': value, 'message': message},
             '_reserved': {},
         }
 
@@ -157,15 +153,11 @@ class MessageResultError(MessageResult):
     :param message: what went wrong
     """
 
-    __slots__ = ()
-
-    _kind = 'error'
+    result_type = 'error'
+    boolean_value = False
 
     def __init__(self, message: str) -> None:
         super().__init__(None, message)
-
-    def __bool__(self) -> bool:
-        return False
 
 
 class MessageResultException(MessageResult):
@@ -175,15 +167,11 @@ class MessageResultException(MessageResult):
     :param message: the exception's text
     """
 
-    __slots__ = ()
-
-    _kind = 'exception'
+    result_type = 'exception'
+    boolean_value = False
 
     def __init__(self, name: str, message: str = '') -> None:
         super().__init__(name, message)
-
-    def __bool__(self) -> bool:
-        return False
 
 
 def result_from_body(body: Any) -> MessageResult:

@@ -62,6 +62,10 @@ class Pause:
         return self.milliseconds / 1000
 
 
+Then = Literal['exit', 'restart', 'end']
+"""What a processor does after a message: end the loop of its scheduler, run the program again, or end itself."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What to do once the handlers of a message have run.
@@ -75,7 +79,7 @@ class Outcome:
 
     acknowledge: bool
     traceback: bool = False
-    then: Literal['exit', 'restart'] | None = None
+    then: Then | None = None
     failure: Failure | None = None
     pause: Pause | None = None
 
@@ -101,6 +105,7 @@ _OUTCOMES: tuple[tuple[type[Exception], Outcome], ...] = (
     (RejectMessage, Outcome(acknowledge=False)),
     (AckAndRestart, Outcome(acknowledge=True, then='restart')),
     (ExitScheduler, Outcome(acknowledge=True, then='exit')),
+    (StopIteration, Outcome(acknowledge=True, then='end')),
     (Exception, Outcome(acknowledge=False, traceback=True)),
 )
 

@@ -83,6 +83,7 @@ class MessageProcessor(MicroThread):
         self.state: Any = State()
         self._check_settings()
         self._deliverable = Signal()
+        self._may_have_more = True
         self._timers: list[tuple[float, Callable[[], object]]] = []
         table = HandlerTable(self)  # a fault in it is told before anything is connected
         self.consumer = self._consumer_class()(eqk, hup, vhost)
@@ -121,16 +122,23 @@ class MessageProcessor(MicroThread):
 
     def main(self) -> Generator[Any, Any, Any]:
         """Consume until the scheduler ends; then hand back to the broker what was not handled."""
+        if self.scheduler is not None:
+            self.scheduler.at_end(flush_all)
+            while self._timers:
+                self.scheduler.call_later(*self._timers.pop(0))
         with between((self.before_processing,), (self.after_processing,)):
             self.start_consuming()
             try:
-                while True:
+                while self._dispatcher.ends_by != 'end':
+                    self._may_have_more = True
                     try:
                         more = self.step()
                     except StopIteration:
                         return
                     if more is not True and more is not False and isinstance(more, Generator):  # a user's own step
                         more = yield from more
+                    if more is None:  # an overridden step() need not hand on what super().step() returned
+                        more = self._may_have_more
                     yield None if more else self._deliverable
             finally:
                 deadlocks.forget(self.scheduler, self.consumer.queues_reached)
@@ -156,6 +164,7 @@ class MessageProcessor(MicroThread):
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
         self.consumer.took(taken - (dispatcher.in_hand - in_hand), now - began)
+        self._may_have_more = more
         return more
 
     def start_consuming(self) -> None:
@@ -212,17 +221,6 @@ class MessageProcessor(MicroThread):
             self._timers.append((seconds, callback))
             return None
         return self.scheduler.call_later(seconds, callback)
-
-    def create(self) -> Generator[Any, Any, Any]:
-        """Return the generator that the scheduler drives."""
-        return self._main_with_timers()
-
-    def _main_with_timers(self) -> Generator[Any, Any, Any]:
-        if self.scheduler is not None:
-            self.scheduler.at_end(flush_all)
-            while self._timers:
-                self.scheduler.call_later(*self._timers.pop(0))
-        return (yield from self.main())
 
     def restart(self) -> None:
         """Send what is pending, close the connections and run the same program again, in this process. Never returns.

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from postage import errors
+from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.control import BlockingAccess, declare_exchange, declare_queue
 from postage.amqp.deliveries import current
@@ -20,7 +20,7 @@ from postage.amqp.turns import alarm_of_thread, read_by_this_thread
 from postage.messaging import deadlocks
 from postage.messaging.connected import Connected
 from postage.messaging.exchanges import Exchange
-from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
+from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.messages import Message, MessageCommand, MessageResult, RpcCommand
 from postage.messaging.options import (
     PUBLISH_OPTIONS,
@@ -35,6 +35,8 @@ from postage.messaging.options import (
 )
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
 from postage.microthreads import running_scheduler
+
+logger = logging.getLogger('postage')
 
 
 class GenericProducer(Connected):
@@ -82,16 +84,14 @@ class GenericProducer(Connected):
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         super().__init__(hup, vhost)
-        routes = check_eks(self.eks, f'{type(self).__name__}.eks')
-        if fingerprint is None:
-            fingerprint = Fingerprint(vhost=self.vhost)
-        self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
+        check_eks(self.eks, f'{type(self).__name__}.eks')
+        self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint, self.vhost)
         self._names: dict[Any, str] = {}  # exchanges that were declared, by class or instance
         self._access: BlockingAccess | None = None
         with self._connecting('publishing'):
             self._publisher = self._connection.publisher(self.confirms)
             self._ledger = Ledger(self._publisher)
-            self._routes = [(self._declared(exchange), key) for exchange, key in routes]
+            self._look_at_eks()
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} on {self._connection.settings}>'
@@ -108,7 +108,7 @@ class GenericProducer(Connected):
         try:
             self.flush(self.publish_timeout)
         except errors.PublishError as error:
-            logging.getLogger('postage').error('%s was closed with messages not delivered: %s', self, error)
+            logger.error('%s was closed with messages not delivered: %s', self, error)
         self._give_back()
 
     @property
@@ -117,6 +117,19 @@ class GenericProducer(Connected):
         if self._access is None:
             self._access = BlockingAccess(self._connection.control, self._connection)
         return self._access
+
+    @property
+    def default_exchange(self) -> type[Exchange] | Exchange | None:
+        """The exchange of the first pair of ``eks``, which ``_key`` and RPCs go to; ``None`` where there is no pair."""
+        return self.eks[0][0] if self.eks else None
+
+    def _look_at_eks(self) -> None:
+        """Take over ``eks`` as it is now. Blocks where it has an exchange that is not declared yet."""
+        eks = self.eks
+        self._routes = [
+            (self._declared(exchange), key) for exchange, key in check_eks(eks, f'{type(self).__name__}.eks')
+        ]
+        self._known_eks = eks[:]  # a copy: a program may change the list itself
 
     # Sending
 
@@ -161,41 +174,37 @@ class GenericProducer(Connected):
         )
 
     def _make_message(self, name: str) -> Callable[..., Receipt]:
-        build = self._builder(name)
-        command = name[len('message_') :]
+        builder, command = f'build_{name}', name[len('message_') :]
+        own, cls = self.__dict__, type(self)
 
         def send(*args: Any, **kwds: Any) -> Receipt:
             options = take_options(kwds, PUBLISH_OPTIONS) if kwds else kwds
-            if build is not None:
-                return self._send(build(*args, **kwds), options)
+            if builder in own or hasattr(cls, builder):  # at each call: a program may add one at any time
+                return self._send(self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
             return self._send(MessageCommand(command, parameters), options)
 
         return send
 
-    def _builder(self, name: str) -> Callable[..., Message] | None:
-        """The class's own builder of a message, if it has one."""
-        if not hasattr(type(self), f'build_{name}') and f'build_{name}' not in self.__dict__:
-            return None
+    def _build(self, builder: str, args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
+        """What a builder makes: a message, or whatever is like one."""
+        message = getattr(self, builder)(*args, **kwds)
+        if not isinstance(message, Message) and not (hasattr(message, 'body') and hasattr(message, 'fingerprint')):
+            raise errors.ConfigurationError(
+                f'{type(self).__name__}.{builder}() must return a Message, not {message!r:.80}'
+            )
+        return message
 
-        def build(*args: Any, **kwds: Any) -> Message:
-            message = getattr(self, f'build_{name}')(*args, **kwds)
-            if not isinstance(message, Message):
-                raise errors.ConfigurationError(
-                    f'{type(self).__name__}.build_{name}() must return a Message, not {message!r:.80}'
-                )
-            return message
-
-        return build
-
-    def _send(self, message: Message, options: dict[str, Any]) -> Receipt:
-        message.fingerprint(self.fingerprint)
+    def _send(self, message: Any, options: dict[str, Any]) -> Receipt:
+        message.fingerprint(**self.fingerprint)
         return self._publish(message.body, options)
 
     def _publish(self, body: Any, options: dict[str, Any]) -> Receipt:
         """Hand one body to the publishing channel, once for each of its exchanges."""
         if self._closed:
             self._check_open()
+        if self.eks != self._known_eks:
+            self._look_at_eks()
         routes = self._routes_of(options) if options or not self._routes else self._routes
         encoded = self.encode(body)
         message_id = new_message_id()
@@ -208,6 +217,8 @@ class GenericProducer(Connected):
             properties = frames.encode_properties(**usual, **further)
         receipt = Receipt(message_id, len(routes), self.confirms, self._ledger)
         for exchange, key in routes:
+            if settings.is_debugging:
+                self._log_sending(exchange, key, body)
             self._publisher.publish(
                 Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
             )
@@ -216,8 +227,14 @@ class GenericProducer(Connected):
             delivery.published(receipt)
         return receipt
 
+    def _log_sending(self, exchange: str, key: str, body: Any) -> None:
+        name = type(self).__name__
+        logger.debug('%s: publish to exchange %r, key %r: %r', name, exchange, key, body)
+
     def _routes_of(self, options: dict[str, Any]) -> list[tuple[str, str]]:
         """Where a message goes: exchange names with keys, from ``_eks``, ``_key`` or the class. Never empty."""
+        if self.eks != self._known_eks:
+            self._look_at_eks()
         routes, eks, key = self._routes, options.get('_eks'), options.get('_key')
         if eks is not None:
             routes = [(self._declared(exchange), key) for exchange, key in check_eks(eks, '_eks')]
@@ -252,18 +269,21 @@ class GenericProducer(Connected):
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, ``rpc_queue_NAME`` or ``rpc_future_NAME``; an exact builder wins over the latter two."""
         for prefix, method in (('rpc_queue_', self._rpc_queue), ('rpc_future_', self._rpc_future)):
-            if name.startswith(prefix) and len(name) > len(prefix) and not hasattr(type(self), f'build_{name}'):
+            if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
                 return self._rpc_caller('rpc_' + name[len(prefix) :], method)
         return self._rpc_caller(name, self._rpc)
 
-    def _rpc_caller(self, name: str, method: Callable[[str, Message, dict[str, Any]], Any]) -> Callable[..., Any]:
-        build = self._builder(name)
-        command = name[len('rpc_') :]
+    def _has_builder(self, builder: str) -> bool:
+        return builder in self.__dict__ or hasattr(type(self), builder)
+
+    def _rpc_caller(self, name: str, method: Callable[[str, Any, dict[str, Any]], Any]) -> Callable[..., Any]:
+        builder, command = f'build_{name}', name[len('rpc_') :]
+        own, cls = self.__dict__, type(self)
 
         def call(*args: Any, **kwds: Any) -> Any:
             options = take_options(kwds, RPC_OPTIONS) if kwds else kwds
-            if build is not None:
-                return method(name, build(*args, **kwds), options)
+            if builder in own or hasattr(cls, builder):
+                return method(name, self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
             return method(name, RpcCommand(command, parameters), options)
 
@@ -275,7 +295,7 @@ class GenericProducer(Connected):
         scheduler = running_scheduler()
         if scheduler is not None:
             route = self._routes_of(options)[0]
-            deadlocks.refuse(scheduler, self._settings, name, route, self._consumers_of)
+            deadlocks.refuse(scheduler, self._settings, name, route, self.channel)
         alarm = alarm_of_thread()
         if alarm is None:
             return self._rpc_future(name, message, options).result()
@@ -291,9 +311,6 @@ class GenericProducer(Connected):
             if outer is None:
                 thread.batch = None
 
-    def _consumers_of(self, queue: str) -> int:
-        return self.channel.queue_declare(queue, passive=True).method.consumer_count  # type: ignore[no-any-return]
-
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)
         read_by_this_thread(self._connection.readership)  # its scheduler, if it has one, will wait for the answer
@@ -306,6 +323,8 @@ class GenericProducer(Connected):
         """Send a request. Returns where it went: exchange and routing key."""
         if self._closed:
             self._check_open()
+        if self.eks != self._known_eks:
+            self._look_at_eks()
         route = self._routes_of(options)[0] if options or not self._routes else self._routes[0]
         timeout, max_retry = self.rpc_timeout, self.max_retry
         further = None
@@ -313,7 +332,9 @@ class GenericProducer(Connected):
             timeout = number(options, '_timeout', timeout)
             max_retry = int(number(options, '_max_retry', max_retry, whole=True))
             further = further_properties(options)
-        message.fingerprint(self.fingerprint)
+        message.fingerprint(**self.fingerprint)
+        if settings.is_debugging:
+            self._log_sending(*route, message.body)
         call = Call(
             name,
             route,
@@ -334,7 +355,9 @@ class GenericProducer(Connected):
         """Send the request once, and return the queue that its answer will be in."""
         self._check_open()
         exchange, key = self._routes_of(options)[0]
-        message.fingerprint(self.fingerprint)
+        message.fingerprint(**self.fingerprint)
+        if settings.is_debugging:
+            self._log_sending(exchange, key, message.body)
         encoded = self.encode(message.body)
         message_id = new_message_id()
         queue = Queue(
@@ -368,14 +391,14 @@ class GenericProducer(Connected):
 
         :param result_len: how many to wait for
         :param callback: called with each decoded body, in the calling thread
-        :param timeout: seconds for all of them; by default ``rpc_timeout``
+        :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
         :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
         :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
         :raises errors.NotFound: there is no such queue
         """
         self._check_open()
         results: list[MessageResult] = []
-        deadline = time.monotonic() + (self.rpc_timeout if timeout is None else timeout)
+        deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
         with contextlib.closing(bodies_in(queue, self._connection, result_len, deadline)) as bodies:
             for data in bodies:
                 if callback is not None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from postage import settings
 from postage.amqp import frames
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery, current
@@ -55,6 +56,8 @@ class ReplySender:
         :param header: the AMQP properties of the request, which name a reply address
         :return: what becomes of it
         """
+        if settings.is_debugging:
+            logger.debug('answer to %r: %r', header.reply_to, encoded)
         if self._publisher is None or not self._publisher.is_wanted:
             self.open()
         assert self._publisher is not None
@@ -94,11 +97,10 @@ class Reply:
         if self.sent:
             logger.warning('a second answer to RPC %s was dropped', self._header.correlation_id)
             return
-        if not isinstance(message, Message):
+        if not hasattr(message, 'body'):
             message = MessageResult(message)
-        fingerprint = message.body['fingerprint']
-        if not fingerprint:
-            fingerprint.update(self._fingerprint)
+        if isinstance(message, Message) and not message.body['fingerprint']:
+            message.body['fingerprint'].update(self._fingerprint)
         self._send(self._header, message)
         self.sent = True
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Generic
 
 from postage.missive.messages import M
@@ -56,12 +57,16 @@ class RunnableAdapter(Adapter[M]):
 
     :param message_cls: makes a message out of bytes, such as ``RawMessage``
     :param processor: what handles the messages
+    :ivar shutdown_handler: ends a run; a new one after each run
+    :ivar disable_shutdown_handler: leave the signals to the program, so that only :meth:`stop` ends a run
     """
+
+    disable_shutdown_handler: bool = False
 
     def __init__(self, message_cls: Callable[[bytes], M], processor: Processor[M]) -> None:
         self.message_cls = message_cls
         self.processor = processor
-        self._shutdown = ShutdownHandler()
+        self.shutdown_handler = ShutdownHandler()
         self._is_told: set[str] = set()
 
     def run(self) -> None:
@@ -72,20 +77,27 @@ class RunnableAdapter(Adapter[M]):
 
         :raises Exception: whatever a processing hook raises, and handling a message where there is no dead letter queue
         """
+        with self._ended_by_signals(), self.processor.context(self.message_cls, self) as ctx:
+            self._run(ctx)
+
+    @contextmanager
+    def _ended_by_signals(self) -> Generator[None, None, None]:
+        """Have signals end the body of the ``with``, unless they are left to the program."""
+        self.shutdown_handler.wake = self._wake
         try:
-            with self._shutdown, self.processor.context(self.message_cls, self) as ctx:
-                self._run(ctx)
+            with nullcontext() if self.disable_shutdown_handler else self.shutdown_handler:
+                yield
         finally:
-            self._shutdown = ShutdownHandler()
+            self.shutdown_handler = ShutdownHandler()
 
     def stop(self) -> None:
         """End :meth:`run` in good order, as a signal does. Any thread; does not wait for the end."""
-        self._shutdown.set_exit()
+        self.shutdown_handler.set_exit()
         self._wake()
 
     @abstractmethod
     def _run(self, ctx: ProcessingContext[M]) -> None:
-        """Receive and handle until ``self._shutdown.should_exit()``."""
+        """Receive and handle until ``self.shutdown_handler.should_exit()``."""
 
     def _wake(self) -> None:
         """Have :meth:`_run` look at whether it should exit. Any thread."""

@@ -23,12 +23,19 @@ class ShutdownHandler:
 
     A second signal ends the process at once, as that signal does by default. Outside the main thread, where Python
     allows no signal handlers, only :meth:`set_exit` ends it.
+
+    :param callback: called with the number of the first signal, in the main thread, between two instructions of
+        whatever runs there; then the flag is set
+    :ivar wake: called when the flag is set by the program, in that thread; an adapter wakes its own wait by it
     """
 
-    def __init__(self) -> None:
+    def __init__(self, callback: Callable[[int], object] | None = None) -> None:
+        self.callback = callback
+        self.wake: Callable[[], object] | None = None
         self._exiting = False
         self._is_waiting = False
         self._previous: dict[int, Any] = {}
+        self._waiting: list[threading.Lock] = []  # one for each thread in wait_for_flag, which waits to acquire it
 
     def __enter__(self) -> ShutdownHandler:
         self.enable()
@@ -57,8 +64,33 @@ class ShutdownHandler:
         return self._exiting
 
     def set_exit(self) -> None:
-        """Say that it is time to end. Any thread. It wakes nobody who waits."""
+        """Say that it is time to end: set the flag. Any thread; does not block. It interrupts no :meth:`wait_for`."""
+        self._set()
+        if self.wake is not None:
+            self.wake()
+
+    set_flag = set_exit
+
+    def wait_for_flag(self) -> None:
+        """Wait until it is time to end, by a signal or by :meth:`set_exit`. Blocks; any thread."""
+        waiting = threading.Lock()
+        waiting.acquire()
+        self._waiting.append(waiting)
+        # The order matters: what sets the flag after our look at it finds this thread among those that wait.
+        if not self._exiting:
+            if threading.current_thread() is threading.main_thread():
+                self.wait_for(waiting.acquire)
+            else:
+                waiting.acquire()
+
+    def _set(self) -> None:
+        """Set the flag and release the threads that wait for it.
+
+        Without a lock: the signal handler calls it, too, in the middle of anything. ``pop`` gives each of them once.
+        """
         self._exiting = True
+        while self._waiting:
+            self._waiting.pop().release()
 
     def wait_for(self, call: Callable[[], T]) -> T | None:
         """Call something that waits, and nothing else: a signal interrupts it.
@@ -82,7 +114,11 @@ class ShutdownHandler:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             return
-        self._exiting = True
+        try:
+            if self.callback is not None:
+                self.callback(number)
+        finally:
+            self._set()
         if self._is_waiting:
             self._is_waiting = False
             raise _Interrupted

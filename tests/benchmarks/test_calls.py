@@ -57,7 +57,7 @@ def test_the_functions_of_a_row_add_up_to_its_calls(
     )
     assert program.wait(50) == 0, program.output
     *lines, together = [line.split() for line in program.lines[2:]]
-    assert any(line[-1] == 'PublishingChannel.is_awaited' for line in lines)
+    assert any(line[-1] == 'PublishingChannel.publish' for line in lines)
     assert sum(float(line[0]) for line in lines) == pytest.approx(float(together[0]), abs=0.5)
 
 

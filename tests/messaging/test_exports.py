@@ -6,6 +6,8 @@ import pytest
 
 import postage
 from postage import errors, messaging, microthreads
+from postage.program import program_settings
+from postage.settings import broker_settings
 
 OF_THE_REFERENCE = {
     'Encoder',
@@ -81,8 +83,44 @@ def test_the_list_of_names_is_sorted_without_repetition_and_true():
 
 
 @pytest.mark.parametrize('name', sorted(SETTINGS))
-def test_a_setting_that_a_program_may_set_is_unset_at_first(name):
-    assert not getattr(messaging, name)
+def test_a_program_has_set_nothing_at_first(name):
+    assert not program_settings()[name]
+
+
+def test_the_settings_read_as_what_counts(monkeypatch):
+    monkeypatch.setenv('POSTAGE_URL', 'amqp://me:secret@somewhere:5673/there')
+    assert (messaging.global_vhost, messaging.global_user, messaging.global_password) == ('there', 'me', 'secret')
+    assert dict(messaging.global_hup) == {'host': 'somewhere:5673', 'user': 'me', 'password': 'secret'}
+    assert 'secret' not in repr(messaging.global_hup)
+    settings = broker_settings(dict(messaging.global_hup), messaging.global_vhost)
+    assert settings == broker_settings()
+
+
+def test_an_encrypted_connection_stays_encrypted_where_the_hup_is_handed_on(monkeypatch):
+    monkeypatch.setenv('POSTAGE_URL', 'amqps://somewhere')
+    assert broker_settings(messaging.global_hup.copy()) == broker_settings()
+
+
+def test_what_is_set_in_the_global_hup_counts_and_what_is_deleted_is_as_before():
+    messaging.global_hup['host'] = 'elsewhere'
+    try:
+        assert messaging.GenericProducer.hup['host'] == 'elsewhere'
+        assert program_settings()['global_hup'] == {'host': 'elsewhere'}
+    finally:
+        del messaging.global_hup['host']
+    assert messaging.global_hup['host'] == 'localhost'
+    assert len(messaging.global_hup) == 3
+
+
+def test_an_unknown_key_of_the_global_hup_is_refused():
+    with pytest.raises(messaging.ConfigurationError, match="'hostname'"):
+        messaging.global_hup['hostname'] = 'somewhere'
+
+
+@pytest.mark.parametrize('name', ['MessageHandlerType', 'ExchangeType'])
+def test_a_name_that_is_gone_says_what_instead(name):
+    with pytest.raises(AttributeError, match='need no metaclass'):
+        getattr(messaging, name)
 
 
 def test_what_is_defined_here_has_a_docstring():

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from postage import messaging
+from postage.microthreads import MicroScheduler
 from support.messaging import (
     EQK,
     GUARDED_EQK,
@@ -17,6 +18,7 @@ from support.messaging import (
     EchoProducer,
     Processor,
     command,
+    eventually,
     result,
 )
 
@@ -255,11 +257,11 @@ def numbered(data, number=0, suffix=''):
 @pytest.mark.parametrize('order', ['before', 'after', 'around'])
 def test_a_filter_may_stand_on_either_side_of_the_handlers_decorator(bench, order):
     handler = messaging.MessageHandler('command', 'echo')
-    first, second = messaging.MessageFilter(numbered, 1), messaging.MessageFilter(numbered, 2)
+    nearest, farther = messaging.MessageFilter(numbered, 1), messaging.MessageFilter(numbered, 2)
     decorators = {
-        'before': [first, second, handler],
-        'after': [handler, first, second],
-        'around': [first, handler, second],
+        'before': [farther, nearest, handler],
+        'after': [handler, farther, nearest],
+        'around': [farther, handler, nearest],
     }
 
     def msg_echo(self, content):
@@ -270,6 +272,85 @@ def test_a_filter_may_stand_on_either_side_of_the_handlers_decorator(bench, orde
     processor = run(bench, type('Filtering', (Processor,), {'msg_echo': msg_echo}))
     bench.producer().message_echo([])
     assert processor.seen.next() == ['1', '2']
+
+
+def test_a_decorator_of_ones_own_may_set_its_data(bench):
+    class EventHandler(messaging.MessageHandler):
+        def __init__(self, name):
+            self.handler_data = ('message', 'event', name, 'fingerprint')
+
+    class Watching(Processor):
+        @EventHandler('door')
+        def msg_door(self, fingerprint):
+            self.seen.put(fingerprint)
+
+    processor = run(bench, Watching)
+    bench.publish(command('door', type='event', fingerprint={'name': 'me'}))
+    assert processor.seen.next() == {'name': 'me'}
+
+
+@pytest.mark.parametrize(
+    'data', [None, ('message', 'event'), ('other', 'event', 'door', None), ('rpc', 1, 'door', None)]
+)
+def test_a_decorator_with_wrong_data_is_a_clear_error(data):
+    class Odd(messaging.MessageHandler):
+        def __init__(self):
+            if data is not None:
+                self.handler_data = data
+
+    with pytest.raises(messaging.ConfigurationError, match='@Odd'):
+        Odd()(lambda self, content: None)
+
+
+def test_stop_iteration_ends_the_processor_and_leaves_what_comes_after_it(bench):
+    class Ending(Processor):
+        @messaging.MessageHandler('command', 'end')
+        def msg_end(self, content):
+            self.seen.put('end')
+            raise StopIteration
+
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            self.seen.put('echo')
+
+    processor = bench.closing(Ending())
+    producer = bench.producer()
+    producer.message_end()
+    for _ in range(3):
+        producer.message_echo()
+    producer.flush(TIMEOUT)
+    scheduler = MicroScheduler(autoquit=True)
+    scheduler.add_microthread(processor)
+    for _ in scheduler.main():
+        pass
+    assert list(processor.seen.queue) == ['end']
+    eventually(lambda: bench.count('echo-queue') == 3)
+
+
+def test_stop_iteration_ends_a_processor_without_a_broker():
+    class Ending(messaging.MessageProcessor):
+        @messaging.MessageHandler('command', 'end')
+        def msg_end(self, content):
+            raise StopIteration
+
+    with Ending.test_client({'name': 'me'}) as client:
+        client.send(messaging.MessageCommand('end'))
+        assert client.ended
+        assert len(client.acked) == 1
+
+
+def test_a_handler_class_may_do_its_work_in_its_constructor(bench):
+    class Whole(Processor):
+        @messaging.MessageHandler('command', 'echo')
+        class Echo(messaging.Handler):
+            def __init__(self, processor, data, reply_func=None):
+                processor.seen.put(data['parameters'])
+
+    processor = run(bench, Whole)
+    bench.producer().message_echo('text')
+    assert processor.seen.next() == 'text'
+    bench.producer().message_echo('again')
+    assert processor.seen.next() == 'again'
 
 
 def test_a_filter_gets_its_arguments(bench):

@@ -60,7 +60,50 @@ def test_a_processor_is_a_microthread_with_a_consumer_and_a_fingerprint(bench):
 
 
 def test_a_fingerprint_may_be_given_as_its_dictionary(bench):
-    assert bench.closing(messaging.MessageProcessor({'name': 'me'}, EQK)).fingerprint == {'name': 'me'}
+    fingerprint = bench.closing(messaging.MessageProcessor({'name': 'me'}, EQK)).fingerprint
+    assert fingerprint == {**messaging.Fingerprint().as_dict(), 'name': 'me'}
+
+
+def test_an_overridden_step_need_not_return_what_it_got(bench):
+    class Greedy(messaging.GenericConsumer):
+        prefetch_count = 300
+
+    class Stepping(Echo):
+        consumer_class = Greedy
+
+        def step(self):
+            super().step()
+
+    producer = bench.producer()
+    processor = bench.closing(Stepping())
+    for number in range(300):
+        producer.message_echo(number)
+    producer.flush(TIMEOUT)
+    bench.run(processor)
+    assert processor.seen.take(300) == list(range(300))
+
+
+def test_an_ack_of_its_consumers_own_is_called_once_what_a_handler_published_is_confirmed(bench, monkeypatch):
+    acknowledged = []
+
+    class Own(GreedyConsumer):
+        def ack(self, method):
+            acknowledged.append(threading.current_thread().name)
+            super().ack(method)
+
+    class Sending(Forwarding):
+        consumer_class = Own
+
+    processor = Sending(bench.producer(OtherProducer), EQK)
+    bench.run(processor)
+    held = HeldConfirms(monkeypatch)
+    bench.publish(command('forward', 'text'))
+    processor.seen.next()
+    held.arrived.next()
+    assert not acknowledged
+    held.release()
+    eventually(lambda: acknowledged)
+    assert acknowledged == ['scheduler-of-a-test']
 
 
 def test_a_fingerprint_of_the_wrong_kind_raises(bench):

@@ -45,7 +45,7 @@ def old_body(name, parameters, category='message', type='command'):
 def old_result(kind, value, message=''):
     return {
         'type': 'result',
-        'name': 'result',
+        'name': 'none',
         'category': 'message',
         'version': '2',
         'fingerprint': {},
@@ -154,7 +154,7 @@ def test_our_processor_answers_an_old_program(bench):
             assert reply['content'] == {'type': 'success', 'value': number, 'message': ''}
             assert (reply['type'], reply['name'], reply['category'], reply['version']) == (
                 'result',
-                'result',
+                'none',
                 'message',
                 '2',
             )

@@ -24,7 +24,7 @@ from postage.missive.adapters.wsgi import WSGIAdapter
 from support.messaging import Bench, EchoExchange, Seen
 from support.programs import Program
 
-FINGERPRINT = {'name': 'echo', 'type': 'test'}
+FINGERPRINT = messaging.Fingerprint('echo', 'test').as_dict()
 EQK = [(EchoExchange, [('echo-queue', 'echo-rk')])]
 
 

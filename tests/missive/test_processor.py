@@ -448,14 +448,3 @@ def test_a_partial_serves_as_message_class(processor: AnyProcessor) -> None:
 @pytest.mark.parametrize('name', missive.__all__)
 def test_every_public_name_is_there(name: str) -> None:
     assert hasattr(missive, name)
-
-
-def test_the_shutdown_handler_can_be_asked_and_told() -> None:
-    from postage.missive.shutdown_handler import ShutdownHandler
-
-    with ShutdownHandler() as shutdown:
-        assert not shutdown.should_exit()
-        assert shutdown.wait_for(lambda: 1) == 1
-        shutdown.set_exit()
-        assert shutdown.should_exit()
-        assert shutdown.wait_for(lambda: 1) is None

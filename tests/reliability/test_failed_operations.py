@@ -21,6 +21,8 @@ from support.operations import limit_operations
 from support.proxy import Proxy
 from support.recovery import await_reconnect, let_go
 
+pytestmark = pytest.mark.usefixtures('proxy')  # set up first: what connects through it is closed before it ends
+
 PATIENCE = 0.5
 """Seconds that operations wait for the broker here."""
 

@@ -22,6 +22,8 @@ from support.proxy import Proxy
 from support.recovery import await_reconnect, let_go
 from support.refusals import REFUSALS, Refused, all_refused, prepare, refused_to_consumer, refused_to_producer
 
+pytestmark = pytest.mark.usefixtures('proxy')  # set up first: what connects through it is closed before it ends
+
 DELAY = 0.15
 """Seconds that every byte takes in each direction, where the moment is forced."""
 

@@ -15,6 +15,8 @@ from support.proxy import Proxy
 from support.soak import IS_SOAK, SEED
 from support.stress import LIMIT, Stress
 
+pytestmark = pytest.mark.usefixtures('proxy')  # set up first: what connects through it is closed before it ends
+
 SECONDS = 600.0 if IS_SOAK else float(__import__('os').environ.get('STRESS_S', '6'))
 
 

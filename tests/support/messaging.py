@@ -449,7 +449,7 @@ def result(value: Any, **content: Any) -> dict[str, Any]:
     """The body of a result, as any program may write it."""
     return {
         'type': 'result',
-        'name': 'result',
+        'name': 'none',
         'category': 'message',
         'version': '2',
         'fingerprint': {},

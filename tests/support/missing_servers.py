@@ -1,4 +1,4 @@
-"""What happens to tests whose server is not installed: they skip, or fail where the server is required.
+"""What happens to tests that lack a server, or an old release: they skip, or fail where it is required.
 
 The last lines of the output say how many have skipped and why. A test skips with the sentence
 ``{server} is not installed``; the tests may run in several processes.
@@ -20,6 +20,7 @@ SERVERS = {
     'rabbitmq-server': ('POSTAGE_REQUIRE_RABBITMQ', 'make rabbitmq'),
     **{f'rabbitmq-server {version}': ('POSTAGE_REQUIRE_RABBITMQ', 'make brokers') for version in PREPARED},
     'redis-server': ('POSTAGE_REQUIRE_REDIS', 'make redis'),
+    'Postage 1.2.1': ('POSTAGE_REQUIRE_OLD_RELEASES', 'make old-releases'),
 }
 
 

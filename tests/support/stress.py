@@ -29,7 +29,7 @@ STABLE = [f'stable-{number}' for number in range(4)]
 DOOMED = 'doomed'
 """A queue that is deleted under its consumer, and declared again by it."""
 
-LIMIT = 40.0
+LIMIT = 25.0
 """Seconds that any one operation may take, on a busy machine and with connections that are lost meanwhile."""
 
 CUT_PAUSE = 0.7
@@ -45,8 +45,8 @@ class StressProducer(EchoProducer):
     """Its calls outlast a few lost connections."""
 
     eks = [(EchoExchange, 'call')]
-    rpc_timeout = 3.0
-    max_retry = 10
+    rpc_timeout = 2.0
+    max_retry = 9
     publish_timeout = LIMIT
 
 
@@ -188,7 +188,8 @@ class Stress:
         assert self.producer.rpc_double(21).body['content']['value'] == 42
         queues = {*STABLE, DOOMED, 'calls', 'other-flags'}
         self._await_none(lambda: sorted(set(self._queues()) - queues), 'left behind')
-        self._await_none(lambda: [pair for pair in self.bench.broker.messages().items() if pair[1]], 'still queued')
+        messages = self.bench.broker.messages
+        self._await_none(lambda: [pair for pair in messages().items() if pair[0] in queues and pair[1]], 'still queued')
         # The control channel of either connection, two that publish, one that consumes, one for replies; the bench's.
         self._await_none(lambda: [count for count in [self.bench.broker.channels()] if count > 7], 'channels')
 

@@ -455,3 +455,22 @@ def test_arbitrary_bytes_are_decoded_as_the_standard_library_does_or_refused(dat
             decode(encoded)
     else:
         assert repr(decode(encoded)) == repr(expected)
+
+
+# On the class
+
+
+@pytest.mark.parametrize('encoder', [JsonEncoder, JsonEncoder()])
+def test_it_may_be_called_on_the_class(encoder):
+    assert encoder.decode(encoder.encode({'a': [1]})) == {'a': [1]}
+
+
+@pytest.mark.parametrize('kind', [classmethod, lambda function: function])
+def test_it_may_be_overridden_by_methods_of_any_kind(kind):
+    class Wrapped(JsonEncoder):
+        def encode(self, body):
+            return super().encode({'wrapped': body})
+
+        encode = kind(encode)
+
+    assert Wrapped().encode(1) == b'{"wrapped":1}'

@@ -37,9 +37,15 @@ def test_an_instance_may_have_attributes_of_its_own():
     assert Echo.parameters == PARAMETERS
 
 
-def test_parameters_are_a_new_dictionary_each_time():
-    Echo.parameters['durable'] = False
+def test_parameters_may_be_changed_item_by_item_until_an_attribute_changes():
+    class Own(Echo):
+        pass
+
+    Own.parameters['durable'] = False
+    assert Own.parameters == Own().parameters == {**PARAMETERS, 'durable': False}
     assert Echo.parameters == PARAMETERS
+    Own.auto_delete = True
+    assert Own.parameters == {**PARAMETERS, 'auto_delete': True}
 
 
 def test_attributes_are_inherited():

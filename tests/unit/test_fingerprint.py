@@ -12,7 +12,7 @@ import pytest
 
 from postage.errors import ConfigurationError
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
-from postage.settings import program_settings
+from postage.program import program_settings
 
 
 @pytest.fixture(autouse=True)
@@ -130,8 +130,21 @@ def test_a_fingerprint_is_accepted_wherever_its_dictionary_is():
     assert as_fingerprint_dict(fingerprint) == as_fingerprint_dict(fingerprint.as_dict()) == fingerprint.as_dict()
 
 
-def test_an_empty_dictionary_stays_empty():
-    assert as_fingerprint_dict({}) == {}
+def test_a_dictionary_is_laid_over_the_fingerprint_of_this_process():
+    assert as_fingerprint_dict({}) == Fingerprint().as_dict()
+    given = {'name': 'a', 'pid': 1, 'colour': 'green'}
+    assert as_fingerprint_dict(given, 'v') == {**Fingerprint(vhost='v').as_dict(), **given}
+    assert as_fingerprint_dict({'vhost': 'own'}, 'v')['vhost'] == 'own'
+
+
+def test_all_but_none_is_text():
+    assert Fingerprint(1, None, 2, 3, 4, 5).as_tuple() == ('1', None, '2', '3', '4', '5')
+
+
+def test_any_attribute_may_be_set():
+    fingerprint = Fingerprint()
+    fingerprint.room = 'attic'
+    assert fingerprint.room == 'attic'
 
 
 def test_a_dictionary_is_copied():
@@ -145,7 +158,7 @@ def test_any_object_with_a_dictionary_form_is_a_fingerprint():
         def as_dict(self):
             return {'name': 'own'}
 
-    assert as_fingerprint_dict(Own()) == {'name': 'own'}
+    assert as_fingerprint_dict(Own()) == {**Fingerprint().as_dict(), 'name': 'own'}
 
 
 @pytest.mark.parametrize('value', ['name', 5, ['name'], Fingerprint])

@@ -73,6 +73,55 @@ def test_an_rpc_command_differs_in_its_category_alone():
     assert RpcCommand('sum', {'a': 5}).body == {**MessageCommand('sum', {'a': 5}).body, 'category': 'rpc'}
 
 
+def test_an_rpc_command_is_a_command():
+    assert isinstance(RpcCommand('sum'), MessageCommand)
+
+
+def test_the_name_of_a_command_is_text():
+    assert MessageCommand(5).body['name'] == '5'
+
+
+def test_a_subclass_says_by_class_attributes_what_its_messages_are():
+    class DoorEvent(Message):
+        type = 'event'
+        name = 'door'
+        category = 'rpc'
+        boolean_value = False
+
+    event = DoorEvent(1)
+    assert event.body == envelope(type='event', name='door', category='rpc', content={'args': (1,)})
+    assert (event.type, event.name, event.category, event.boolean_value) == ('event', 'door', 'rpc', False)
+    assert not event
+
+
+@pytest.mark.parametrize('message', EXAMPLES, ids=lambda message: type(message).__name__)
+def test_every_kind_of_message_has_its_class_attributes(message):
+    kind = type('Own', (type(message),), {'type': 'own', 'category': 'rpc', 'boolean_value': not message})
+    own = kind.__new__(kind)
+    own.body = message.body
+    assert (own.type, own.category, bool(own)) == ('own', 'rpc', not message)
+    assert (message.type, message.category) == (message.body['type'], message.body['category'])
+
+
+def test_a_subclass_of_a_result_has_a_type_of_its_own_in_the_content():
+    class Partial(MessageResult):
+        name = 'part'
+        result_type = 'partial'
+
+    assert Partial(1).body['name'] == 'part'
+    assert Partial(1).body['content'] == {'type': 'partial', 'value': 1, 'message': ''}
+
+
+def test_a_result_has_the_name_none():
+    assert MessageResult(5).body['name'] == MessageResultError('no').body['name'] == 'none'
+
+
+def test_any_attribute_may_be_set_on_a_message():
+    message = MessageCommand('echo')
+    message.tag = 'urgent'
+    assert message.tag == 'urgent'
+
+
 @pytest.mark.parametrize('command', [MessageCommand, RpcCommand])
 def test_a_command_without_parameters_carries_an_empty_dictionary(command):
     assert command('quit').body['content'] == {'parameters': {}}

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from postage import errors, messaging
 from postage.amqp.connection import Connection
@@ -36,8 +36,9 @@ class RabbitMQAdapter(RunnableAdapter[M]):
     :param message_cls: makes a message out of a body
     :param processor: what handles the messages
     :param queues: names of queues, or ``{'name': …, 'flags': {…}}``, which are declared where they are missing
-    :param url_or_conn: an AMQP URL, a HUP, or a ``Connection`` of Postage whose broker and credentials are used; by
-        default what the environment says, as for every class of Postage
+    :param url_or_conn: an AMQP URL; a HUP; or a ``Connection`` of Postage, or of kombu, whose broker and credentials
+        are used; by default what the environment says, as for every class of Postage
+    :param disable_shutdown_handler: leave SIGTERM and SIGINT to the program, so that only :meth:`stop` ends a run
     :param drain_timeout: seconds that the end of a run waits for acknowledgements which wait for confirms
     :param eqk: exchanges, queues and keys to declare and consume from, as for ``GenericConsumer``
     :param prefetch_count: messages that the broker sends ahead of their acknowledgement; ``None`` leaves it to Postage
@@ -48,20 +49,22 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         message_cls: Callable[[bytes], M],
         processor: Processor[M],
         queues: Sequence[str | Mapping[str, Any]] = (),
-        url_or_conn: str | Mapping[str, Any] | Connection | None = None,
+        url_or_conn: Any = None,
+        disable_shutdown_handler: bool = False,
         drain_timeout: float = 1,
         *,
         eqk: Any = (),
         prefetch_count: int | None = None,
     ) -> None:
         super().__init__(message_cls, processor)
-        self._queues = [queues] if isinstance(queues, str) else list(queues)
-        for queue in self._queues:
+        self.queues = [queues] if isinstance(queues, str) else list(queues)
+        for queue in self.queues:
             check_queue(queue, {}, type(self).__name__)
-        self._url_or_conn = url_or_conn
+        self.url_or_conn = url_or_conn
+        self.disable_shutdown_handler = disable_shutdown_handler
+        self.prefetch_count = prefetch_count
+        self.drain_timeout = drain_timeout
         self._eqk = eqk
-        self._prefetch_count = prefetch_count
-        self._drain_timeout = drain_timeout
         self._alarm = Alarm()
         self._unsettled = Unsettled()
         self._consumer: AdapterConsumer | None = None
@@ -80,31 +83,31 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         super().run()
 
     def _run(self, ctx: ProcessingContext[M]) -> None:
-        consumer = self._shutdown.wait_for(self._connect)
+        consumer = self.shutdown_handler.wait_for(self._connect)
         if consumer is None:
             return
         self._consumer = consumer
         logger.info('consuming from %s', consumer)
         try:
-            while not self._shutdown.should_exit():
+            while not self.shutdown_handler.should_exit():
                 delivery = consumer.next_delivery()
                 if delivery is None:
-                    self._shutdown.wait_for(lambda: self._alarm.wait(None))
+                    self.shutdown_handler.wait_for(lambda: self._alarm.wait(None))
                 else:
                     began = time.monotonic()
                     self._receive(ctx, delivery)
                     consumer.took(1, time.monotonic() - began)
         finally:
-            if not self._unsettled.wait(self._drain_timeout):
+            if not self._unsettled.wait(self.drain_timeout):
                 logger.error('%s stops with messages that wait for a confirm; they come again', type(self).__name__)
             self._consumer = None
             consumer.close()
 
     def _connect(self) -> AdapterConsumer:
-        hup, vhost = _broker_of(self._url_or_conn)
-        consumer = AdapterConsumer(self._eqk, hup, vhost, self._prefetch_count)
+        hup, vhost = _broker_of(self.url_or_conn)
+        consumer = AdapterConsumer(self._eqk, hup, vhost, self.prefetch_count)
         try:
-            for queue in self._queues:
+            for queue in self.queues:
                 consumer.queue_declare(queue)
             consumer.begin(self._alarm.ring)
         except BaseException:
@@ -179,8 +182,10 @@ class AdapterConsumer(messaging.GenericConsumer):
         super().__init__(eqk, hup, vhost)
 
 
-def _broker_of(url_or_conn: str | Mapping[str, Any] | Connection | None) -> tuple[Any, str | None]:
+def _broker_of(url_or_conn: Any) -> tuple[Any, str | None]:
     """What a consumer takes as ``hup`` and ``vhost``: for a connection, those that lead to the same broker."""
+    if hasattr(url_or_conn, 'as_uri'):
+        return _broker_of_kombu(url_or_conn)
     if not isinstance(url_or_conn, Connection):
         return url_or_conn, None
     settings = url_or_conn.settings
@@ -191,3 +196,13 @@ def _broker_of(url_or_conn: str | Mapping[str, Any] | Connection | None) -> tupl
     credentials = f'{quote(settings.user, safe="")}:{quote(settings.password, safe="")}'
     urls = [f'amqp://{credentials}@{endpoint}/?{urlencode(endpoint.options)}' for endpoint in settings.endpoints]
     return ','.join(urls), settings.vhost
+
+
+def _broker_of_kombu(connection: Any) -> tuple[str, str | None]:
+    """The same for a connection of kombu, whose URL has the virtual host as it is, a ``/`` in it too."""
+    scheme, _, rest = connection.as_uri(include_password=True).partition('://')
+    where, _, vhost = rest.partition('/')
+    if scheme not in ('amqp', 'amqps', 'pyamqp', 'librabbitmq'):
+        raise errors.ConfigurationError(f'url_or_conn is a connection by {scheme}, and must be one by AMQP')
+    is_encrypted = scheme == 'amqps' or bool(getattr(connection, 'ssl', False))
+    return f'{"amqps" if is_encrypted else "amqp"}://{where}', unquote(vhost) or None

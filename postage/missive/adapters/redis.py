@@ -66,8 +66,8 @@ class RedisPubSubAdapter(RunnableAdapter[M]):
 
     def _run(self, ctx: ProcessingContext[M]) -> None:
         with closing(_Subscription(self._url_or_conn, self.channels)) as subscription:
-            while not self._shutdown.should_exit():
-                received = self._shutdown.wait_for(subscription.read)
+            while not self.shutdown_handler.should_exit():
+                received = self.shutdown_handler.wait_for(subscription.read)
                 if received is not None:
                     headers = {'channel': _text(received['channel']), 'pattern': _text(received['pattern'])}
                     ctx.handle(ctx.new_message(_data(received['data']), headers=headers))

@@ -29,8 +29,8 @@ class StdinAdapter(RunnableAdapter[M]):
 
     def _run(self, ctx: ProcessingContext[M]) -> None:
         filelike = sys.stdin.buffer if self._filelike is None else self._filelike
-        while not self._shutdown.should_exit():
-            line = self._shutdown.wait_for(filelike.readline)
+        while not self.shutdown_handler.should_exit():
+            line = self.shutdown_handler.wait_for(filelike.readline)
             if not line:
                 break
             ctx.handle(ctx.new_message(_data(line)))

@@ -114,11 +114,8 @@ class WSGIAdapter(RunnableAdapter[M]):
 
         :param port: 0 for any free one: see :attr:`server_address`
         """
-        try:
-            with self._shutdown:
-                self._serve(_Server((host, port), self.app))
-        finally:
-            self._shutdown = type(self._shutdown)()
+        with self._ended_by_signals():
+            self._serve(_Server((host, port), self.app))
 
     def _serve(self, server: _Server) -> None:
         thread = threading.Thread(target=server.serve_forever, name='postage-wsgi')
@@ -127,8 +124,8 @@ class WSGIAdapter(RunnableAdapter[M]):
             self.server_address = (str(server.server_address[0]), int(server.server_address[1]))
             logger.info('serving on http://%s:%d/', *self.server_address)
             thread.start()
-            if not self._shutdown.should_exit():
-                self._shutdown.wait_for(lambda: self._alarm.wait(None))
+            if not self.shutdown_handler.should_exit():
+                self.shutdown_handler.wait_for(lambda: self._alarm.wait(None))
             server.shutdown()
             thread.join()
         finally:

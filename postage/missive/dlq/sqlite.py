@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, Final, cast
 
@@ -28,7 +29,7 @@ class SQLiteDLQ(MutableMapping[bytes, tuple[Message, str]]):
     What was assigned is on the disk. Safe for several threads and processes; the command ``postage dead-letters`` reads
     the same file. Its order is that in which the letters came, oldest first.
 
-    :param path: the file, which is made where it does not exist
+    :param path: the file, which is made where it does not exist; ``connection_str`` is another name for it
     :param message_cls: makes the messages that are read, out of their bytes
     :param timeout: seconds to wait for another process that is writing
     :param max_bytes: how large the file may become; then it is full, and takes no more letters
@@ -39,11 +40,17 @@ class SQLiteDLQ(MutableMapping[bytes, tuple[Message, str]]):
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         message_cls: Callable[[bytes], Message] = RawMessage,
         timeout: float = 5.0,
         max_bytes: int | None = None,
+        *,
+        connection_str: str | os.PathLike[str] | None = None,
     ) -> None:
+        if path is None:
+            path, connection_str = connection_str, None
+        if path is None or connection_str is not None:
+            raise errors.ConfigurationError('SQLiteDLQ needs the path of its file, once')
         self.letters = SQLiteDeadLetters(path, timeout=timeout, max_bytes=max_bytes)
         self.message_cls = message_cls
 
@@ -78,13 +85,13 @@ class SQLiteDLQ(MutableMapping[bytes, tuple[Message, str]]):
         """Delete all letters."""
         self.letters.delete()
 
-    def oldest(self) -> tuple[Message, str]:
-        """The message that has been there longest, with the reason. One that is stored again counts as new.
+    def oldest(self) -> tuple[Message, str, datetime]:
+        """The message that has been there longest, the reason, and since when. One that is stored again counts as new.
 
         :raises KeyError: there is none
         """
         for stored in self.letters.letters(limit=1):
-            return self._value(stored)
+            return *self._value(stored), datetime.fromtimestamp(stored.letter.died_at, timezone.utc)
         raise KeyError('there is no dead letter')
 
     def close(self) -> None:

@@ -1,0 +1,261 @@
+"""Interleavings of two threads that one can read out of the code, each of them forced.
+
+What forces each of them is one function in the first part of this file, and all that knows the names of internals.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from postage import errors
+from postage.amqp.topology import Queue
+from postage.amqp.waiting import alarm_of_thread
+from postage.messaging import forwarding
+from support.messaging import TIMEOUT, BareResponder, Bench, EchoProducer, eventually, result
+
+PAUSE = 0.3
+"""Seconds for which a thread is held in the middle of what it does; where a lock keeps the other out, it goes on."""
+
+
+# What forces them
+
+
+def hold_in_the_look_for_a_failure(receipt: Any, threads: int) -> None:
+    """Have threads that look whether a failed message is still to be told meet behind that look, before they act."""
+
+    class Failures(deque[Any]):
+        def __contains__(self, error: object) -> bool:
+            found = super().__contains__(error)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(PAUSE)
+            return found
+
+    meeting = threading.Barrier(threads)
+    receipt._ledger.failures = Failures(receipt._ledger.failures)
+
+
+def give_up_in_the_middle_of_sending(producer: Any) -> threading.Event:
+    """Have the I/O thread give up all that is unsettled while a thread has looked whether there is something to send.
+
+    :return: set when that has happened
+    """
+
+    class Pending(deque[Any]):
+        def __bool__(self) -> bool:
+            found = len(self) > 0
+            if found and threading.current_thread() is sender and not begun.is_set():
+                begun.set()
+                producer.conn_broker.call_soon(give_up)
+                over.wait(PAUSE)
+            return found
+
+    def give_up() -> None:
+        channel.give_up(errors.Closed('the connection is closed'))
+        over.set()
+
+    sender, begun, over = threading.current_thread(), threading.Event(), threading.Event()
+    channel = producer._publisher
+    channel._pending = Pending()
+    return over
+
+
+def resize_in_the_middle_of_resizing(consumer: Any) -> tuple[int, int]:
+    """Have the thread that consumes want many messages, and before it has said so the I/O thread a single one.
+
+    :return: how many are prefetched in the end, and how many are wanted
+    """
+
+    def start(steps: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            connection.call_soon(slow_down)
+            over.wait(PAUSE)
+        begin(steps)
+
+    def slow_down() -> None:
+        consumer._slow_down()
+        over.set()
+
+    def nothing() -> Generator[Future[Any], Any, None]:
+        yield from ()
+
+    over = threading.Event()
+    connection = consumer.conn_broker
+    begin, connection.start = connection.start, start
+    try:
+        consumer.took(1000, 0.0001)
+    finally:
+        del connection.start
+    assert over.wait(TIMEOUT)
+    eventually(lambda: not consumer._channel._is_resizing)
+    connection.run(nothing)
+    eventually(lambda: not consumer._channel._is_resizing)
+    return consumer._channel.prefetch, consumer._pace.prefetch
+
+
+def raise_in_steps(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Have something raise in the declaration of a delay queue that no broker has said."""
+
+    def declare_queue(*_: Any) -> Iterator[Any]:
+        yield from ()
+        raise error
+
+    monkeypatch.setattr(forwarding, 'declare_queue', declare_queue)
+
+
+def interrupt_behind_the_beginning_of_reading(producer: Any) -> Any:
+    """Have Ctrl-C come when this thread has just begun to read the connection.
+
+    :return: the lock that it holds while it reads
+    """
+
+    def begin_reading(alarm: Any) -> Any:
+        wire = begin(alarm)
+        if wire is not None:
+            raise KeyboardInterrupt
+        return wire
+
+    connection = producer.conn_broker
+    eventually(lambda: producer.rpc_echo() and connection.wire.reader is alarm_of_thread())
+    lock = connection.wire.reading
+    begin, connection.begin_reading = connection.begin_reading, begin_reading
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            producer.rpc_echo()
+    finally:
+        del connection.begin_reading
+    return lock
+
+
+def operate_between_the_news_of_a_close_and_the_close(producer: Any, operation: Callable[[Any], Any]) -> Future[Any]:
+    """Have an operation begin when the thread that reads has seen that the channel is closed, and pika has not.
+
+    :param operation: called with the channel, gives the steps
+    :return: its outcome
+    """
+
+    def closing() -> None:
+        close()
+        if not begun.is_set():
+            begun.set()
+            connection.drive(operation(control)).add_done_callback(copy)
+
+    def copy(done: Future[Any]) -> None:
+        if done.exception() is not None:
+            outcome.set_exception(done.exception())
+        else:
+            outcome.set_result(done.result())
+
+    begun, outcome = threading.Event(), Future[Any]()
+    connection = producer.conn_broker
+    control = connection.control
+    close, control.closing = control.closing, closing
+    return outcome
+
+
+# The tests
+
+
+def in_threads(number: int, call: Callable[[], object]) -> list[BaseException]:
+    """What so many threads get out of the same call, at the same time."""
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+
+    raised: list[BaseException] = []
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+        assert not thread.is_alive()
+    return raised
+
+
+class Mandatory(EchoProducer):
+    mandatory = True
+
+
+def test_two_threads_that_wait_for_a_failed_message_are_told_the_same(bench: Bench) -> None:
+    receipt = bench.producer(Mandatory).message_echo(_key='no-queue')
+    eventually(lambda: receipt.settled)
+    hold_in_the_look_for_a_failure(receipt, 2)
+    assert [type(error) for error in in_threads(2, receipt.wait)] == [errors.Unroutable] * 2
+
+
+def test_a_message_given_up_while_it_is_being_sent_is_settled_once(bench: Bench) -> None:
+    producer = bench.producer()
+    over = give_up_in_the_middle_of_sending(producer)
+    receipt = producer.message_echo()
+    assert over.wait(TIMEOUT)
+    eventually(lambda: receipt.settled)
+    with contextlib.suppress(errors.PublishError):
+        producer.flush(TIMEOUT)
+    assert producer.conn_broker.is_open, 'the connection was given up as well'
+    producer.flush(PAUSE)  # nothing is left, and nothing less than nothing
+
+
+def test_the_prefetch_count_is_the_one_that_was_wanted_last(bench: Bench) -> None:
+    consumer = bench.consumer()
+    consumer.begin(lambda: None)
+    try:
+        prefetched, wanted = resize_in_the_middle_of_resizing(consumer)
+        assert prefetched == wanted
+    finally:
+        consumer.end()
+
+
+def test_an_unexpected_error_while_a_message_is_sent_on_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    producer = bench.producer()
+    forwarder = bench.closing(forwarding.Forwarder(producer._settings))
+    raise_in_steps(monkeypatch, RuntimeError('out of order'))
+    sent = forwarder.send('', 'delayed', b'\0\0', b'body', 'id', Queue('delayed', {'durable': True}))
+    assert isinstance(sent.exception(TIMEOUT), RuntimeError)
+
+
+def test_what_steps_raise_that_nobody_waits_for_is_logged(bench: Bench) -> None:
+    def steps() -> Generator[Future[Any], Any, None]:
+        yield connection.pause(0.0)
+        raise RuntimeError('out of order')
+
+    connection = bench.producer().conn_broker
+    connection.start(steps())
+    bench.log.expect('ERROR', 'out of order')
+
+
+def test_a_thread_interrupted_when_it_has_begun_to_read_leaves_reading_to_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'full')
+    queue = bench.collect()
+    bench.closing(BareResponder(bench.broker, queue, lambda _, request: answer(request)))
+    producer = bench.producer()
+    lock = interrupt_behind_the_beginning_of_reading(producer)
+    is_held = lock.locked()
+    if is_held:
+        lock.release()  # for the rest of this test run
+    assert not is_held
+    assert producer.rpc_echo()
+
+
+def answer(request: Any) -> list[Any]:
+    return [(request.reply_to, result(True), request.correlation_id)] if request.reply_to else []
+
+
+def test_an_operation_that_begins_while_its_channel_closes_is_not_told_the_reason_of_that(bench: Bench) -> None:
+    producer = bench.producer()
+    outcome = operate_between_the_news_of_a_close_and_the_close(
+        producer, lambda control: control.operate_steps('queue_declare', queue='healthy', durable=True)
+    )
+    with pytest.raises(errors.NotFound):
+        producer.channel.queue_declare('missing', passive=True)
+    assert outcome.result(TIMEOUT).method.queue == 'healthy'
