@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,6 +13,9 @@ import pika.frame
 import pika.spec
 
 from postage.amqp.channel import Channel
+from postage.amqp.steps import drive
+from postage.amqp.tick import Tick
+from support.loops import StepLoop
 
 
 class Call:
@@ -114,7 +118,10 @@ class Outbox:
 
 
 class Host:
-    """What stands for a connection, of which the present thread is the I/O thread."""
+    """What stands for a connection, of which the present thread is the I/O thread.
+
+    :ivar told: the work that was told and not been done
+    """
 
     heartbeat = 0.0
     error = None
@@ -122,6 +129,22 @@ class Host:
     def __init__(self) -> None:
         self.link: Any = Link()
         self.outbox: Any = Outbox()
+        self.told: list[Callable[[], Any]] = []
+        loop = StepLoop()
+        self.tick = Tick(loop, loop.add_callback_threadsafe)
+
+    def tell(self, work: Callable[[], Any]) -> None:
+        self.told.append(work)
+
+    def do_what_was_told(self) -> None:
+        told, self.told = self.told, []
+        for work in told:
+            steps = work()
+            if steps is not None:
+                drive(steps)
+
+    def awaited(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @property
     def pika_channel(self) -> PikaChannel:
