@@ -266,6 +266,7 @@ class Channel:
             return
         self.host.outbox.flush()
         closed: Future[Any] = Future()
+        closed.set_running_or_notify_cancel()  # it ends even where it is waited for no more
         self._pika.add_on_close_callback(lambda *_: closed.set_result(None))
         self.closing()
         self.end_consumers()
@@ -303,17 +304,18 @@ class Channel:
 
     # Operations
 
-    def operate(self, method: str, doing: str = '', **arguments: Any) -> Future[Any]:
+    def operate(self, method: str, doing: str = '', generation: int | None = None, **arguments: Any) -> Future[Any]:
         """Call one of pika's channel methods once those before it have been answered.
 
         One is under way at a time, so that a refusal, which closes the channel, is known to be about that one.
 
         :param doing: what this is for, as in "declare queue 'jobs'"; part of the error's text
+        :param generation: of the channel, where it is about what that had; it is not done on a later one
         :return: a future of the broker's answer. It can be cancelled as long as the operation has not begun. Its
             exception is the refusal; :class:`errors.ChannelLost` where another operation was refused and closed the
             channel before this one began; :class:`errors.ConnectionLost`
         """
-        operation = Operation(method, arguments, doing or method)
+        operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
         self._next_operation()
         return operation.future
@@ -322,6 +324,10 @@ class Channel:
         while self._operation is None and self._operations:
             operation = self._operations.popleft()
             if not operation.future.set_running_or_notify_cancel():
+                continue
+            if operation.generation not in (None, self.generation):
+                what = f'cannot {operation.doing}: the channel has been opened anew, and what it was about went'
+                operation.future.set_exception(errors.ChannelLost(what))
                 continue
             if self._pika is None:
                 operation.future.set_exception(errors.ConnectionLost(f'there is no channel to {operation.doing}'))
@@ -389,11 +395,12 @@ class Answer(Future[Any]):
 class Operation:
     """One call of a pika channel method, and the future of its answer."""
 
-    __slots__ = ('arguments', 'future', 'method')
+    __slots__ = ('arguments', 'future', 'generation', 'method')
 
-    def __init__(self, method: str, arguments: dict[str, Any], doing: str) -> None:
+    def __init__(self, method: str, arguments: dict[str, Any], doing: str, generation: int | None = None) -> None:
         self.method = method
         self.arguments = arguments
+        self.generation = generation
         self.future = Answer(doing)
 
     @property

@@ -106,11 +106,10 @@ class ConsumingChannel(Channel):
             return  # the steps under way see the new number
         self._is_resizing = True
         try:
-            while (wanted := self.wish()) != self.prefetch:
+            while self.is_open and (wanted := self.wish()) != self.prefetch:
                 shrinks = 0 < wanted < self.prefetch or not self.prefetch
                 self.prefetch = wanted
-                if self.is_open:
-                    yield from (self._shrink() if shrinks else self._grow())
+                yield from (self._shrink() if shrinks else self._grow())
         except (errors.ConnectionLost, errors.ChannelLost):
             pass  # it is opened again with the new number
         finally:
@@ -193,6 +192,8 @@ class ConsumingChannel(Channel):
         while missing := [queue for queue in self.consumers if queue not in begun]:  # more may come meanwhile
             yield from self._consume(missing[0], self.consumers[missing[0]])
             begun.add(missing[0])
+        if self.wish() != self.prefetch:
+            self.host.tell(self.resize_steps)  # it changed meanwhile, when the channel was not open yet
         self._watched_since = None
         self.host.tick.remove(self._look)
         self.host.tick.add(self._look)

@@ -29,12 +29,12 @@ logger = logging.getLogger('postage')
 class ControlChannel(Channel):
     """The channel on which things are declared. It is opened when there is something to do."""
 
-    def operate(self, method: str, doing: str = '', **arguments: Any) -> Future[Any]:
+    def operate(self, method: str, doing: str = '', generation: int | None = None, **arguments: Any) -> Future[Any]:
         """As :meth:`Channel.operate`, with the channel opened first where it has to be.
 
         A refused operation of others never fails this one.
         """
-        operation = Operation(method, arguments, doing or method)
+        operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
         self._go_on()
         return operation.future
@@ -287,18 +287,17 @@ class BlockingAccess:
 
     def _steps(self, name: str, arguments: dict[str, Any], generation: int) -> Steps:
         channel = self._channel
+        about = generation if name in _OF_ONE_GENERATION else None
         if isinstance(channel, ControlChannel):
-            return (yield channel.operate(name, **arguments))
+            return (yield channel.operate(name, generation=about, **arguments))
         while True:
             if not channel.is_wanted:
                 raise errors.Closed(f'cannot {name}: this channel has been closed')
             yield from channel.ensure_open_steps()
-            if name in _OF_ONE_GENERATION and channel.generation != generation:
-                raise errors.ChannelLost(f'cannot {name}: the channel has been opened anew, and what it was about went')
             try:
-                return (yield channel.operate(name, **arguments))
+                return (yield channel.operate(name, generation=about, **arguments))
             except errors.ChannelLost:
-                if name in WITHOUT_ANSWER:
+                if about is not None:
                     raise
 
     def __repr__(self) -> str:

@@ -60,8 +60,11 @@ class IOThread:
         with self._lock:
             if self._thread is None and not self.has_ended:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self.loop.add_callback_threadsafe(self._on_start)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # the system has no thread left: the next one that has something to do tries again
+                    self._thread = None
+                    raise
 
     def ask(self, steps: Steps, timeout: float, awaited: contextlib.AbstractContextManager[None]) -> Any:
         """Take steps, and wait for their end. From any thread but this one; blocks.
@@ -74,14 +77,15 @@ class IOThread:
         asked = Asked(steps)
         self._asked.add(asked)
         late = f'the broker at {self._where} did not answer for {timeout:g} s'
-        self.call_soon(lambda: asked.begin(self.loop, timeout, late))
-        if self.has_ended:  # the I/O thread notes that first, and looks for the asked after that
-            asked.fail('the connection ended')
         try:
+            self.call_soon(lambda: asked.begin(self.loop, timeout, late))
+            if self.has_ended:  # the I/O thread notes that first, and looks for the asked after that
+                asked.give_up('the connection ended')
             with awaited:
                 return asked.answer.result()
         except BaseException:
             if not asked.answer.done():  # Ctrl-C: what the caller no longer waits for is not to happen later
+                asked.give_up('the caller was interrupted')  # where it has not begun, it never does
                 self.call_soon(lambda: asked.fail('the caller was interrupted'))
             raise
         finally:
@@ -103,7 +107,9 @@ class IOThread:
         """
         with self._lock:
             if self._thread is None:
-                self.has_ended = True
+                if not self.has_ended:
+                    self.has_ended = True
+                    self.loop.close()
                 return
         if self._thread.is_alive():
             self.loop.add_callback_threadsafe(farewell)
@@ -133,6 +139,7 @@ class IOThread:
     def _run(self) -> None:
         """An exception in a callback must not end the thread, and with it everything that waits."""
         this_thread.is_reading = True
+        self._on_start()
         while True:
             try:
                 self.loop.start()
@@ -198,11 +205,15 @@ class Asked:
     def fail(self, why: str) -> None:
         """Take no further step. On the I/O thread, or at its end."""
         if self._drive is None:
-            self._settle(errors.ConnectionLost(why))
+            self.give_up(why)
             return
         if isinstance(self._drive.awaited, Answer) and self._drive.awaited.running():
             why = f'{why}; it was asked to {self._drive.awaited.doing}, which it may still do'
         self._drive.abandon(errors.ConnectionLost(why))
+
+    def give_up(self, why: str) -> None:
+        """Say that they failed, where no thread takes them any more. Any thread."""
+        self._settle(errors.ConnectionLost(why))
 
     def _end(self, outcome: Future[Any]) -> None:
         self._settle(outcome.exception(), outcome)

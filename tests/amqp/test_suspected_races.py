@@ -13,10 +13,10 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from postage.amqp.waiting import alarm_of_thread
 
 from postage import errors
 from postage.amqp.topology import Queue
-from postage.amqp.waiting import alarm_of_thread
 from postage.messaging import forwarding
 from support.messaging import TIMEOUT, BareResponder, Bench, EchoProducer, eventually, result
 

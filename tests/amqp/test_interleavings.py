@@ -1,0 +1,349 @@
+"""Where two threads meet: the moments at which one of them could harm the other, each forced.
+
+A thread is stopped in the middle by a container that calls back, and the other one is let go at that moment. Where a
+lock keeps it out, it is given :data:`PATIENCE` to show that it waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from postage import errors
+from postage.amqp.consuming import ConsumingChannel
+from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
+from postage.amqp.steps import drive
+from postage.amqp.topology import Topology
+from postage.messaging.pace import Prefetch
+from support.messaging import TIMEOUT, Seen
+from support.pika_channels import Host
+
+PATIENCE = 0.2
+"""Seconds for which a thread that should be kept out by a lock is watched."""
+
+
+class Other:
+    """What another thread does, once, when it is let go."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.error: BaseException | None = None
+        self.was_kept_out = False
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._is_gone = False
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = error
+
+    def go(self) -> None:
+        """Let it go, and see whether it comes to its end. Only the first call counts."""
+        if not self._is_gone:
+            self._is_gone = True
+            self._thread.start()
+            self._thread.join(PATIENCE)
+            self.was_kept_out = self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for its end, and see that it was let go and did not fail."""
+        assert self._is_gone, 'the moment never came'
+        self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+class Window:
+    """A publishing channel that is open, with messages published on it.
+
+    :ivar told: the numbers of the messages whose receipts have called back
+    """
+
+    def __init__(self, messages: int) -> None:
+        self.channel = PublishingChannel(Host(), True)  # type: ignore[arg-type]
+        self.ledger = Ledger(self.channel)
+        self.told = Seen()
+        self.receipts = [Receipt(str(number), 1, True, self.ledger) for number in range(messages)]
+        for number, receipt in enumerate(self.receipts):
+            self.channel.publish(Outgoing('', 'queue', False, b'\0\0', b'body', receipt), TIMEOUT)
+            receipt.add_done_callback(lambda number=number: self.told.put(number))  # type: ignore[misc]
+
+    def check_settled(self) -> None:
+        """Each message is settled, and none was twice."""
+        channel = self.channel
+        assert (channel._in_flight, channel._bytes, self.ledger.unsettled) == (0, 0, 0)
+        assert not channel._pending
+        assert not channel._unconfirmed
+        assert [receipt.unsettled for receipt in self.receipts] == [0] * len(self.receipts)
+        assert sorted(self.told.take(len(self.receipts))) == list(range(len(self.receipts)))
+        assert self.told.empty()
+
+
+# Failures are told
+
+
+def failed_receipt() -> tuple[Window, Receipt]:
+    window = Window(1)
+    window.channel.drain([])
+    window.channel.confirmed(1, False, False)
+    (receipt,) = window.receipts
+    assert isinstance(receipt.error, errors.Nacked)
+    assert list(window.ledger.failures) == [receipt.error]
+    return window, receipt
+
+
+class Watched(deque[Any]):
+    """Calls back before it removes something."""
+
+    def __init__(self, content: Iterator[Any], other: Other) -> None:
+        super().__init__(content)
+        self._other = other
+
+    def remove(self, value: Any) -> None:
+        self._other.go()
+        super().remove(value)
+
+
+@pytest.mark.parametrize('by', ['wait', 'flush'])
+def test_two_threads_that_are_told_of_one_failure_at_the_same_time_are_both_told(by: str) -> None:
+    window, receipt = failed_receipt()
+
+    def be_told() -> None:
+        with pytest.raises(errors.Nacked):
+            receipt.wait(0)
+
+    def flush() -> None:
+        window.channel.flush(window.ledger, 0)  # which finds that the first one has been told, or is told as well
+
+    other = Other(be_told if by == 'wait' else flush)
+    window.ledger.failures = Watched(iter(window.ledger.failures), other)
+    with pytest.raises(errors.Nacked):
+        receipt.wait(0)
+    other.join()
+    assert not window.ledger.failures
+    assert other.was_kept_out
+
+
+def test_one_that_waits_after_a_flush_was_told_is_told_all_the_same() -> None:
+    window, receipt = failed_receipt()
+    with pytest.raises(errors.Nacked):
+        window.channel.flush(window.ledger, 0)
+    for _ in range(2):
+        with pytest.raises(errors.Nacked):
+            receipt.wait(0)
+
+
+# A connection that is closed
+
+
+def test_a_close_while_another_thread_sends_settles_each_message_once() -> None:
+    class Pending(deque[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            closing.go()
+            return super().__getitem__(index)
+
+    window = Window(3)
+    channel = window.channel
+    closing = Other(lambda: channel.give_up(errors.Closed('closed')))
+    channel._pending = Pending(channel._pending)
+    frames: list[bytes] = []
+    channel.drain(frames)
+    closing.join()
+    assert closing.was_kept_out
+    assert len(frames) == 3
+    window.check_settled()
+    assert all(isinstance(receipt.error, errors.PublishTimeout) for receipt in window.receipts)
+
+
+def test_a_confirm_that_another_thread_reads_during_a_close_settles_its_message_once() -> None:
+    class Unconfirmed(dict[int, Any]):
+        def values(self) -> Any:
+            listed = list(super().values())
+            confirming.go()
+            return listed
+
+    def confirm() -> None:
+        channel.confirmed(2, True, True)
+        channel.end_of_read()
+
+    window = Window(3)
+    channel = window.channel
+    channel.drain([])
+    channel._unconfirmed = Unconfirmed(channel._unconfirmed)
+    confirming = Other(confirm)
+    channel.give_up(errors.Closed('closed'))
+    confirming.join()
+    assert confirming.was_kept_out
+    window.check_settled()
+
+
+def test_a_confirm_during_a_loss_settles_its_message_once_and_the_others_are_sent_again() -> None:
+    class Unconfirmed(dict[int, Any]):
+        def values(self) -> Any:
+            listed = list(super().values())
+            confirming.go()
+            return listed
+
+    def confirm() -> None:
+        channel.confirmed(1, False, True)
+        channel.end_of_read()
+
+    window = Window(3)
+    channel = window.channel
+    channel.drain([])
+    channel._unconfirmed = Unconfirmed(channel._unconfirmed)
+    confirming = Other(confirm)
+    channel._on_lost(errors.ConnectionLost('cut'))
+    confirming.join()
+    again: list[bytes] = []
+    channel._tag = 0
+    channel._oldest = 1
+    channel.drain(again)
+    assert len(again) == 3  # the confirm came too late: which message it was about was already forgotten
+    channel.confirmed(3, True, True)
+    channel.end_of_read()
+    window.check_settled()
+
+
+def test_a_message_published_while_the_connection_is_closed_fails_or_is_refused() -> None:
+    window = Window(1)
+    channel = window.channel
+
+    class Unconfirmed(dict[int, Any]):
+        def values(self) -> Any:
+            publishing.go()
+            return super().values()
+
+    def publish() -> None:
+        receipt = Receipt('late', 1, True, window.ledger)
+        with pytest.raises(errors.Closed):
+            channel.publish(Outgoing('', 'queue', False, b'\0\0', b'late', receipt), TIMEOUT)
+
+    channel._unconfirmed = Unconfirmed(channel._unconfirmed)
+    publishing = Other(publish)
+    channel.give_up(errors.Closed('closed'))
+    publishing.join()
+    window.check_settled()
+
+
+# The prefetch count, which two threads change
+
+
+class Consuming:
+    """A consuming channel of which a test plays the broker.
+
+    :ivar wish: the prefetch count that is wanted
+    """
+
+    def __init__(self) -> None:
+        self.host: Any = Host()
+        self.wish = 8
+        self.channel = ConsumingChannel(self.host, Topology(), 8)
+        self.channel.wish = lambda: self.wish
+        drive(self.channel.consume_steps('queue'))
+        self.opening = drive(self.channel.ensure_open_steps())
+        self.host.pika_channel.opened()
+
+    def answer(self) -> str:
+        """Answer the method under way, and return what it was."""
+        call = self.host.pika_channel.calls.pop(0)
+        if call.what.startswith('basic_consume'):
+            self.host.pika_channel.consumer_tags.append(call.arguments['consumer_tag'])
+        call.answer()
+        return str(call.what.split()[0])
+
+    def answer_all(self) -> int:
+        """Answer all there is, and what follows. Returns the count with which the last consumer began."""
+        told, of_the_last = 0, 0
+        while self.host.pika_channel.calls or self.host.told:
+            self.host.do_what_was_told()
+            for call in self.host.pika_channel.calls[:1]:
+                if call.what.startswith('basic_qos'):
+                    told = call.arguments['prefetch_count']
+                if call.what.startswith('basic_consume'):
+                    of_the_last = told
+                self.answer()
+        return of_the_last
+
+    def change(self, wish: int) -> None:
+        self.wish = wish
+        self.host.tell(self.channel.resize_steps)
+
+
+@pytest.mark.parametrize('after', range(3))
+def test_a_count_that_changes_while_the_channel_is_set_up_is_told_to_the_broker(after: int) -> None:
+    """The broker was told the old one already, or the consumer has begun with it."""
+    on = Consuming()
+    for _ in range(after):
+        assert on.answer() in ('basic_qos', 'basic_consume')
+    on.change(64)
+    if after < 2:
+        on.host.do_what_was_told()
+    assert on.answer_all() == on.channel.prefetch == 64
+    assert on.opening.outcome.done()
+
+
+def test_of_two_changes_at_the_same_time_the_last_one_counts_whichever_is_carried_out_first() -> None:
+    on = Consuming()
+    on.answer_all()
+    on.change(1)
+    on.change(64)
+    on.host.told.reverse()
+    assert on.answer_all() == on.channel.prefetch == 64
+
+
+@pytest.mark.parametrize('answered', range(4))
+def test_a_change_in_the_middle_of_another_one_counts(answered: int) -> None:
+    on = Consuming()
+    on.answer_all()
+    on.change(64)
+    on.host.do_what_was_told()
+    for _ in range(answered):
+        if on.host.pika_channel.calls:
+            on.answer()
+    on.change(1)
+    on.host.do_what_was_told()
+    on.answer_all()
+    assert on.channel.prefetch == 1
+
+
+@pytest.mark.parametrize('answered', range(4))
+def test_a_change_that_the_loss_of_the_channel_cuts_short_is_made_up_for_when_it_is_open_again(answered: int) -> None:
+    on = Consuming()
+    on.answer_all()
+    on.change(64)
+    on.host.do_what_was_told()
+    for _ in range(min(answered, 3)):
+        if on.host.pika_channel.calls:
+            on.answer()
+    on.channel.is_wanted = False  # opened again by hand
+    on.host.pika_channel.refuse(406, 'PRECONDITION_FAILED')
+    on.channel.is_wanted = True
+    drive(on.channel.ensure_open_steps())
+    on.host.pika_channel.opened()
+    assert on.answer_all() == on.channel.prefetch == 64
+
+
+def test_what_two_threads_ask_for_is_what_is_wanted_in_the_end() -> None:
+    """One looks up what is wanted; before it says so, the other one changes it and says so."""
+    prefetch = Prefetch(8, 'here')
+    asked: list[int] = []
+
+    def resize() -> None:
+        if not asked:
+            other.go()
+        asked.append(prefetch.count)
+
+    prefetch.begin(1, False, resize)
+    other = Other(lambda: prefetch.set_aside(1))
+    prefetch._base = 16
+    prefetch.resize()
+    other.join()
+    assert other.was_kept_out
+    assert asked[-1] == prefetch.count > 16
