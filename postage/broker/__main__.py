@@ -9,7 +9,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 
-from postage.broker.rules import RULES
+from postage.broker.rules import DEFAULT, FEATURES, RULES
 from postage.broker.server import BrokerServer
 
 NAME = 'postage.broker'
@@ -25,8 +25,14 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--user', default='guest', help='name of the one user (default: %(default)s)')
     parser.add_argument('--password', default='guest', help="that user's password (default: guest)")
     parser.add_argument('--vhost', action='append', metavar='NAME', help='a virtual host; may be repeated (default: /)')
-    versions = [version for version in RULES if version]
-    parser.add_argument('--strict', choices=versions, help='behave as this version of RabbitMQ where it differs')
+    which = 'the version of RabbitMQ to behave as (default: %(default)s)'
+    parser.add_argument('--rules', choices=list(RULES), default=DEFAULT, help=which)
+    for name, does in (
+        ('--permit', 'permit what is denied by default'),
+        ('--deny', 'deny what is permitted by default'),
+    ):
+        what = f'{does}: a deprecated feature of RabbitMQ 4; may be repeated'
+        parser.add_argument(name, action='append', choices=FEATURES, default=[], help=what)
     parser.add_argument('--tls-certificate', metavar='FILE', help='serve TLS with this certificate chain (PEM)')
     parser.add_argument('--tls-key', metavar='FILE', help='its private key, where that is a file of its own')
     parser.add_argument('--verbose', action='store_true', help='a line per connection, declaration and message')
@@ -34,7 +40,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 after SIGTERM or SIGINT, 1 where it cannot listen."""
+    """Run the command and return its exit status: 0 after SIGTERM or SIGINT, 1 where it cannot begin."""
     options = _arguments(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
@@ -47,7 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(f'cannot use the certificate {options.tls_certificate}: {error.strerror or error}')
     users = {options.user: options.password}
     hosts = options.vhost or ['/']
-    server = BrokerServer(options.host, options.port, users, hosts, strict=options.strict, tls=tls)
+    try:
+        server = BrokerServer(
+            options.host,
+            options.port,
+            users,
+            hosts,
+            rules=options.rules,
+            permit=options.permit,
+            deny=options.deny,
+            tls=tls,
+        )
+    except ValueError as error:
+        return _failed(str(error))
     try:
         server.listen()
     except (OSError, OverflowError) as error:

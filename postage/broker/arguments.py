@@ -1,13 +1,15 @@
 """The ``x-…`` arguments of queues, exchanges and consumers: which values are valid, and when two sets are equal.
 
-The texts are those of RabbitMQ 3.10, as client programs may read them. See "Optional Arguments" in RabbitMQ's page on
+The texts are those of RabbitMQ, as client programs may read them. See "Optional Arguments" in RabbitMQ's page on
 queues (https://www.rabbitmq.com/docs/queues) and, for what each argument does, the page that it links.
+:class:`ArgumentRules` has what differs between versions.
 """
 
 from __future__ import annotations
 
 import decimal
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -89,7 +91,7 @@ def _overflow(value: Any) -> str | None:
 
 
 def _queue_type(value: Any) -> str | None:
-    return _text(value) or (None if value in _ALLOWED else f'"unsupported queue type \'{value}\'"')
+    return _text(value) or (None if value in ('classic', 'quorum') else f'"unsupported queue type \'{value}\'"')
 
 
 def _queue_mode(value: Any) -> str | None:
@@ -100,16 +102,48 @@ def _queue_version(value: Any) -> str | None:
     return _integer(value) or (None if value in (1, 2) else f'"unsupported queue version \'{value}\'"')
 
 
+def _second_queue_version(value: Any) -> str | None:
+    return _queue_version(value) or (None if value == 2 else f'"unsupported queue version \'{value}\'"')
+
+
+def _locator(value: Any) -> str | None:
+    known = ('client-local', 'balanced', 'random', 'least-leaders')
+    return _text(value) or (None if value in known else 'invalid_queue_locator_arg')
+
+
+def _strategy(value: Any) -> str | None:
+    return _text(value) or (None if value in ('at-most-once', 'at-least-once') else 'invalid_dlx_strategy')
+
+
 def _anything(value: Any) -> str | None:
     return None
 
 
-_CHECKS: Final[dict[str, Callable[[Any], str | None]]] = {
+Check = Callable[[Any], 'str | None']
+
+
+@dataclass(frozen=True)
+class ArgumentRules:
+    """What one version does with arguments.
+
+    :ivar checks: by argument, a function that returns why a value is wrong; others may be anything
+    :ivar allowed: by queue type, which of these arguments it takes
+    :ivar queue_keys: the arguments of a queue that have to be equal when it is declared again, in the order of looking
+    :ivar knows_default_type: True where a queue that names no type is as one that names the classic one
+    """
+
+    checks: Mapping[str, Check]
+    allowed: Mapping[str, frozenset[str]]
+    queue_keys: tuple[str, ...]
+    knows_default_type: bool
+
+
+_CHECKS: Final[dict[str, Check]] = {
     'x-expires': _expires,
     'x-message-ttl': _lifetime,
     'x-dead-letter-exchange': _text,
     'x-dead-letter-routing-key': _text,
-    'x-dead-letter-strategy': _text,
+    'x-dead-letter-strategy': _strategy,
     'x-max-length': _not_negative,
     'x-max-length-bytes': _not_negative,
     'x-max-in-memory-length': _not_negative,
@@ -123,11 +157,10 @@ _CHECKS: Final[dict[str, Callable[[Any], str | None]]] = {
     'x-delivery-limit': _anything,
     'x-quorum-initial-group-size': _not_negative,
     'x-queue-master-locator': _text,
-    'x-consumer-timeout': _expires,
     'x-max-age': _text,
     'x-stream-max-segment-size-bytes': _not_negative,
     'x-initial-cluster-size': _not_negative,
-    'x-queue-leader-locator': _text,
+    'x-queue-leader-locator': _locator,
 }
 _COMMON: Final = frozenset(
     (
@@ -140,28 +173,64 @@ _COMMON: Final = frozenset(
         'x-overflow',
         'x-queue-type',
         'x-single-active-consumer',
-        'x-consumer-timeout',
     )
 )
-_ALLOWED: Final = {
-    'classic': _COMMON | {'x-max-priority', 'x-queue-mode', 'x-queue-version', 'x-queue-master-locator'},
-    'quorum': _COMMON
-    | {
-        'x-dead-letter-strategy',
-        'x-delivery-limit',
-        'x-max-in-memory-length',
-        'x-max-in-memory-bytes',
-        'x-quorum-initial-group-size',
-        'x-queue-leader-locator',
-    },
+_CLASSIC: Final = _COMMON | {'x-max-priority', 'x-queue-mode', 'x-queue-version', 'x-queue-master-locator'}
+_QUORUM: Final = _COMMON | {
+    'x-dead-letter-strategy',
+    'x-delivery-limit',
+    'x-max-in-memory-length',
+    'x-max-in-memory-bytes',
+    'x-quorum-initial-group-size',
+    'x-queue-leader-locator',
 }
+_QUEUE_KEYS: Final = (
+    'x-expires',
+    'x-message-ttl',
+    'x-dead-letter-exchange',
+    'x-dead-letter-routing-key',
+    'x-dead-letter-strategy',
+    'x-max-length',
+    'x-max-length-bytes',
+    'x-max-in-memory-length',
+    'x-max-in-memory-bytes',
+    'x-max-priority',
+    'x-overflow',
+    'x-queue-mode',
+    'x-single-active-consumer',
+    'x-queue-type',
+    'x-queue-master-locator',
+    'x-queue-leader-locator',
+    'x-delivery-limit',
+    'x-quorum-initial-group-size',
+    'x-queue-version',
+)
+_RETRY_KEYS: Final = ('x-consumer-timeout', 'x-delayed-retry-type', 'x-delayed-retry-min', 'x-delayed-retry-max')
+
+RULES_OF_3_10: Final = ArgumentRules(
+    checks=_CHECKS,
+    allowed={'classic': _CLASSIC, 'quorum': _QUORUM},
+    queue_keys=_QUEUE_KEYS,
+    knows_default_type=False,
+)
+RULES_OF_4_3: Final = ArgumentRules(
+    checks={
+        **_CHECKS,
+        'x-queue-mode': _anything,
+        'x-queue-version': _second_queue_version,
+        **dict.fromkeys(_RETRY_KEYS, _anything),
+    },
+    allowed={'classic': _CLASSIC | {'x-queue-leader-locator'}, 'quorum': _QUORUM | set(_RETRY_KEYS)},
+    queue_keys=(*_QUEUE_KEYS, *_RETRY_KEYS),
+    knows_default_type=True,
+)
 
 
 def _invalid(queue: str, vhost: str, name: str, why: str) -> Refusal:
     return Refusal(PRECONDITION_FAILED, f"invalid arg '{name}' for queue '{queue}' in vhost '{vhost}'{why}")
 
 
-def check_queue_arguments(queue: str, vhost: str, arguments: Arguments) -> None:
+def check_queue_arguments(queue: str, vhost: str, arguments: Arguments, rules: ArgumentRules) -> None:
     """Make sure that a new queue's arguments are valid; unknown ones are.
 
     :raises Refusal: 406, in RabbitMQ's words
@@ -175,10 +244,10 @@ def check_queue_arguments(queue: str, vhost: str, arguments: Arguments) -> None:
     if wrong_type is not None:
         raise _invalid(queue, vhost, 'x-queue-type', f': {wrong_type}')
     for name, value in arguments.items():
-        check = _CHECKS.get(name)
+        check = rules.checks.get(name)
         if check is None:
             continue
-        if name not in _ALLOWED[kind]:
+        if name not in rules.allowed[kind]:
             raise _invalid(queue, vhost, name, f' of queue type rabbit_{kind}_queue')
         why = check(value)
         if why is not None:
@@ -218,26 +287,6 @@ def check_expiration(text: str) -> int:
 
 # --- equivalence ---
 
-QUEUE_KEYS: Final = (
-    'x-expires',
-    'x-message-ttl',
-    'x-dead-letter-exchange',
-    'x-dead-letter-routing-key',
-    'x-dead-letter-strategy',
-    'x-max-length',
-    'x-max-length-bytes',
-    'x-max-in-memory-length',
-    'x-max-in-memory-bytes',
-    'x-max-priority',
-    'x-overflow',
-    'x-queue-mode',
-    'x-single-active-consumer',
-    'x-queue-type',
-    'x-queue-master-locator',
-    'x-delivery-limit',
-    'x-quorum-initial-group-size',
-    'x-queue-version',
-)
 EXCHANGE_KEYS: Final = ('alternate-exchange',)
 
 

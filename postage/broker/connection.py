@@ -26,29 +26,28 @@ import enum
 import logging
 import struct
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from pika import amqp_object, data, spec
+from pika import amqp_object, spec
 
 from postage.broker import wire
 from postage.broker.channel import Channel
 from postage.broker.channel import State as ChannelState
+from postage.broker.login import authenticated_user
+from postage.broker.output import Output
+from postage.broker.pulse import Pulse
 from postage.broker.replies import (
     ACCESS_REFUSED,
     CHANNEL_ERROR,
-    COMMAND_INVALID,
     FRAME_ERROR,
     INTERNAL_ERROR,
     NOT_ALLOWED,
     UNEXPECTED_FRAME,
     Refusal,
 )
-
-if TYPE_CHECKING:
-    from postage.broker.clock import Timer
-    from postage.broker.node import Node
-    from postage.broker.users import Grant
-    from postage.broker.virtual_host import VirtualHost
+from postage.broker.shared import Shared
+from postage.broker.users import Grant
+from postage.broker.virtual_host import VirtualHost
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +55,8 @@ CHANNEL_MAX: Final = 2047
 FRAME_MAX: Final = 131_072
 HANDSHAKE_SECONDS: Final = 10
 CLOSING_SECONDS: Final = 30
-# Unsent bytes at which no more messages are delivered, at which they are again, and at which reading stops.
-_FULL: Final = 512 * 1024
-_ROOM: Final = 128 * 1024
-_STUCK: Final = 2 * 1024 * 1024
 
-SERVER_PROPERTIES: Final[dict[str, Any]] = {
+_SERVER_PROPERTIES: Final[dict[str, Any]] = {
     'capabilities': {
         'publisher_confirms': True,
         'exchange_exchange_bindings': True,
@@ -74,7 +69,6 @@ SERVER_PROPERTIES: Final[dict[str, Any]] = {
         'direct_reply_to': True,
     },
     'product': 'Postage',
-    'version': '3.10',
     'platform': 'Python',
     'cluster_name': 'postage@localhost',
     'information': 'For development and tests; behaves as the RabbitMQ of that version.',
@@ -96,36 +90,44 @@ class State(enum.Enum):
 class Connection:
     """The broker's end of one connection.
 
-    :ivar peer: the client's name in logs
+    :param shared: what all connections share
+    :param peer: the client's name in logs
+    :param has_output: called with the connection when it has something to send, or has come to its end
+    :param gone: called with the connection when it has come to its end
+    :ivar output: what has still to be sent
     :ivar user: the user's name once it is known
     :ivar grant: what the user may do here; ``None`` stands for everything
-    :ivar takes_deliveries: False while too much is unsent, and at the end
     """
 
     virtual_host: VirtualHost
 
-    def __init__(self, node: Node, peer: str) -> None:
-        self.node = node
+    def __init__(
+        self,
+        shared: Shared,
+        peer: str,
+        has_output: Callable[[Connection], None],
+        gone: Callable[[Connection], None],
+    ) -> None:
+        self.shared = shared
         self.peer = peer
+        self._has_output = has_output
+        self._gone = gone
+        self.output = Output(lambda: has_output(self), self.lost)
         self.state = State.EXPECTING_HEADER
         self.user = ''
         self.grant: Grant | None = None
         self.frame_max = FRAME_MAX
-        self.takes_deliveries = True
         self.wants_cancel_notifications = False
         self._capabilities: Mapping[str, Any] = {}
         self._channel_max = CHANNEL_MAX
         self._channels: dict[int, Channel] = {}
         self._incoming = wire.FrameBuffer()
-        self._outgoing: list[bytes] = []
-        self._unsent = 0
-        self._confirming: dict[Channel, None] = {}
+        self._confirming: dict[int, None] = {}
         self._blocked = False
-        self._cut_after: int | None = None
+        self._is_ending = False
         self._heartbeat = 0
-        self._heard_at = node.transport_clock.now()
-        self._has_sent = False
-        self._timer: Timer | None = node.transport_clock.call_later(HANDSHAKE_SECONDS, self._handshake_too_slow)
+        self._pulse = Pulse(shared.transport_clock, peer, self.output, lambda: self._blocked, self.lost)
+        self._pulse.limit(HANDSHAKE_SECONDS, self._handshake_too_slow)
 
     def __repr__(self) -> str:
         return f'<Connection {self.peer} {self.state.name}>'
@@ -136,6 +138,11 @@ class Connection:
         return self.virtual_host.name if self.state is State.RUNNING else None
 
     @property
+    def takes_deliveries(self) -> bool:
+        """False while too much is unsent, and at the end."""
+        return self.output.has_room and not self._is_ending
+
+    @property
     def channels(self) -> list[Channel]:
         """The channels that are open."""
         return [channel for channel in self._channels.values() if channel.state is ChannelState.OPEN]
@@ -144,7 +151,7 @@ class Connection:
 
     def receive_bytes(self, received: bytes) -> None:
         """Take bytes from the client and do what they ask for. Never raises because of what they are."""
-        self._heard_at = self.node.transport_clock.now()
+        self._pulse.heard()
         self._incoming.append(received)
         if self.state is State.EXPECTING_HEADER and not self._receive_protocol_header():
             return
@@ -165,26 +172,24 @@ class Connection:
         if len(self._incoming) < len(wire.PROTOCOL_HEADER):
             return False
         header = self._incoming.take(len(wire.PROTOCOL_HEADER))
-        # RabbitMQ takes 0-9 and 0-8 headers for 0-9-1, as older clients send them.
-        if header not in (
-            wire.PROTOCOL_HEADER,
-            b'AMQP\x00\x00\x09\x00',
-            b'AMQP\x01\x01\x00\x09',
-            b'AMQP\x01\x01\x08\x00',
-        ):
-            self.send(wire.PROTOCOL_HEADER)
+        version = self.shared.rules.protocol_headers.get(header)
+        if version is None:
+            # Those that begin like ours are of another version of this protocol.
+            is_related = header.startswith(wire.PROTOCOL_HEADER[:7])
+            self.send(wire.PROTOCOL_HEADER if is_related else self.shared.rules.other_protocol)
             self._finish()
             return False
         self.state = State.STARTING
-        self._send(0, spec.Connection.Start(0, 9, SERVER_PROPERTIES, b'PLAIN AMQPLAIN', b'en_US'))
+        properties = {**_SERVER_PROPERTIES, 'version': self.shared.rules.version}
+        self._send(0, spec.Connection.Start(*version, properties, b'PLAIN AMQPLAIN', b'en_US'))
         return True
 
     def _receive_frame(self, kind: int, number: int, payload: bytes) -> None:
         channel = self._channels.get(number)
         try:
             if kind == wire.HEARTBEAT:
-                self._check_heartbeat(number, payload)
-            elif channel is not None and channel.state is ChannelState.OPEN and not self._is_closing(payload, kind):
+                _check_heartbeat(number, payload)
+            elif channel is not None and channel.state is ChannelState.OPEN and not _is_closing(payload, kind):
                 channel.receive(kind, payload)
             else:
                 self._receive_control(kind, number, payload)
@@ -195,16 +200,6 @@ class Connection:
             failure = Refusal(INTERNAL_ERROR, '')
             failure.text = 'INTERNAL_ERROR'
             self._refuse(failure)
-
-    def _check_heartbeat(self, number: int, payload: bytes) -> None:
-        if number or payload:
-            code = UNEXPECTED_FRAME if number else FRAME_ERROR
-            text = wire.describe(wire.HEARTBEAT, payload)
-            raise Refusal(code, text if number else f'{text}: unknown_frame')
-
-    @staticmethod
-    def _is_closing(payload: bytes, kind: int) -> bool:
-        return kind == wire.METHOD and payload.startswith(_CLOSE_OR_OPEN)
 
     def _receive_control(self, kind: int, number: int, payload: bytes) -> None:
         """Take a frame that is about the connection, or about the life of a channel."""
@@ -244,26 +239,13 @@ class Connection:
         capabilities = properties.get('capabilities') if isinstance(properties, dict) else None
         self._capabilities = capabilities if isinstance(capabilities, dict) else {}
         self.wants_cancel_notifications = bool(self._capabilities.get('consumer_cancel_notify'))
-        user = self._authenticated_user(method.mechanism, method.response)
+        user = authenticated_user(self.shared.users, method.mechanism, method.response)
         if user is None:
             self._refuse_login(method.mechanism)
             return
         self.user = user
         self.state = State.TUNING
-        self._send(0, spec.Connection.Tune(CHANNEL_MAX, FRAME_MAX, self.node.heartbeat))
-
-    def _authenticated_user(self, mechanism: str, response: str) -> str | None:
-        """Return the name of the user who gave the right password, or ``None``."""
-        raw = response.encode('utf-8', 'surrogateescape')
-        if mechanism == 'PLAIN':
-            _, _, rest = raw.partition(b'\0')
-            name, _, password = rest.partition(b'\0')
-        elif mechanism == 'AMQPLAIN':
-            name, password = _read_amqplain(raw)
-        else:
-            raise Refusal(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")
-        user = name.decode('utf-8', 'replace')
-        return user if self.node.users.is_password(user, password) else None
+        self._send(0, spec.Connection.Tune(CHANNEL_MAX, FRAME_MAX, self.shared.heartbeat))
 
     def _refuse_login(self, mechanism: str) -> None:
         logger.warning('%s: login refused', self.peer)
@@ -275,7 +257,7 @@ class Connection:
             self._finish()
 
     def _on_tune_ok(self, method: spec.Connection.TuneOk) -> None:
-        _check_limit('frame_max', method.frame_max, wire.FRAME_MIN_SIZE, FRAME_MAX)
+        _check_limit('frame_max', method.frame_max, self.shared.rules.smallest_frame, FRAME_MAX)
         _check_limit('channel_max', method.channel_max, 1, CHANNEL_MAX)
         self.frame_max = self._incoming.largest = method.frame_max
         self._channel_max = method.channel_max
@@ -283,19 +265,20 @@ class Connection:
         self.state = State.OPENING
 
     def _on_open(self, method: spec.Connection.Open) -> None:
-        host = self.node.virtual_hosts.get(method.virtual_host)
+        host = self.shared.virtual_hosts.get(method.virtual_host)
         if host is None:
             raise Refusal(NOT_ALLOWED, f'vhost {method.virtual_host} not found')
-        if not self.node.users.may_enter(self.user, host.name):
+        if not self.shared.users.may_enter(self.user, host.name):
             raise Refusal(NOT_ALLOWED, f"access to vhost '{host.name}' refused for user '{self.user}'")
-        self.grant = self.node.users.grant(self.user, host.name)
+        self.grant = self.shared.users.grant(self.user, host.name)
         self.virtual_host = host
         self.state = State.RUNNING
-        self._set_timer(self._heartbeat / 2 if self._heartbeat else None, self._beat)
+        self._pulse.beat_every(self._heartbeat)
         self._send(0, spec.Connection.OpenOk())
         logger.info('%s: user %r opened virtual host %r', self.peer, self.user, host.name)
 
     def _on_update_secret(self, method: spec.Connection.UpdateSecret) -> None:
+        # A password does not expire, so that RabbitMQ takes any.
         self._send(0, spec.Connection.UpdateSecretOk())
 
     # --- channels ---
@@ -319,14 +302,15 @@ class Connection:
             del self._channels[channel.number]
         self._send(channel.number, spec.Channel.CloseOk())
 
-    def published(self, channel: Channel) -> None:
+    def published(self, number: int) -> None:
         """Hear of a message; confirms are sent once all that arrived together is done, as one may stand for many."""
-        self._confirming[channel] = None
+        self._confirming[number] = None
 
     def _flush_confirms(self) -> None:
         if self._confirming:
-            for channel in self._confirming:
-                channel.flush_confirms()
+            for number in self._confirming:
+                if number in self._channels:
+                    self._channels[number].flush_confirms()
             self._confirming.clear()
 
     # --- errors and the end ---
@@ -358,7 +342,7 @@ class Connection:
         self._flush_confirms()
         self._end()
         self.state = State.CLOSING
-        self._set_timer(CLOSING_SECONDS, self.lost)
+        self._pulse.limit(CLOSING_SECONDS, self.lost)
         self._send(0, spec.Connection.Close(code, text, method_index >> 16, method_index & 0xFFFF))
 
     def _on_close(self, method: spec.Connection.Close) -> None:
@@ -372,8 +356,7 @@ class Connection:
 
     def lost(self) -> None:
         """Hear that the client is gone, or drop it without a word."""
-        self._outgoing.clear()
-        self._unsent = 0
+        self.output.clear()
         self._finish()
 
     def _finish(self) -> None:
@@ -382,15 +365,15 @@ class Connection:
             return
         self._end()
         self.state = State.CLOSED
-        self._set_timer(None, self.lost)
-        self.node.connections.discard(self)
-        if not self._outgoing:
-            self.node.has_output(self)
+        self._pulse.stop()
+        self._gone(self)
+        if not self.output:
+            self._has_output(self)
         logger.info('%s: closed', self.peer)
 
     def _end(self) -> None:
         """Give back what the channels hold and remove the exclusive queues."""
-        self.takes_deliveries = False
+        self._is_ending = True
         channels = list(self._channels.values())
         self._channels.clear()
         for channel in channels:
@@ -401,71 +384,37 @@ class Connection:
     @property
     def finished(self) -> bool:
         """True where there is nothing left to do but to close the transport."""
-        return self.state is State.CLOSED and not self._outgoing
+        return self.state is State.CLOSED and not self.output
 
     # --- data to send ---
 
     def send(self, frames: bytes) -> None:
         """Queue bytes for the client."""
-        if not self._outgoing:
-            self.node.has_output(self)
-        self._outgoing.append(frames)
-        self._unsent += len(frames)
-        self._has_sent = True
-        if self._unsent > _FULL:
-            self.takes_deliveries = False
+        self.output.send(frames)
 
     def _send(self, channel: int, method: amqp_object.Method) -> None:
-        self.send(wire.encode_method(channel, method))
-
-    @property
-    def has_data_to_send(self) -> bool:
-        """True where :meth:`data_to_send` would return something."""
-        return bool(self._outgoing)
-
-    @property
-    def unsent(self) -> int:
-        """How many bytes the client has still to take."""
-        return self._unsent
+        self.output.send(wire.encode_method(channel, method))
 
     def data_to_send(self) -> bytes:
         """Return and forget the bytes that are to be sent."""
-        joined = self._outgoing[0] if len(self._outgoing) == 1 else b''.join(self._outgoing)
-        self._outgoing.clear()
-        return joined if self._cut_after is None else self._cut(joined)
-
-    def cut_after(self, count: int) -> None:
-        """Send so many bytes more, in the middle of a frame or not, and then hang up. A fault that tests ask for."""
-        self._cut_after = count
-        if count == 0:
-            self.lost()
-
-    def _cut(self, data: bytes) -> bytes:
-        assert self._cut_after is not None
-        kept = data[: self._cut_after]
-        self._cut_after -= len(kept)
-        if self._cut_after == 0:
-            self.lost()
-        return kept
+        return self.output.take()
 
     def data_sent(self, count: int) -> None:
         """Hear how many bytes have left; deliveries go on when there is room again."""
-        self._unsent -= count
-        if not self.takes_deliveries and self._unsent <= _ROOM and self.state is State.RUNNING:
-            self.takes_deliveries = True
+        if self.output.sent(count) and self.state is State.RUNNING:
             for channel in list(self._channels.values()):
-                channel.resume_deliveries()
+                channel.delivering.resume()
 
     @property
     def wants_data(self) -> bool:
         """False while the client must not be read: it does not read its answers, or it publishes while blocked."""
-        return self._unsent < _STUCK and not self._blocked
+        return not self.output.is_stuck and not self._blocked
 
     # --- blocking ---
 
     def publish_begins(self) -> None:
         """Stop here under an alarm, as RabbitMQ does: what follows stays where it is until the alarm is over."""
-        reason = self.node.blocked
+        reason = self.shared.blocked
         if reason is None or self._blocked:
             return
         self._blocked = True
@@ -480,31 +429,12 @@ class Connection:
         if self._capabilities.get('connection.blocked'):
             self._send(0, spec.Connection.Unblocked())
         # The transport looks again whether it may read, also where there is nothing to send.
-        self.node.has_output(self)
+        self._has_output(self)
         self.receive_bytes(b'')
-
-    # --- time ---
-
-    def _set_timer(self, seconds: float | None, callback: Callable[[], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = None if seconds is None else self.node.transport_clock.call_later(seconds, callback)
 
     def _handshake_too_slow(self) -> None:
         logger.warning('%s: no handshake in %d seconds', self.peer, HANDSHAKE_SECONDS)
         self.lost()
-
-    def _beat(self) -> None:
-        """Show that the broker lives, and look whether the client does (section 4.2.7)."""
-        silence = self.node.transport_clock.now() - self._heard_at
-        if silence > 2 * self._heartbeat and not self._blocked:
-            logger.warning('%s: missed heartbeats for %d seconds', self.peer, silence)
-            self.lost()
-            return
-        if not self._has_sent:
-            self.send(wire.HEARTBEAT_FRAME)
-        self._has_sent = False
-        self._set_timer(self._heartbeat / 2, self._beat)
 
 
 class _DeafBuffer(wire.FrameBuffer):
@@ -514,6 +444,17 @@ class _DeafBuffer(wire.FrameBuffer):
         """Drop the bytes."""
 
 
+def _check_heartbeat(number: int, payload: bytes) -> None:
+    if number or payload:
+        code = UNEXPECTED_FRAME if number else FRAME_ERROR
+        text = wire.describe(wire.HEARTBEAT, payload)
+        raise Refusal(code, text if number else f'{text}: unknown_frame')
+
+
+def _is_closing(payload: bytes, kind: int) -> bool:
+    return kind == wire.METHOD and payload.startswith(_CLOSE_OR_OPEN)
+
+
 def _check_limit(name: str, wanted: int, lowest: int, highest: int) -> None:
     """Make sure that a client's limit is within the proposed one; 0 would mean that there is none (section 4.2.2)."""
     if wanted == 0 or wanted > highest:
@@ -521,20 +462,6 @@ def _check_limit(name: str, wanted: int, lowest: int, highest: int) -> None:
         raise Refusal(NOT_ALLOWED, f'negotiated {name} = {text} is greater than the maximum allowed value ({highest})')
     if wanted < lowest:
         raise Refusal(NOT_ALLOWED, f'negotiated {name} = {wanted} is lower than the minimum allowed value ({lowest})')
-
-
-def _read_amqplain(response: bytes) -> tuple[bytes, bytes]:
-    """Return user and password of RabbitMQ's AMQPLAIN, a table without its length."""
-    try:
-        table = data.decode_table(struct.pack('>I', len(response)) + response, 0)[0]
-        name, password = table['LOGIN'], table['PASSWORD']
-        return _as_bytes(name), _as_bytes(password)
-    except Exception:
-        return b'', b''
-
-
-def _as_bytes(value: Any) -> bytes:
-    return value.encode() if isinstance(value, str) else bytes(value)
 
 
 _Handler = Callable[[Connection, Any], None]

@@ -4,27 +4,61 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Protocol
 
 from postage.broker import wire
 from postage.broker.messages import QueuedMessage
 from postage.broker.queues import Queue
 from postage.broker.replies import PRECONDITION_FAILED, Refusal
 
-if TYPE_CHECKING:
-    from postage.broker.channel import Channel
+
+class Sender(Protocol):
+    """What a consumer asks of its channel.
+
+    :ivar prefetch_count: the limit that all its consumers share, 0 for none
+    :ivar in_flight: how many deliveries to consumers that limit counts
+    """
+
+    prefetch_count: int
+    in_flight: int
+
+    @property
+    def takes_deliveries(self) -> bool:
+        """False at the end, and while the client has too much to read already."""
+
+    def deliver(self, consumer: ChannelConsumer, entry: QueuedMessage) -> None:
+        """Send a message to a consumer."""
+
+    def consumer_cancelled(self, consumer: ChannelConsumer) -> None:
+        """Drop a consumer whose queue has gone."""
 
 
 class ChannelConsumer:
-    """A consumer on a channel, as its queue sees it."""
+    """A consumer on a channel, as its queue sees it.
 
-    __slots__ = ('_channel', 'exclusive', 'limit', 'no_ack', 'prefix', 'priority', 'queue', 'tag', 'unacknowledged')
+    :ivar unacknowledged: how many deliveries to it are not settled
+    :ivar overdue: how many of them were taken back, because they were not settled in time; it rests meanwhile
+    """
+
+    __slots__ = (
+        '_sender',
+        'exclusive',
+        'limit',
+        'no_ack',
+        'overdue',
+        'prefix',
+        'priority',
+        'queue',
+        'tag',
+        'unacknowledged',
+    )
 
     def __init__(
-        self, channel: Channel, queue: Queue, tag: str, no_ack: bool, exclusive: bool, priority: int, limit: int
+        self, sender: Sender, queue: Queue, tag: str, no_ack: bool, exclusive: bool, priority: int, limit: int
     ) -> None:
-        self._channel = channel
+        self._sender = sender
         self.queue = queue
         self.tag = tag
         self.no_ack = no_ack
@@ -32,38 +66,44 @@ class ChannelConsumer:
         self.priority = priority
         self.limit = limit
         self.unacknowledged = 0
+        self.overdue = 0
         self.prefix = wire.deliver_prefix(tag)
 
     def has_room(self) -> bool:
         """Tell whether prefetch limits and the connection's backlog leave room for a message."""
-        channel = self._channel
-        if not channel.takes_deliveries:
+        sender = self._sender
+        if not sender.takes_deliveries:
             return False
         if self.no_ack:
             return True
-        if self.limit and self.unacknowledged >= self.limit:
+        if self.overdue or (self.limit and self.unacknowledged >= self.limit):
             return False
-        return not channel.prefetch_count or channel.in_flight < channel.prefetch_count
+        return not sender.prefetch_count or sender.in_flight < sender.prefetch_count
 
     def deliver(self, entry: QueuedMessage) -> None:
         """Send a message."""
-        self._channel.deliver(self, entry)
+        self._sender.deliver(self, entry)
 
     def queue_deleted(self) -> None:
         """Tell the client, if it wants to know."""
-        self._channel.consumer_cancelled(self)
+        self._sender.consumer_cancelled(self)
 
 
-class Unacknowledged(NamedTuple):
+@dataclass
+class Unacknowledged:
     """A delivery whose fate is not known yet; a ``Basic.Get`` has no consumer.
 
     :ivar due: the clock's time by which it has to be settled
+    :ivar is_overdue: True where its queue has taken it back; the client may still settle it, to no effect
     """
+
+    __slots__ = ('consumer', 'due', 'entry', 'is_overdue', 'queue')
 
     entry: QueuedMessage
     queue: Queue
     consumer: ChannelConsumer | None
     due: float
+    is_overdue: bool
 
 
 class Unsettled:
@@ -110,13 +150,14 @@ class Unsettled:
 
 
 def requeue(settled: Iterable[Unacknowledged], counts: bool = True) -> None:
-    """Give deliveries back to their queues, as far as those exist.
+    """Give deliveries back to their queues, as far as those exist and have not taken them back themselves.
 
     :param counts: whether each was an attempt that failed
     """
     by_queue: dict[Queue, list[QueuedMessage]] = {}
-    for entry, queue, *_ in settled:
-        by_queue.setdefault(queue, []).append(entry)
+    for delivery in settled:
+        if not delivery.is_overdue:
+            by_queue.setdefault(delivery.queue, []).append(delivery.entry)
     for queue, entries in by_queue.items():
         if not queue.deleted:
             queue.requeue(entries, counts)

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from postage.broker import tables
 from postage.broker.arguments import type_name
 from postage.broker.messages import Message
+from postage.broker.queues import Queue
 from postage.broker.replies import PRECONDITION_FAILED, Refusal
 
-if TYPE_CHECKING:
-    from postage.broker.queues import Queue
-
-    Destination: TypeAlias = 'Queue | Exchange'
+Destination: TypeAlias = 'Queue | Exchange'
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ it, which is all that routing, lifetimes and dead-lettering need.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from postage.broker import tables
@@ -87,10 +88,10 @@ class ContentHeader:
         return None if raw is None else raw[1:].decode('utf-8', 'surrogateescape')
 
     @property
-    def priority(self) -> int:
-        """The priority, 0 where none is given."""
+    def priority(self) -> int | None:
+        """The priority, ``None`` where none is given."""
         raw = self._raw.get('priority')
-        return raw[0] if raw else 0
+        return raw[0] if raw else None
 
     @property
     def headers(self) -> bytes | None:
@@ -114,9 +115,8 @@ class ContentHeader:
         return ContentHeader(_pack_prefix(60, 0, self.body_size, flags) + b''.join(pieces))
 
     def with_headers(self, **changes: Any) -> ContentHeader:
-        """Return a copy with headers set, or removed where ``None``; ``_`` in a key stands for ``-``."""
-        renamed = {key.replace('_', '-'): value for key, value in changes.items()}
-        return self.replace(headers=tables.merge(self.headers, renamed))
+        """Return a copy with headers set, or removed where ``None``."""
+        return self.replace(headers=tables.merge(self.headers, changes))
 
 
 def short_string(text: str) -> bytes:
@@ -130,9 +130,10 @@ class Message:
 
     :ivar address: exchange and routing key as they travel in deliver, return and get-ok
     :ivar routing_keys: the key it was published with, then those of its CC and BCC headers
+    :ivar deaths: what the broker itself has recorded of its deaths, the latest first
     """
 
-    __slots__ = ('address', 'body', 'exchange', 'header', 'routing_key', 'routing_keys')
+    __slots__ = ('address', 'body', 'deaths', 'exchange', 'header', 'routing_key', 'routing_keys')
 
     def __init__(
         self,
@@ -142,6 +143,7 @@ class Message:
         body: bytes,
         address: bytes | None = None,
         routing_keys: tuple[str, ...] = (),
+        deaths: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.exchange = exchange
         self.routing_key = routing_key
@@ -149,6 +151,7 @@ class Message:
         self.body = body
         self.address = short_string(exchange) + short_string(routing_key) if address is None else address
         self.routing_keys = routing_keys or (routing_key,)
+        self.deaths = deaths
 
 
 class QueuedMessage:
@@ -156,10 +159,11 @@ class QueuedMessage:
 
     :ivar position: its number in that queue, to which it returns when it is requeued
     :ivar expires_at: the clock's time at which it is dead, or ``None``
-    :ivar returns: how often it was delivered and came back
+    :ivar returns: how often it came back from a delivery that counts as an attempt
+    :ivar acquired: how often it came back at all
     """
 
-    __slots__ = ('expires_at', 'message', 'position', 'redelivered', 'returns')
+    __slots__ = ('acquired', 'expires_at', 'message', 'position', 'redelivered', 'returns')
 
     def __init__(self, message: Message, position: int, expires_at: float | None) -> None:
         self.message = message
@@ -167,3 +171,4 @@ class QueuedMessage:
         self.expires_at = expires_at
         self.redelivered = False
         self.returns = 0
+        self.acquired = 0

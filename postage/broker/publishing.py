@@ -13,7 +13,6 @@ from postage.broker import wire
 from postage.broker.messages import ContentHeader
 from postage.broker.replies import FRAME_ERROR, PRECONDITION_FAILED, SYNTAX_ERROR, UNEXPECTED_FRAME, Refusal
 
-LARGEST_MESSAGE: Final = 134_217_728  # bytes: RabbitMQ's max_message_size
 _BASIC_CLASS: Final = spec.Basic.INDEX
 _MANDATORY: Final = 1
 _IMMEDIATE: Final = 2
@@ -66,10 +65,14 @@ class PublishReader:
 
 
 class Content:
-    """A message of which not everything has arrived."""
+    """A message of which not everything has arrived.
 
-    def __init__(self, publish: Publish) -> None:
+    :param largest: bytes of the body
+    """
+
+    def __init__(self, publish: Publish, largest: int) -> None:
         self.publish = publish
+        self._largest = largest
         self.header: ContentHeader | None = None
         self._parts: list[bytes] = []
         self._missing = 0
@@ -96,8 +99,8 @@ class Content:
         if found != _BASIC_CLASS:
             raise Refusal(UNEXPECTED_FRAME, f'{expected} one for class {found} instead')
         header = ContentHeader(payload)
-        if header.body_size > LARGEST_MESSAGE:
-            size = f'message size {header.body_size} is larger than configured max size {LARGEST_MESSAGE}'
+        if header.body_size > self._largest:
+            size = f'message size {header.body_size} is larger than configured max size {self._largest}'
             raise Refusal(PRECONDITION_FAILED, size)
         return header
 

@@ -5,31 +5,14 @@ A queue works at once: :meth:`Queue.publish` ends with the message in a consumer
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Protocol
 
+from postage.broker.clock import Clock, Timer
 from postage.broker.messages import Message, QueuedMessage
-
-if TYPE_CHECKING:
-    from postage.broker.clock import Clock, Timer
-    from postage.broker.rules import Rules
-
-
-class Consumer(Protocol):
-    """What a queue knows of those who consume from it."""
-
-    exclusive: bool
-    priority: int
-
-    def has_room(self) -> bool:
-        """Tell whether it would take one more message now."""
-
-    def deliver(self, entry: QueuedMessage) -> None:
-        """Take a message over."""
-
-    def queue_deleted(self) -> None:
-        """Hear that the queue has gone."""
+from postage.broker.ready import Consumer, ReadyMessages, Turns
+from postage.broker.retries import DelayedRetries
+from postage.broker.rules import Rules
 
 
 class Owner(Protocol):
@@ -46,134 +29,9 @@ class Owner(Protocol):
         ...
 
 
-def _position(entry: QueuedMessage) -> int:
-    return entry.position
-
-
-_BEFORE_ALL: Final = -(2**62)
-
-
-class ReadyMessages:
-    """Messages that wait, the highest priority first, each priority in the order of positions."""
-
-    def __init__(self, max_priority: int = 0) -> None:
-        self._levels: list[deque[QueuedMessage]] = [deque() for _ in range(max_priority + 1)]
-        self._highest = max_priority
-        self.count = 0
-        self.bytes = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[QueuedMessage]:
-        for level in reversed(self._levels):
-            yield from level
-
-    def _level(self, entry: QueuedMessage) -> deque[QueuedMessage]:
-        if not self._highest:
-            return self._levels[0]
-        return self._levels[min(entry.message.header.priority, self._highest)]
-
-    def append(self, entry: QueuedMessage) -> None:
-        """Put a new message at the end."""
-        self._level(entry).append(entry)
-        self.count += 1
-        self.bytes += len(entry.message.body)
-
-    def pop(self) -> QueuedMessage:
-        """Remove and return the message that is next."""
-        entry = next(level for level in reversed(self._levels) if level).popleft()
-        self.count -= 1
-        self.bytes -= len(entry.message.body)
-        return entry
-
-    def pop_least(self) -> QueuedMessage:
-        """Remove and return what a limit costs first: the oldest of the lowest priority."""
-        entry = next(level for level in self._levels if level).popleft()
-        self.count -= 1
-        self.bytes -= len(entry.message.body)
-        return entry
-
-    def heads(self) -> list[QueuedMessage]:
-        """Return the next message of each priority."""
-        return [level[0] for level in self._levels if level]
-
-    def restore(self, entries: Iterable[QueuedMessage]) -> None:
-        """Put messages back at their positions."""
-        returning: dict[int, list[QueuedMessage]] = {}
-        for entry in sorted(entries, key=_position):
-            returning.setdefault(id(self._level(entry)), []).append(entry)
-            self.count += 1
-            self.bytes += len(entry.message.body)
-        for level in self._levels:
-            back = returning.get(id(level))
-            if not back:
-                continue
-            if not level or back[-1].position < level[0].position:
-                level.extendleft(reversed(back))
-            else:
-                merged = sorted((*level, *back), key=_position)
-                level.clear()
-                level.extend(merged)
-
-    def drop_expired(self, now: float) -> Iterator[QueuedMessage]:
-        """Remove and yield the dead messages at the head of each priority."""
-        for level in self._levels:
-            while level and (expires := level[0].expires_at) is not None and expires <= now:
-                entry = level.popleft()
-                self.count -= 1
-                self.bytes -= len(entry.message.body)
-                yield entry
-
-    def clear(self) -> list[QueuedMessage]:
-        """Remove and return everything."""
-        everything = list(self)
-        for level in self._levels:
-            level.clear()
-        self.count = self.bytes = 0
-        return everything
-
-
-class Turns:
-    """Consumers, asked in turn: those of the highest priority first, and among equals the one that waited longest."""
-
-    def __init__(self) -> None:
-        self._by_priority: dict[int, deque[Consumer]] = {}
-        self._in_order: list[Consumer] = []
-
-    def __len__(self) -> int:
-        return len(self._in_order)
-
-    def __iter__(self) -> Iterator[Consumer]:
-        return iter(self._in_order)
-
-    def first(self) -> Consumer:
-        """Return the one that has been here longest."""
-        return self._in_order[0]
-
-    def add(self, consumer: Consumer) -> None:
-        """Let a consumer take part."""
-        self._in_order.append(consumer)
-        self._by_priority.setdefault(consumer.priority, deque()).append(consumer)
-        self._by_priority = dict(sorted(self._by_priority.items(), reverse=True))
-
-    def remove(self, consumer: Consumer) -> None:
-        """Let a consumer go."""
-        self._in_order.remove(consumer)
-        group = self._by_priority[consumer.priority]
-        group.remove(consumer)
-        if not group:
-            del self._by_priority[consumer.priority]
-
-    def next_with_room(self) -> Consumer | None:
-        """Return the consumer that gets the next message, or ``None`` where all are full."""
-        for group in self._by_priority.values():
-            for _ in range(len(group)):
-                consumer = group[0]
-                group.rotate(-1)
-                if consumer.has_room():
-                    return consumer
-        return None
+_HIGHEST_OF_QUORUM: Final = 31
+_USUAL_OF_QUORUM: Final = 4
+_LOW: Final = 0.8  # of a limit: where a quorum queue that has refused messages takes them again
 
 
 class Queue:
@@ -198,14 +56,14 @@ class Queue:
         self.owner = owner
         self.auto_delete = auto_delete
         self.arguments = arguments or {}
-        self.ready = ReadyMessages(self.arguments.get('x-max-priority') or 0)
         self.consumers = Turns()
         self.unacknowledged = 0
         self.deleted = False
         self._host = host
+        self._rules = host.rules
         self._clock = host.clock
         self._next_position = 0
-        self._next_returned = _BEFORE_ALL
+        self._is_refusing = False
         self._have_lifetimes = False
         self._expiry_timer: Timer | None = None
         self._unused_timer: Timer | None = None
@@ -222,8 +80,27 @@ class Queue:
         self._overflow: str = get('x-overflow', 'drop-head')
         self._expires: int | None = get('x-expires')
         self.single_active = bool(get('x-single-active-consumer'))
-        limit = get('x-delivery-limit', self._host.rules.delivery_limit) if self.is_quorum else None
-        self._delivery_limit: int | None = limit if isinstance(limit, int) and limit >= 0 else None
+        self._delivery_limit = self._limit_of_deliveries() if self.is_quorum else None
+        if not self.is_quorum:
+            self.ready = ReadyMessages(get('x-max-priority') or 0)
+        elif self._rules.quorum_priorities:
+            self.ready = ReadyMessages(_HIGHEST_OF_QUORUM, _USUAL_OF_QUORUM)
+        else:
+            self.ready = ReadyMessages()
+        self._retries: DelayedRetries | None = None
+        if self.is_quorum and self._rules.delayed_retries:
+            self._retries = DelayedRetries(self._clock, self.arguments, self._retry_now)
+
+    def _limit_of_deliveries(self) -> int | None:
+        limit = self.arguments.get('x-delivery-limit')
+        if not isinstance(limit, int):
+            return self._rules.delivery_limit
+        return None if limit < 0 and self._rules.negative_limit_is_none else limit
+
+    @property
+    def held_back(self) -> int:
+        """How many messages wait for a delayed retry; they are neither ready nor unacknowledged."""
+        return 0 if self._retries is None else len(self._retries)
 
     @property
     def dead_letter_exchange(self) -> str | None:
@@ -233,9 +110,9 @@ class Queue:
 
     @property
     def will_dead_letter(self) -> bool:
-        """True where the next message, of some priority, goes to a dead-letter exchange when its time is over."""
-        expiring = any(entry.expires_at is not None for entry in self.ready.heads())
-        return expiring and self.dead_letter_exchange is not None
+        """True where the next message goes to a dead-letter exchange when its time is over."""
+        head = self.ready.head()
+        return head is not None and head.expires_at is not None and self.dead_letter_exchange is not None
 
     def consumer_timeout(self, usual: float | None) -> float | None:
         """Return the seconds within which a delivery has to be acknowledged, ``None`` for ever.
@@ -244,10 +121,26 @@ class Queue:
 
         :param usual: the limit of queues that set none by ``x-consumer-timeout``
         """
-        if not (self.is_quorum or self._host.rules.classic_queues_time_out):
+        if not self._rules.timeout_cancels:
+            return usual
+        if not self.is_quorum:
             return None
         milliseconds = self.arguments.get('x-consumer-timeout')
-        return usual if milliseconds is None else milliseconds / 1000
+        return milliseconds / 1000 if isinstance(milliseconds, int) and milliseconds > 0 else usual
+
+    def delivery_headers(self, entry: QueuedMessage, by_get: bool) -> dict[str, int]:
+        """Return the headers that tell how often a message came before; of quorum queues only.
+
+        :param by_get: whether it is handed out by ``basic.get``
+        """
+        if not self.is_quorum or (not entry.acquired and not (by_get and self._rules.counts_first_get)):
+            return {}
+        counts = {}
+        if self._rules.counts_acquired:
+            counts['x-acquired-count'] = entry.acquired
+        if entry.returns or not self._rules.counts_acquired:
+            counts['x-delivery-count'] = entry.returns
+        return counts
 
     # --- messages in ---
 
@@ -257,7 +150,7 @@ class Queue:
         :param lifetime: the message's own expiration in milliseconds
         :returns: False where the queue is full and refuses (``x-overflow``)
         """
-        if self._is_limited and self._overflow != 'drop-head' and self._is_full(len(message.body)):
+        if self._is_limited and self._overflow != 'drop-head' and self._refuses(len(message.body)):
             if self._overflow == 'reject-publish-dlx':
                 self._host.dead_letter(self, message, 'maxlen')
             return False
@@ -270,7 +163,7 @@ class Queue:
             consumer.deliver(entry)
             return True
         self.ready.append(entry)
-        if self._is_limited:
+        if self._is_limited and self._overflow == 'drop-head':
             self._drop_surplus()
         if entry.expires_at is not None:
             self._have_lifetimes = True
@@ -281,19 +174,29 @@ class Queue:
         limits = [limit for limit in (lifetime, self._message_ttl) if limit is not None]
         return self._clock.now() + min(limits) / 1000 if limits else None
 
-    def _is_full(self, size: int) -> bool:
+    def _refuses(self, size: int) -> bool:
+        """Tell whether there is no place for one more message.
+
+        A quorum queue takes one too many before it refuses, and more again only when it is well below its limit.
+        """
+        if not self.is_quorum:
+            return self._is_over(1, size)
+        if self._is_refusing:
+            lengths = ((self._max_length, self.ready.count), (self._max_bytes, self.ready.bytes))
+            self._is_refusing = any(limit is not None and used > int(limit * _LOW) for limit, used in lengths)
+        else:
+            self._is_refusing = self._is_over()
+        return self._is_refusing
+
+    def _is_over(self, more: int = 0, size: int = 0) -> bool:
         ready = self.ready
-        return (self._max_length is not None and ready.count >= self._max_length) or (
+        return (self._max_length is not None and ready.count + more > self._max_length) or (
             self._max_bytes is not None and ready.bytes + size > self._max_bytes
         )
 
     def _drop_surplus(self) -> None:
-        ready = self.ready
-        while ready and (
-            (self._max_length is not None and ready.count > self._max_length)
-            or (self._max_bytes is not None and ready.bytes > self._max_bytes)
-        ):
-            self._host.dead_letter(self, ready.pop_least().message, 'maxlen')
+        while self.ready and self._is_over():
+            self._host.dead_letter(self, self.ready.pop().message, 'maxlen')
 
     # --- messages out ---
 
@@ -325,6 +228,8 @@ class Queue:
         entry = self.ready.pop() if self.ready else None
         if entry is not None:
             self.unacknowledged += 1
+            # What has died behind it is gone before it is counted how many are left.
+            self._drop_expired()
         self._watch_lifetimes()
         return entry
 
@@ -343,30 +248,29 @@ class Queue:
         for entry in entries:
             self.unacknowledged -= 1
             entry.redelivered = True
+            entry.acquired += 1
             entry.returns += counts
             if self._delivery_limit is not None and entry.returns > self._delivery_limit:
                 self._host.dead_letter(self, entry.message, 'delivery_limit')
-            else:
+            elif self._retries is None or not self._retries.hold_back(entry, counts):
                 back.append(entry)
-        if self.is_quorum:
-            self._move(back)
-        self.ready.restore(back)
+        self._put_back(back)
+
+    def _put_back(self, back: list[QueuedMessage]) -> None:
+        if not self.is_quorum:
+            self.ready.restore(back)
+        for entry in back if self.is_quorum else ():
+            if self._rules.returns_to_front or self._delivery_limit is not None:
+                self.ready.put_first(entry)
+            else:
+                self.ready.append(entry)
         if self._is_limited and self._overflow == 'drop-head':
             self._drop_surplus()
         self.dispatch()
 
-    def _move(self, returned: list[QueuedMessage]) -> None:
-        """Give returned messages of a quorum queue new positions.
-
-        RabbitMQ 3.10 puts them before all others where deliveries are limited, and at the end where they are not.
-        """
-        for entry in returned:
-            if self._delivery_limit is None:
-                entry.position = self._next_position
-                self._next_position += 1
-            else:
-                entry.position = self._next_returned
-                self._next_returned += 1
+    def _retry_now(self, entry: QueuedMessage) -> None:
+        if not self.deleted:
+            self._put_back([entry])
 
     def reject(self, entries: Iterable[QueuedMessage]) -> None:
         """Give messages up; with a dead-letter exchange they go there."""
@@ -375,8 +279,9 @@ class Queue:
             self._host.dead_letter(self, entry.message, 'rejected')
 
     def purge(self) -> int:
-        """Drop all that is ready and return how many there were."""
-        return len(self.ready.clear())
+        """Drop all that is ready, or held back for a retry, and return how many there were."""
+        held_back = self._retries.clear() if self._retries is not None else 0
+        return len(self.ready.clear()) + held_back
 
     # --- consumers ---
 
@@ -402,7 +307,7 @@ class Queue:
                 timer.cancel()
         for consumer in list(self.consumers):
             consumer.queue_deleted()
-        return len(self.ready.clear())
+        return self.purge()
 
     # --- time ---
 
@@ -421,15 +326,16 @@ class Queue:
 
     def _drop_expired(self) -> None:
         """Give up the dead messages at the head; those behind a living one stay, as in RabbitMQ."""
-        for entry in self.ready.drop_expired(self._clock.now()):
-            self._host.dead_letter(self, entry.message, 'expired')
+        now = self._clock.now()
+        while (head := self.ready.head()) is not None and head.expires_at is not None and head.expires_at <= now:
+            self._host.dead_letter(self, self.ready.pop().message, 'expired')
 
     def _watch_lifetimes(self) -> None:
-        """Come back when the first of the messages at the head dies."""
-        dying = [entry.expires_at for entry in self.ready.heads() if entry.expires_at is not None]
-        if not dying or self.deleted:
+        """Come back when the message at the head dies."""
+        head, timer = self.ready.head(), self._expiry_timer
+        if head is None or head.expires_at is None or self.deleted:
             return
-        first, timer = min(dying), self._expiry_timer
+        first = head.expires_at
         if timer is not None:
             if timer.due <= first:
                 return

@@ -11,7 +11,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Final, NamedTuple, TypeVar
@@ -20,10 +20,11 @@ from urllib.parse import quote
 from postage.broker.connection import Connection
 from postage.broker.messages import QueuedMessage
 from postage.broker.node import Node
+from postage.broker.observing import Observer
 from postage.broker.queues import Queue
 from postage.broker.replies import CONNECTION_FORCED, PRECONDITION_FAILED, Refusal
+from postage.broker.rules import DEFAULT, Rules, rules_of
 from postage.broker.users import Permissions
-from postage.broker.virtual_host import Observer
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +62,12 @@ class BrokerServer:
     :param heartbeat: seconds that are proposed to clients, 0 for no heartbeats
     :param permissions: what users may do, by user name and virtual host: regular expressions for the names that they
         may configure, write and read. A user who is not in it may do everything everywhere.
-    :param strict: ``'4.3'`` to behave as RabbitMQ 4.3 where its documentation says so, see
-        :mod:`postage.broker.rules`
+    :param rules: the version of RabbitMQ to behave as, ``'3.10'`` or ``'4.3'``, see :mod:`postage.broker.rules`
+    :param permit: names of deprecated features that are permitted although RabbitMQ denies them by default
+    :param deny: names of deprecated features that are denied although RabbitMQ permits them by default
     :param tls: the server's side of TLS (``ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)`` with a certificate);
         the port then speaks nothing else
-    :raises ValueError: for an unknown ``strict``
+    :raises ValueError: for unknown rules or features
     """
 
     def __init__(
@@ -76,13 +78,16 @@ class BrokerServer:
         virtual_hosts: Iterable[str] = ('/',),
         heartbeat: int = 60,
         permissions: Mapping[str, Mapping[str, Permissions]] | None = None,
-        strict: str | None = None,
+        rules: str = DEFAULT,
+        permit: Collection[str] = (),
+        deny: Collection[str] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host = host
         self._wanted_port = port
         self._users = {'guest': 'guest'} if users is None else dict(users)
-        self._node = Node(self._users, virtual_hosts, heartbeat, permissions, strict)
+        self._node = Node(self._users, virtual_hosts, heartbeat, permissions, rules_of(rules, permit, deny))
+        self._shared = self._node.shared
         self._tls = tls
         self._loop: _Loop | None = None
         self._thread: threading.Thread | None = None
@@ -153,13 +158,18 @@ class BrokerServer:
     def url(self) -> str:
         """An AMQP URL, with the first user's password and the first virtual host."""
         user, password = next(iter(self._users.items()))
-        virtual_host = quote(next(iter(self._node.virtual_hosts)), safe='')
+        virtual_host = quote(next(iter(self._shared.virtual_hosts)), safe='')
         return f'{self.scheme}://{quote(user, safe="")}:{quote(password, safe="")}@{self.address}/{virtual_host}'
 
     @property
     def scheme(self) -> str:
         """How its URLs begin: ``amqps`` with TLS, else ``amqp``."""
         return 'amqp' if self._tls is None else 'amqps'
+
+    @property
+    def rules(self) -> Rules:
+        """What the version of RabbitMQ that it behaves as does."""
+        return self._shared.rules
 
     # --- powers of a test ---
 
@@ -211,7 +221,7 @@ class BrokerServer:
 
         def close_some() -> int:
             channels = [channel for connection in self._node.connections for channel in connection.channels]
-            chosen = [channel for channel in channels if queue is None or queue in channel.consumed_queues]
+            chosen = [channel for channel in channels if queue is None or queue in channel.delivering.consumed_queues]
             for channel in chosen:
                 channel.refuse(Refusal(code, reason))
             return len(chosen)
@@ -229,28 +239,28 @@ class BrokerServer:
         def cut_all() -> int:
             connections = list(self._node.connections)
             for connection in connections:
-                connection.cut_after(after)
+                connection.output.cut_after(after)
             return len(connections)
 
         return self._call(cut_all)
 
     def delay_confirms(self, seconds: float) -> None:
         """Send publisher confirms late by the broker's clock, which :meth:`advance` moves; 0 ends that."""
-        self._call(lambda: setattr(self._node, 'confirm_delay', seconds))
+        self._call(lambda: setattr(self._shared, 'confirm_delay', seconds))
 
     def refuse_publishes(self, count: int = 1) -> None:
         """Answer the next messages on channels with publisher confirms by ``basic.nack``, and drop them.
 
         :param count: how many; 0 takes back what is left of an earlier call
         """
-        self._call(lambda: setattr(self._node, 'refusals_left', count))
+        self._call(lambda: setattr(self._shared, 'refusals_left', count))
 
     def set_consumer_timeout(self, seconds: float | None) -> None:
         """Set within which time deliveries have to be acknowledged; RabbitMQ's and the default are 30 minutes.
 
         :param seconds: for deliveries from now on, by the broker's clock; ``None`` for no limit
         """
-        self._call(lambda: setattr(self._node, 'consumer_timeout', seconds))
+        self._call(lambda: setattr(self._shared, 'consumer_timeout', seconds))
 
     def add_user(self, name: str, password: str, permissions: Mapping[str, Permissions] | None = None) -> None:
         """Add a user, or change one for connections to come.
@@ -259,11 +269,11 @@ class BrokerServer:
             read; the user may enter no other. ``None`` for everything everywhere.
         :raises re.error: where one is not a regular expression
         """
-        self._call(lambda: self._node.users.add(name, password, permissions))
+        self._call(lambda: self._shared.users.add(name, password, permissions))
 
     def add_virtual_host(self, name: str) -> None:
         """Add an empty virtual host; one that exists stays as it is."""
-        self._call(lambda: self._node.add_virtual_host(name))
+        self._call(lambda: self._shared.add_virtual_host(name))
 
     def delete_virtual_host(self, name: str) -> None:
         """Remove a virtual host with all that is in it, and close the connections to it.
@@ -287,7 +297,7 @@ class BrokerServer:
         return self._call(lambda: list(self._queues_of(vhost)[queue].ready))
 
     def _queues_of(self, vhost: str) -> dict[str, Queue]:
-        return self._node.virtual_hosts[vhost].queues
+        return self._shared.virtual_hosts[vhost].queues
 
     def under_way(self) -> list[str]:
         """Return, in words, what the broker still has to do or waits for its clients to do; nothing, when all is done.
@@ -298,9 +308,11 @@ class BrokerServer:
         """
 
         def look() -> list[str]:
-            queues = [queue for host in self._node.virtual_hosts.values() for queue in host.queues.values()]
+            queues = [queue for host in self._shared.virtual_hosts.values() for queue in host.queues.values()]
             unread = [
-                f'{each.peer} has not read all that it was sent' for each in self._node.connections if each.unsent
+                f'{each.peer} has not read all that it was sent'
+                for each in self._node.connections
+                if each.output.unsent
             ]
             return [text for queue in queues for text in _under_way(queue)] + unread
 
@@ -308,11 +320,11 @@ class BrokerServer:
 
     def observe(self, observer: Observer) -> None:
         """Tell somebody of each message that is published, delivered or dead, in the broker's thread."""
-        self._call(lambda: self._node.observers.append(observer))
+        self._call(lambda: self._shared.observers.append(observer))
 
     def unobserve(self, observer: Observer) -> None:
         """End what :meth:`observe` began."""
-        self._call(lambda: self._node.observers.remove(observer))
+        self._call(lambda: self._shared.observers.remove(observer))
 
     def advance(self, seconds: float) -> None:
         """Move the broker's clock forward: what falls due on the way happens, in its order, and nobody waits for it.
@@ -322,7 +334,7 @@ class BrokerServer:
 
         :param seconds: how far
         """
-        self._call(lambda: self._node.clock.advance(seconds))
+        self._call(lambda: self._shared.clock.advance(seconds))
 
     def block(self, reason: str = 'low on memory') -> None:
         """Behave as under a memory alarm: whoever publishes is sent ``Connection.Blocked``, and not read any more."""
@@ -342,6 +354,8 @@ def _under_way(queue: Queue) -> Iterator[str]:
         yield f'queue {queue.name!r} has {len(queue.ready)} ready messages and {len(queue.consumers)} consumers'
     elif queue.ready and queue.will_dead_letter:
         yield f'queue {queue.name!r} has messages that will expire into exchange {queue.dead_letter_exchange!r}'
+    if queue.held_back:
+        yield f'queue {queue.name!r} has {queue.held_back} messages that wait for a delayed retry'
     if queue.unacknowledged:
         yield f'queue {queue.name!r} has {queue.unacknowledged} unacknowledged messages'
 
@@ -402,7 +416,7 @@ class _Transport:
     def update(self) -> None:
         """Tell the selector what this socket waits for."""
         events = (selectors.EVENT_READ if self._connection.wants_data else 0) | (
-            selectors.EVENT_WRITE if self._unsent or self._connection.has_data_to_send else 0
+            selectors.EVENT_WRITE if self._unsent or self._connection.output else 0
         )
         if events == self._events:
             return

@@ -24,10 +24,14 @@ class Permissions(NamedTuple):
 
 
 class Grant:
-    """What one user may do in one virtual host."""
+    """What one user may do in one virtual host.
 
-    def __init__(self, user: str, vhost: str, permissions: Permissions) -> None:
+    :param names_rights: whether a refusal says which right is missing
+    """
+
+    def __init__(self, user: str, vhost: str, permissions: Permissions, names_rights: bool = False) -> None:
         self._user = user
+        self._names_rights = names_rights
         self._vhost = vhost
         self._patterns = {
             right: re.compile(pattern or '^$') for right, pattern in Permissions(*permissions)._asdict().items()
@@ -44,7 +48,8 @@ class Grant:
             name = _DEFAULT_EXCHANGE
         if not self._patterns[right].search(name):
             resource = f"{kind} '{name}' in vhost '{self._vhost}'"
-            raise Refusal(ACCESS_REFUSED, f"access to {resource} refused for user '{self._user}'")
+            missing = f'{right} access' if self._names_rights else 'access'
+            raise Refusal(ACCESS_REFUSED, f"{missing} to {resource} refused for user '{self._user}'")
 
 
 class Users:
@@ -53,12 +58,17 @@ class Users:
     :param passwords: passwords by user name
     :param permissions: by user name and virtual host; a user who is not in it may do everything everywhere, one who is
         may enter those virtual hosts only
+    :param names_rights: see :class:`Grant`
     :raises re.error: where a permission is not a regular expression
     """
 
     def __init__(
-        self, passwords: Mapping[str, str], permissions: Mapping[str, Mapping[str, Permissions]] | None = None
+        self,
+        passwords: Mapping[str, str],
+        permissions: Mapping[str, Mapping[str, Permissions]] | None = None,
+        names_rights: bool = False,
     ) -> None:
+        self._names_rights = names_rights
         self._passwords: dict[str, str] = {}
         self._grants: dict[str, dict[str, Grant]] = {}
         for user, password in passwords.items():
@@ -72,7 +82,9 @@ class Users:
         self._passwords[user] = password
         self._grants.pop(user, None)
         if permissions is not None:
-            self._grants[user] = {vhost: Grant(user, vhost, each) for vhost, each in permissions.items()}
+            self._grants[user] = {
+                vhost: Grant(user, vhost, each, self._names_rights) for vhost, each in permissions.items()
+            }
 
     def is_password(self, user: str, password: bytes) -> bool:
         """Tell whether there is such a user and this is the password."""

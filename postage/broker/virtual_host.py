@@ -6,25 +6,26 @@ import base64
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from postage.broker import arguments as args
-from postage.broker import tables
 from postage.broker.clock import Clock
-from postage.broker.exchanges import TYPES, Binding, Exchange, FanoutExchange, HeadersExchange
-from postage.broker.messages import ContentHeader, Message
+from postage.broker.dead_letters import dead_letter_of, deaths_of, is_cycle
+from postage.broker.exchanges import TYPES, Binding, Exchange
+from postage.broker.messages import Message
+from postage.broker.observing import Observer
 from postage.broker.queues import Queue
 from postage.broker.replies import (
     ACCESS_REFUSED,
-    COMMAND_INVALID,
     NOT_FOUND,
+    NOT_IMPLEMENTED,
     PRECONDITION_FAILED,
     RESOURCE_LOCKED,
     Refusal,
 )
-from postage.broker.rules import RULES, Rules
+from postage.broker.routing import Routes
+from postage.broker.rules import Rules
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ _PREDECLARED: Final = (
     ('amq.topic', 'topic', False),
     ('amq.rabbitmq.trace', 'topic', True),
 )
-_REMEMBERED_ROUTES: Final = 4096
 
 Reply = Callable[[Message], None]
 
@@ -46,19 +46,6 @@ Reply = Callable[[Message], None]
 def generated_name(prefix: str) -> str:
     """Return a name that nobody else has, as RabbitMQ makes them."""
     return prefix + base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b'=').decode()
-
-
-class Observer(Protocol):
-    """Who hears of each message on its way through a virtual host."""
-
-    def published(self, vhost: str, message: Message, queues: Sequence[str]) -> None:
-        """A message came from a client and was put into these queues."""
-
-    def delivered(self, vhost: str, queue: str, message: Message, redelivered: bool) -> None:
-        """A message was sent to a consumer, or handed out by a get."""
-
-    def died(self, vhost: str, queue: str, message: Message, reason: str) -> None:
-        """A queue gave a message up, whether or not it has a dead-letter exchange."""
 
 
 class VirtualHost:
@@ -69,7 +56,7 @@ class VirtualHost:
     :ivar reply_addresses: who gets a message for a direct reply-to address, by the address
     """
 
-    def __init__(self, name: str, clock: Clock, rules: Rules = RULES[None], observers: Sequence[Observer] = ()) -> None:
+    def __init__(self, name: str, clock: Clock, rules: Rules, observers: Sequence[Observer] = ()) -> None:
         self.name = name
         self.clock = clock
         self.rules = rules
@@ -77,7 +64,7 @@ class VirtualHost:
         self.exchanges: dict[str, Exchange] = {}
         self.queues: dict[str, Queue] = {}
         self.reply_addresses: dict[str, Reply] = {}
-        self._routes: dict[tuple[str, tuple[str, ...]], tuple[Queue, ...]] = {}
+        self._routes = Routes(self.exchanges, self.queues)
         self._dead: deque[tuple[Queue, Message, str]] = deque()
         self._burying = False
         for exchange, kind, internal in _PREDECLARED:
@@ -118,11 +105,12 @@ class VirtualHost:
     ) -> Exchange:
         """Return an exchange with these properties, made where it did not exist.
 
-        :raises Refusal: 403 for a reserved name, 406 where it exists otherwise, 503 for an unknown type
+        :raises Refusal: 403 for a reserved name, 406 where it exists otherwise, 503 or 406 for an unknown type
         """
         exchange_type = TYPES.get(kind)
         if exchange_type is None:
-            raise Refusal(COMMAND_INVALID, f"{'unknown' if kind else 'invalid'} exchange type '{kind}'")
+            wrong = f"{'unknown' if kind else 'invalid'} exchange type '{kind}'"
+            raise Refusal(self.rules.unknown_exchange_type, wrong)
         if not name:
             raise Refusal(ACCESS_REFUSED, 'operation not permitted on the default exchange')
         found = self.exchanges.get(name)
@@ -138,7 +126,7 @@ class VirtualHost:
             raise Refusal(PRECONDITION_FAILED, f'{wrong} {self._exchange_text(name)}')
         exchange = exchange_type(name, durable, auto_delete, internal, arguments)
         self.exchanges[name] = exchange
-        self._routes.clear()
+        self._routes.forget()
         logger.debug('%s: %s exchange %r declared', self.name, kind, name)
         return exchange
 
@@ -176,7 +164,7 @@ class VirtualHost:
         exchange = self.named_exchange(source)
         exchange.check_binding(arguments)
         exchange.bind(Binding(destination, routing_key, arguments))
-        self._routes.clear()
+        self._routes.forget()
         logger.debug('%s: %r bound to exchange %r with key %r', self.name, destination.name, source, routing_key)
 
     def unbind(
@@ -189,14 +177,14 @@ class VirtualHost:
         if exchange is None or destination is None:
             return
         if exchange.unbind(Binding(destination, routing_key, arguments)):
-            self._routes.clear()
+            self._routes.forget()
             self._delete_if_unbound(exchange)
 
     def _remove_destination(self, destination: Queue | Exchange) -> None:
         for exchange in list(self.exchanges.values()):
             if exchange.remove_destination(destination):
                 self._delete_if_unbound(exchange)
-        self._routes.clear()
+        self._routes.forget()
 
     def _delete_if_unbound(self, exchange: Exchange) -> None:
         if exchange.auto_delete and not exchange.bindings and self.exchanges.get(exchange.name) is exchange:
@@ -254,14 +242,14 @@ class VirtualHost:
             self._check_queue(found, user, durable, exclusive, auto_delete, arguments)
             found.touch()
             return found
-        args.check_queue_arguments(name, self.name, arguments)
+        args.check_queue_arguments(name, self.name, arguments, self.rules.arguments)
         self.rules.check_queue(durable, exclusive, arguments)
         if arguments.get('x-queue-type') == 'quorum':
             self._check_quorum(name, durable, exclusive, auto_delete)
         owner = user if exclusive else None
         queue = Queue(name, self, durable, owner, auto_delete, arguments)
         self.queues[queue.name] = queue
-        self._routes.clear()
+        self._routes.forget()
         logger.debug('%s: %s queue %r declared', self.name, 'quorum' if queue.is_quorum else 'classic', queue.name)
         return queue
 
@@ -282,11 +270,19 @@ class VirtualHost:
             if received != current:
                 new, old = args.text_of(received), args.text_of(current)
                 raise args.inequivalent(what, flag, f"'{new}'", f"'{old}'")
-        classic = {'x-queue-type': 'classic'}
+        received_all, current_all = self._with_types(arguments, found.arguments)
+        args.check_equivalent(what, received_all, current_all, self.rules.arguments.queue_keys)
+
+    def _with_types(
+        self, received: Mapping[str, Any], current: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """Return two sets of arguments with the queue type that is meant where they name none."""
+        default = {'x-queue-type': 'classic'}
+        if self.rules.arguments.knows_default_type:
+            return {**default, **received}, {**default, **current}
         # Naming the default type is the same as not naming it.
-        received_all = {**classic, **arguments} if 'x-queue-type' in found.arguments else arguments
-        current_all = {**classic, **found.arguments} if arguments.get('x-queue-type') == 'classic' else found.arguments
-        args.check_equivalent(what, received_all, current_all, args.QUEUE_KEYS)
+        received_all = {**default, **received} if 'x-queue-type' in current else received
+        return received_all, {**default, **current} if received.get('x-queue-type') == 'classic' else current
 
     def _check_quorum(self, name: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
         wrong = (('auto-delete', auto_delete), ('exclusive-owner', exclusive), ('non-durable', not durable))
@@ -306,8 +302,12 @@ class VirtualHost:
     def delete_queue_when(self, queue: Queue, if_unused: bool, if_empty: bool) -> int:
         """Remove a queue that meets the conditions.
 
-        :raises Refusal: 406, where it does not
+        :raises Refusal: 406, where it does not; 540 for a quorum queue, which knows no conditions
         """
+        for flag, is_set in (('if-empty', if_empty), ('if-unused', if_unused)):
+            if is_set and queue.is_quorum:
+                wrong = f'queue.delete operations with {flag} flag set are not supported by quorum queues'
+                raise Refusal(NOT_IMPLEMENTED, f'cannot delete {self._queue_text(queue.name)}. {wrong}')
         if if_unused and queue.consumers:
             raise Refusal(PRECONDITION_FAILED, f'{self._queue_text(queue.name)} in use')
         if if_empty and queue.ready:
@@ -321,54 +321,32 @@ class VirtualHost:
 
     # --- the way of a message ---
 
-    def reply(self, message: Message) -> None:
-        """Hand a message to the consumers of replies among its addresses; they do not count as queues."""
-        for key in message.routing_keys:
-            deliver = self.reply_addresses.get(key)
-            if deliver is not None:
-                deliver(message)
+    def reply(self, message: Message) -> bool:
+        """Hand a message to the consumers of replies among its addresses, and tell whether there are any."""
+        consumers = [self.reply_addresses[key] for key in message.routing_keys if key in self.reply_addresses]
+        for deliver in consumers:
+            deliver(message)
+        return bool(consumers)
+
+    def put(self, queues: Sequence[Queue], message: Message, lifetime: int | None) -> bool:
+        """Put a message into queues, and tell whether all of them took it.
+
+        :param lifetime: the message's own expiration in milliseconds
+        """
+        if len(queues) == 1:
+            return queues[0].publish(message, lifetime)
+        # What dies for the sake of this message comes behind it where they meet, so it waits.
+        is_first, self._burying = not self._burying, True
+        try:
+            accepted = [queue.publish(message, lifetime) for queue in queues]
+        finally:
+            if is_first:
+                self._bury_all()
+        return all(accepted)
 
     def route(self, exchange: Exchange, message: Message) -> tuple[Queue, ...]:
         """Return the queues that a message reaches from an exchange, each once."""
-        key = (exchange.name, message.routing_keys)
-        known = self._routes.get(key)
-        if known is None:
-            known, is_fixed = self._walk(exchange, message)
-            if is_fixed:
-                if len(self._routes) >= _REMEMBERED_ROUTES:
-                    self._routes.clear()
-                self._routes[key] = known
-        return known
-
-    def _walk(self, start: Exchange, message: Message) -> tuple[tuple[Queue, ...], bool]:
-        """Follow bindings, and alternate exchanges where there are none to follow.
-
-        :returns: the queues, and whether routing key and bindings alone led to them
-        """
-        is_fixed = True
-        found: dict[Queue, None] = {}
-        seen = {start.name}
-        to_visit = [start]
-        for exchange in to_visit:
-            is_fixed = is_fixed and not exchange.reads_headers
-            nexts = list(self._destinations(exchange, message))
-            alternate = exchange.alternate
-            if not nexts and alternate in self.exchanges:
-                nexts.append(self.exchanges[alternate])
-            for destination in nexts:
-                if isinstance(destination, Queue):
-                    found.setdefault(destination)
-                elif destination.name not in seen:
-                    seen.add(destination.name)
-                    to_visit.append(destination)
-        return tuple(found), is_fixed
-
-    def _destinations(self, exchange: Exchange, message: Message) -> Iterable[Queue | Exchange]:
-        if not exchange.name:
-            return [self.queues[key] for key in message.routing_keys if key in self.queues]
-        if isinstance(exchange, (FanoutExchange, HeadersExchange)):
-            return exchange.route(message, message.routing_key)
-        return [found for key in message.routing_keys for found in exchange.route(message, key)]
+        return self._routes.find(exchange, message)
 
     # --- dead letters ---
 
@@ -382,8 +360,10 @@ class VirtualHost:
         if queue.dead_letter_exchange is None:
             return
         self._dead.append((queue, message, reason))
-        if self._burying:
-            return
+        if not self._burying:
+            self._bury_all()
+
+    def _bury_all(self) -> None:
         self._burying = True
         try:
             while self._dead:
@@ -395,87 +375,8 @@ class VirtualHost:
         exchange = self.exchanges.get(queue.arguments['x-dead-letter-exchange'])
         if exchange is None:
             return
-        letter = dead_letter_of(message, queue, exchange.name, reason)
-        deaths = letter.header.header(b'x-death')
+        letter = dead_letter_of(message, queue.name, queue.arguments, exchange.name, reason, self.rules)
+        deaths = deaths_of(letter, self.rules) or ()
         for target in self.route(exchange, letter):
             if reason == 'rejected' or not is_cycle(target.name, deaths):
                 target.publish(letter)
-
-
-def dead_letter_of(message: Message, queue: Queue, exchange: str, reason: str) -> Message:
-    """Return the message that a dead one becomes, its death recorded in ``x-death``.
-
-    See https://www.rabbitmq.com/docs/dlx: deaths by queue and reason, counted, the latest first. The
-    expiration goes, so that it does not die again at once; it is kept in the record.
-    """
-    header = message.header
-    death: dict[str, Any] = {
-        'reason': reason,
-        'queue': queue.name,
-        'time': datetime.now(timezone.utc).replace(microsecond=0),
-        'exchange': message.exchange,
-        'routing-keys': [_encodable(key) for key in (message.routing_key, *carbon_copies(header, b'CC'))],
-    }
-    expiration = header.text('expiration')
-    if expiration is not None:
-        death['original-expiration'] = expiration
-    recorded = header.header(b'x-death')
-    changes: dict[str, Any] = {}
-    if not isinstance(recorded, list):
-        recorded = []
-        first = {'reason': reason, 'queue': queue.name, 'exchange': message.exchange}
-        changes.update({f'x-first-death-{what}': value for what, value in first.items()})
-    changes['x-death'] = _with_death(recorded, death)
-    key = queue.arguments.get('x-dead-letter-routing-key')
-    if key is not None:
-        changes['CC'] = None
-    changed = header.replace(expiration=None, headers=tables.merge(header.headers, changes))
-    keys = message.routing_keys if key is None else (key,)
-    return Message(exchange, keys[0], changed, message.body, routing_keys=keys)
-
-
-def carbon_copies(header: ContentHeader, key: bytes) -> list[str]:
-    """Return the further routing keys of a CC or BCC header.
-
-    See https://www.rabbitmq.com/docs/sender-selected
-
-    :raises Refusal: 406, where the header is not a list; what is not text in the list is passed over
-    """
-    value = header.header(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        wrong = f'{{unacceptable_type_in_header,"{key.decode()}",{args.type_name(value)}}}'
-        raise Refusal(PRECONDITION_FAILED, f'invalid message: {wrong}')
-    return [name for name in value if isinstance(name, str)]
-
-
-def _encodable(text: str) -> str:
-    return text.encode('utf-8', 'replace').decode()
-
-
-def _with_death(recorded: list[Any], death: dict[str, Any]) -> list[Any]:
-    same = [
-        old
-        for old in recorded
-        if isinstance(old, dict) and (old.get('queue'), old.get('reason')) == (death['queue'], death['reason'])
-    ]
-    others = [old for old in recorded if old not in same]
-    if not same:
-        return [{'count': tables.Long(1), **death}, *others]
-    count = same[0].get('count')
-    return [{**same[0], 'count': tables.Long(count + 1 if isinstance(count, int) else 1)}, *others]
-
-
-def is_cycle(queue: str, deaths: Any) -> bool:
-    """Tell whether a message has been through this queue already, with no rejection on the way round."""
-    if not isinstance(deaths, list):
-        return False
-    for death in deaths:
-        if not isinstance(death, dict):
-            continue
-        if death.get('reason') == 'rejected':
-            return False
-        if death.get('queue') == queue:
-            return True
-    return False

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known, for those who allow no others."""
-    line = "postage_broker(**options): parameters of this test's postage_broker, such as strict='4.3'"
+    line = "postage_broker(**options): parameters of this test's postage_broker, such as rules='3.10'"
     config.addinivalue_line('markers', line)
 
 
@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def postage_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     """An embedded broker of this test's own, a :class:`postage.testing.Broker`; ``postage_broker.url`` leads to it.
 
-    ``@pytest.mark.postage_broker(strict='4.3')`` hands the broker parameters.
+    ``@pytest.mark.postage_broker(rules='3.10')`` hands the broker parameters.
     """
     from postage.testing.broker import Broker
 

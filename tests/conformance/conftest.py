@@ -1,4 +1,4 @@
-"""What the conformance tests share: a connection of bare pika to the broker of the test, and a channel on it."""
+"""What the conformance tests share: each broker that there is, and a connection of bare pika to it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
-from support.brokers import Broker, connect
+from postage.broker.rules import RULES
+from postage.broker.server import BrokerServer
+from support.brokers import Broker, Embedded, connect
+
+
+@pytest.fixture(params=[*(f'embedded-{version}' for version in RULES), 'rabbitmq'])
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A broker with an empty virtual host: the embedded one under each of its rules, and RabbitMQ."""
+    if request.param == 'rabbitmq':
+        yield request.getfixturevalue('rabbitmq')
+        return
+    version = request.param.removeprefix('embedded-')
+    with BrokerServer(rules=version) as server:
+        yield Embedded(server, version)
 
 
 @pytest.fixture

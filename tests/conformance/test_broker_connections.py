@@ -69,10 +69,16 @@ def test_amqplain_is_understood(client: RawClient) -> None:
     assert client.read().method.NAME == 'Connection.Tune'
 
 
-def test_another_protocol_is_answered_by_the_header_of_this_one(client: RawClient) -> None:
-    client.send(b'AMQP\x00\x01\x00\x00')
+def test_another_version_is_answered_by_the_header_of_this_one(client: RawClient) -> None:
+    client.send(b'AMQP\x00\x00\x09\x02')
     assert client.read().marshal() == b'AMQP\x00\x00\x09\x01'
     assert client.read() is None
+
+
+def test_a_secret_may_be_renewed(broker: Broker, client: RawClient) -> None:
+    client.open(broker)
+    client.send_method(0, spec.Connection.UpdateSecret('another', 'it is time'))
+    assert client.read().method.NAME == 'Connection.UpdateSecretOk'
 
 
 @pytest.mark.parametrize(('user', 'password'), [('guest', 'wrong'), ('nobody', 'guest')])

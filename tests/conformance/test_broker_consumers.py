@@ -189,21 +189,6 @@ def test_each_consumer_has_its_own_prefetch_limit(channel: BlockingChannel, queu
     readers[0].wait_for(3)
 
 
-def test_a_global_limit_is_shared_by_the_consumers_of_a_channel(channel: BlockingChannel, queue: str) -> None:
-    channel.basic_qos(prefetch_count=3, global_qos=True)
-    readers = [Reader(channel, queue) for _ in range(2)]
-    publish(channel, queue, *(b'%d' % number for number in range(6)))
-
-    def delivered() -> int:
-        return sum(len(reader.bodies) for reader in readers)
-
-    wait_until(channel.connection, lambda: delivered() == 3)
-    pass_time(channel.connection)
-    assert delivered() == 3
-    channel.basic_ack(2, multiple=True)
-    wait_until(channel.connection, lambda: delivered() == 5)
-
-
 def test_prefetch_limits_do_not_hold_for_consumers_that_need_not_acknowledge(
     channel: BlockingChannel, queue: str
 ) -> None:

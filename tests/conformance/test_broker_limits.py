@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pika
-import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
+from conformance.version_table import says
 from support.brokers import Broker, Embedded, RabbitMQ, connect
-from support.channels import message_count, publish, refusal_of, wait_until
+from support.channels import message_count, publish, wait_until
+from support.powers import acknowledgements_within
 
 
 @contextlib.contextmanager
@@ -29,25 +30,6 @@ def alarm(broker: Broker) -> Iterator[None]:
         yield
     finally:
         broker.node.evaluate(f'rabbit_alarm:clear_alarm({what}), ""')
-
-
-@contextlib.contextmanager
-def acknowledgements_within(broker: Broker, milliseconds: int) -> Iterator[None]:
-    """Let channels that are opened and closed in a ``with`` be closed where they acknowledge too late."""
-    if isinstance(broker, Embedded):
-        broker.server.set_consumer_timeout(milliseconds / 1000)
-        yield
-        return
-    assert isinstance(broker, RabbitMQ)
-    names = ('consumer_timeout', 'channel_tick_interval')
-    before = [broker.node.evaluate(f'integer_to_list(application:get_env(rabbit, {name}, 60000))') for name in names]
-    for name, value in zip(names, (milliseconds, 100), strict=True):
-        broker.node.evaluate(f'application:set_env(rabbit, {name}, {value}), ""')
-    try:
-        yield
-    finally:
-        for name, value in zip(names, before, strict=True):
-            broker.node.evaluate(f'application:set_env(rabbit, {name}, {value}), ""')
 
 
 def test_who_publishes_under_an_alarm_hears_of_it_and_of_its_end(broker: Broker, channel: BlockingChannel) -> None:
@@ -74,37 +56,17 @@ def test_who_publishes_under_an_alarm_hears_of_it_and_of_its_end(broker: Broker,
         wait_until(publisher, lambda: message_count(channel, 'q') == sent)
 
 
-@pytest.mark.parametrize('by_get', [True, False], ids=['get', 'consumer'])
-def test_a_channel_that_does_not_acknowledge_in_time_is_closed(
-    broker: Broker, connection: pika.BlockingConnection, channel: BlockingChannel, by_get: bool
+def test_a_channel_that_does_not_acknowledge_what_it_got_in_time_is_closed(
+    broker: Broker, connection: pika.BlockingConnection, channel: BlockingChannel
 ) -> None:
-    channel.queue_declare('q', durable=True)
+    channel.queue_declare('q', durable=True, arguments={'x-queue-type': 'quorum'})
     publish(channel, 'q', b'x')
     reasons: list[Any] = []
     with acknowledgements_within(broker, 300):
         late = connection.channel()
         late._impl.add_on_close_callback(lambda _, reason: reasons.append(reason))
-        if by_get:
-            late.basic_get('q')
-        else:
-            late.basic_consume('q', lambda *_: None)
+        late.basic_get('q')
         wait_until(connection, lambda: bool(reasons))
-    text = 'delivery acknowledgement on channel 2 timed out. Timeout value used: 300 ms.'
-    assert reasons[0].reply_code == 406
-    assert reasons[0].reply_text == (
-        f'PRECONDITION_FAILED - {text} This timeout value can be configured, see consumers doc guide to learn more'
-    )
+    _, text = says(broker, 'late, got from a quorum queue')
+    assert (reasons[0].reply_code, reasons[0].reply_text) == (406, text.replace('channel 1', 'channel 2'))
     wait_until(connection, lambda: message_count(channel, 'q') == 1)
-
-
-def test_a_quorum_queue_and_a_shared_prefetch_limit_do_not_go_together(
-    broker: Broker, connection: pika.BlockingConnection, channel: BlockingChannel
-) -> None:
-    channel.queue_declare('quorum', durable=True, arguments={'x-queue-type': 'quorum'})
-    other = connection.channel()
-    other.basic_qos(prefetch_count=1, global_qos=True)
-    code, text = refusal_of(other.basic_consume, 'quorum', print)
-    assert (code, text) == (
-        540,
-        f"NOT_IMPLEMENTED - queue 'quorum' in vhost '{broker.vhost}' does not support global qos",
-    )

@@ -11,30 +11,11 @@ import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ProbableAccessDeniedError
 
+from conformance.version_table import says
 from postage.broker.users import Permissions
-from support.brokers import Broker, Embedded, RabbitMQ
+from support.brokers import Broker
 from support.channels import refusal_of
-from support.rabbitmq_node import binary
-
-
-def add_user(broker: Broker, name: str, permissions: Permissions | None) -> None:
-    """Add a user whose password is the name, with permissions in the virtual host of the test."""
-    if isinstance(broker, Embedded):
-        broker.server.add_user(name, name, {} if permissions is None else {broker.vhost: permissions})
-        return
-    assert isinstance(broker, RabbitMQ)
-    user, vhost = binary(name), binary(broker.vhost)
-    broker.node.evaluate(f'rabbit_auth_backend_internal:add_user({user}, {user}, <<"tests">>), ""')
-    if permissions is not None:
-        patterns = ', '.join(binary(each) for each in permissions)
-        broker.node.evaluate(
-            f'rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {patterns}, <<"tests">>), ""'
-        )
-
-
-def delete_user(broker: Broker, name: str) -> None:
-    if isinstance(broker, RabbitMQ):
-        broker.node.evaluate(f'rabbit_auth_backend_internal:delete_user({binary(name)}, <<"tests">>), ""')
+from support.powers import add_user, delete_user
 
 
 def connect_as(broker: Broker, name: str) -> pika.BlockingConnection:
@@ -68,12 +49,10 @@ Action = Callable[[BlockingChannel], Any]
 
 ALLOWED: dict[str, Action] = {
     'declare': lambda channel: channel.queue_declare('c-q', durable=True),
-    'declare passively': lambda channel: channel.queue_declare('o-q', passive=True),
     'declare with dead letters': lambda channel: channel.queue_declare(
         'c-new', exclusive=True, arguments=with_arguments(x_dead_letter_exchange='w-x')
     ),
     'declare an exchange': lambda channel: channel.exchange_declare('c-x'),
-    'declare an exchange passively': lambda channel: channel.exchange_declare('o-x', passive=True),
     'bind': lambda channel: channel.queue_bind('w-q', 'r-x', 'k'),
     'bind exchanges': lambda channel: channel.exchange_bind('w-x', 'r-x', 'k'),
     'get': lambda channel: channel.basic_get('r-q'),
@@ -85,43 +64,46 @@ ALLOWED: dict[str, Action] = {
 }
 
 REFUSED: dict[str, tuple[Action, str]] = {
-    'declare': (lambda channel: channel.queue_declare('w-new', durable=True), "queue 'w-new'"),
-    'declare otherwise': (lambda channel: channel.queue_declare('o-q'), "queue 'o-q'"),
+    'declare': (lambda channel: channel.queue_declare('w-new', durable=True), "configure queue 'w-new'"),
+    'declare otherwise': (lambda channel: channel.queue_declare('o-q'), "configure queue 'o-q'"),
     'declare what is invalid': (
         lambda channel: channel.queue_declare('o-new', arguments={'x-message-ttl': -1}),
-        "queue 'o-new'",
+        "configure queue 'o-new'",
     ),
     'declare with dead letters': (
         lambda channel: channel.queue_declare('c-new', arguments=with_arguments(x_dead_letter_exchange='o-x')),
-        "exchange 'o-x'",
+        "write exchange 'o-x'",
     ),
     'declare with dead letters to queues': (
         lambda channel: channel.queue_declare('c-new', arguments=with_arguments(x_dead_letter_exchange='')),
-        "exchange 'amq.default'",
+        "write exchange 'amq.default'",
     ),
-    'declare an exchange': (lambda channel: channel.exchange_declare('o-x'), "exchange 'o-x'"),
+    'declare an exchange': (lambda channel: channel.exchange_declare('o-x'), "configure exchange 'o-x'"),
     'declare an exchange with an alternate': (
         lambda channel: channel.exchange_declare('c-new', arguments=with_arguments(alternate_exchange='o-x')),
-        "exchange 'o-x'",
+        "write exchange 'o-x'",
     ),
-    'delete': (lambda channel: channel.queue_delete('o-q'), "queue 'o-q'"),
-    'delete what is missing': (lambda channel: channel.queue_delete('missing'), "queue 'missing'"),
-    'delete an exchange': (lambda channel: channel.exchange_delete('o-x'), "exchange 'o-x'"),
-    'bind a queue': (lambda channel: channel.queue_bind('o-q', 'r-x', 'k'), "queue 'o-q'"),
-    'bind to an exchange': (lambda channel: channel.queue_bind('w-q', 'o-x', 'k'), "exchange 'o-x'"),
-    'bind what is missing': (lambda channel: channel.queue_bind('missing', 'r-x', 'k'), "queue 'missing'"),
-    'bind to the default exchange': (lambda channel: channel.queue_bind('o-q', '', 'k'), "queue 'o-q'"),
-    'unbind a queue': (lambda channel: channel.queue_unbind('o-q', 'o-x', 'k'), "queue 'o-q'"),
-    'unbind from an exchange': (lambda channel: channel.queue_unbind('w-q', 'o-x', 'k'), "exchange 'o-x'"),
-    'bind an exchange': (lambda channel: channel.exchange_bind('o-x', 'r-x', 'k'), "exchange 'o-x'"),
-    'bind from an exchange': (lambda channel: channel.exchange_bind('w-x', 'o-x', 'k'), "exchange 'o-x'"),
-    'get': (lambda channel: channel.basic_get('o-q'), "queue 'o-q'"),
-    'get from what is missing': (lambda channel: channel.basic_get('missing'), "queue 'missing'"),
-    'consume': (lambda channel: channel.basic_consume('o-q', print), "queue 'o-q'"),
-    'purge': (lambda channel: channel.queue_purge('o-q'), "queue 'o-q'"),
-    'publish': (lambda channel: channel.basic_publish('o-x', 'k', b''), "exchange 'o-x'"),
-    'publish to what is missing': (lambda channel: channel.basic_publish('missing', 'k', b''), "exchange 'missing'"),
-    'publish to queues': (lambda channel: channel.basic_publish('', 'w-q', b''), "exchange 'amq.default'"),
+    'delete': (lambda channel: channel.queue_delete('o-q'), "configure queue 'o-q'"),
+    'delete what is missing': (lambda channel: channel.queue_delete('missing'), "configure queue 'missing'"),
+    'delete an exchange': (lambda channel: channel.exchange_delete('o-x'), "configure exchange 'o-x'"),
+    'bind a queue': (lambda channel: channel.queue_bind('o-q', 'r-x', 'k'), "write queue 'o-q'"),
+    'bind to an exchange': (lambda channel: channel.queue_bind('w-q', 'o-x', 'k'), "read exchange 'o-x'"),
+    'bind what is missing': (lambda channel: channel.queue_bind('missing', 'r-x', 'k'), "write queue 'missing'"),
+    'bind to the default exchange': (lambda channel: channel.queue_bind('o-q', '', 'k'), "write queue 'o-q'"),
+    'unbind a queue': (lambda channel: channel.queue_unbind('o-q', 'o-x', 'k'), "write queue 'o-q'"),
+    'unbind from an exchange': (lambda channel: channel.queue_unbind('w-q', 'o-x', 'k'), "read exchange 'o-x'"),
+    'bind an exchange': (lambda channel: channel.exchange_bind('o-x', 'r-x', 'k'), "write exchange 'o-x'"),
+    'bind from an exchange': (lambda channel: channel.exchange_bind('w-x', 'o-x', 'k'), "read exchange 'o-x'"),
+    'get': (lambda channel: channel.basic_get('o-q'), "read queue 'o-q'"),
+    'get from what is missing': (lambda channel: channel.basic_get('missing'), "read queue 'missing'"),
+    'consume': (lambda channel: channel.basic_consume('o-q', print), "read queue 'o-q'"),
+    'purge': (lambda channel: channel.queue_purge('o-q'), "read queue 'o-q'"),
+    'publish': (lambda channel: channel.basic_publish('o-x', 'k', b''), "write exchange 'o-x'"),
+    'publish to what is missing': (
+        lambda channel: channel.basic_publish('missing', 'k', b''),
+        "write exchange 'missing'",
+    ),
+    'publish to queues': (lambda channel: channel.basic_publish('', 'w-q', b''), "write exchange 'amq.default'"),
 }
 
 
@@ -131,9 +113,11 @@ def test_a_user_may_do_what_the_permissions_cover(bob: BlockingChannel) -> None:
 
 
 def test_a_user_is_refused_everything_else(broker: Broker, bob: BlockingChannel) -> None:
-    for name, (action, resource) in REFUSED.items():
+    for name, (action, what) in REFUSED.items():
         refusal = refusal_of(action, confirming(bob))
-        text = f"ACCESS_REFUSED - access to {resource} in vhost '{broker.vhost}' refused for user 'bob'"
+        right, _, resource = what.partition(' ')
+        missing = says(broker, 'a refusal says which right is missing').format(right=right)
+        text = f"ACCESS_REFUSED - {missing} to {resource} in vhost '{broker.vhost}' refused for user 'bob'"
         assert refusal == (403, text), name
 
 
@@ -144,10 +128,11 @@ def confirming(channel: BlockingChannel) -> BlockingChannel:
     return another
 
 
-def test_a_server_named_queue_needs_a_permission_too(bob: BlockingChannel) -> None:
+def test_a_server_named_queue_needs_a_permission_too(broker: Broker, bob: BlockingChannel) -> None:
     code, text = refusal_of(bob.queue_declare, '', exclusive=True)
     assert code == 403
-    assert text.startswith("ACCESS_REFUSED - access to queue 'amq.gen-")
+    missing = says(broker, 'a refusal says which right is missing').format(right='configure')
+    assert text.startswith(f"ACCESS_REFUSED - {missing} to queue 'amq.gen-")
 
 
 def test_a_user_without_permissions_in_a_virtual_host_may_not_enter_it(broker: Broker) -> None:

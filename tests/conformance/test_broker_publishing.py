@@ -7,7 +7,7 @@ from typing import Any
 import pika
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel
-from pika.exceptions import NackError, UnroutableError
+from pika.exceptions import NackError
 
 from support.brokers import Broker, connect
 from support.channels import message_count, refusal_of, wait_until
@@ -207,16 +207,6 @@ def test_a_reply_comes_back_on_the_channel_that_asked(broker: Broker, channel: B
     with connect(broker) as other:
         other.channel().basic_publish('', address, b'reply')
         wait_until(channel.connection, lambda: replies == [b'reply'])
-
-
-def test_a_mandatory_reply_arrives_and_is_returned_as_a_reply_address_is_no_queue(
-    channel: BlockingChannel, confirming: BlockingChannel, queue: str
-) -> None:
-    replies: list[bytes] = []
-    address = reply_address(channel, queue, replies)
-    with pytest.raises(UnroutableError):
-        confirming.basic_publish('', address, b'reply', mandatory=True)
-    wait_until(channel.connection, lambda: replies == [b'reply'])
 
 
 def test_a_reply_to_nobody_is_dropped(

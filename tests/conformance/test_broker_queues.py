@@ -68,11 +68,6 @@ def test_a_declaration_tells_how_many_messages_and_consumers_there_are(channel: 
             "'x-single-active-consumer' for {}: received the value 'false' of type 'bool' but current is none",
         ),
         (
-            {'durable': True},
-            {'durable': True, 'arguments': {'x-queue-type': 'quorum'}},
-            "'x-queue-type' for {}: received the value 'quorum' of type 'longstr' but current is none",
-        ),
-        (
             {},
             {'arguments': {'x-message-ttl': -1}},
             "'x-message-ttl' for {}: received the value '-1' of type 'signedint' but current is none",
@@ -125,7 +120,6 @@ def test_an_existing_queue_does_not_become_exclusive(broker: Broker, channel: Bl
             "'x-dead-letter-routing-key' for {}: routing_key_but_no_dlx_defined",
         ),
         ({'x-single-active-consumer': 'yes'}, "'x-single-active-consumer' for {}: {{unacceptable_type,longstr}}"),
-        ({'x-queue-mode': 'odd'}, "'x-queue-mode' for {}: \"unsupported queue mode 'odd'\""),
         ({'x-queue-type': 'odd'}, "'x-queue-type' for {}: \"unsupported queue type 'odd'\""),
         ({'x-delivery-limit': 3}, "'x-delivery-limit' for {} of queue type rabbit_classic_queue"),
     ],

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pika
 
+from postage.broker.rules import DEFAULT
 from postage.broker.server import BrokerServer
 from support.rabbitmq_node import RabbitMQNode
 
@@ -17,11 +18,13 @@ class Broker(Protocol):
     """A broker with an empty virtual host of the test's own.
 
     :ivar name: ``embedded`` or ``rabbitmq``
+    :ivar rules: the version whose rules it follows: ``3.10``, ``4.0`` or ``4.3``
     :ivar vhost: the virtual host of this test
     :ivar url: AMQP URL of that virtual host, with the credentials ``guest`` and ``guest``
     """
 
     name: str
+    rules: str
     host: str
     port: int
     vhost: str
@@ -71,6 +74,7 @@ class RabbitMQ:
 
     def __init__(self, node: RabbitMQNode, vhost: str) -> None:
         self.node = node
+        self.rules = node.rules
         self.port = node.port
         self.vhost = vhost
         self.url = node.url(vhost)
@@ -100,6 +104,7 @@ class RabbitMQ:
 class Embedded:
     """The embedded broker, all of it one test's own.
 
+    :param rules: those that the server was started with
     :ivar server: the :class:`postage.broker.server.BrokerServer`, for what RabbitMQ cannot do
     """
 
@@ -107,8 +112,9 @@ class Embedded:
     host = '127.0.0.1'
     vhost = '/'
 
-    def __init__(self, server: BrokerServer) -> None:
+    def __init__(self, server: BrokerServer, rules: str = DEFAULT) -> None:
         self.server = server
+        self.rules = rules
         self.port = server.port
         self.url = self.url_of(self.vhost)
 

@@ -166,6 +166,10 @@ class RawClient:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._received = b''
 
+    def set_timeout(self, seconds: float) -> None:
+        """Wait no longer than that for bytes."""
+        self._socket.settimeout(seconds)
+
     def send(self, data: bytes) -> None:
         self._socket.sendall(data)
 

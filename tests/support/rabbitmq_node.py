@@ -153,6 +153,12 @@ class RabbitMQNode:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     @property
+    def rules(self) -> str:
+        """The newest of the versions that the tests know which is not newer than this node."""
+        version = tuple(int(part) for part in self.version.split('.')[:2])
+        return next(name for name in ('4.3', '4.0', '3.10') if version >= tuple(map(int, name.split('.'))))
+
+    @property
     def is_running(self) -> bool:
         """Whether the node was started and neither stopped nor killed since."""
         return self._process is not None

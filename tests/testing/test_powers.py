@@ -113,7 +113,7 @@ def test_virtual_hosts_come_and_go(broker: Broker) -> None:
     assert broker.queues('other') == {'q': (0, 0, 0)}
     broker.delete_virtual_host('other')
     code, text = refusal_of(connection.process_data_events, 10)
-    assert (code, text) == (320, "CONNECTION_FORCED - vhost 'other' is down")
+    assert (code, text) == (320, "CONNECTION_FORCED - vhost 'other' is deleted")
 
 
 # Time

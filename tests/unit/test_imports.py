@@ -72,10 +72,14 @@ def modules() -> Iterator[tuple[str, Path]]:
 MODULES = [pytest.param(name, path, id=name) for name, path in modules()]
 
 
-def imports_of(module: str, path: Path) -> Iterator[str]:
-    """Yield the dotted name of everything that a module imports, anywhere in its text but for type checkers."""
+def imports_of(module: str, path: Path, for_types: bool = False) -> Iterator[str]:
+    """Yield the dotted name of everything that a module imports, anywhere in its text.
+
+    :param for_types: whether what only type checkers see counts, too
+    """
     package = module if path.name == '__init__.py' else module.rpartition('.')[0]
-    for node in nodes_that_run(ast.parse(path.read_text(), str(path))):
+    tree = ast.parse(path.read_text(), str(path))
+    for node in ast.walk(tree) if for_types else nodes_that_run(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -122,6 +126,20 @@ def test_pikas_connections_are_known_in_amqp_alone(module: str, path: Path) -> N
     spared = ('pika.connection',) if module == 'postage.settings' else ()
     found = [name for name in named if name.startswith(PIKA_CONNECTIONS) and not name.startswith(spared)]
     assert found == []
+
+
+def test_the_modules_of_the_broker_import_one_another_one_way_types_included() -> None:
+    paths = {module: path for module, path in modules() if module.startswith('postage.broker.')}
+    imported = {
+        module: {
+            other for other in paths for name in imports_of(module, path, True) if f'{name}.'.startswith(f'{other}.')
+        }
+        for module, path in paths.items()
+    }
+    left = set(paths)
+    while free := {module for module in left if not imported[module] & left}:
+        left -= free
+    assert left == set(), 'these import one another in a circle'
 
 
 def test_every_part_of_the_package_has_its_place_in_the_order() -> None:

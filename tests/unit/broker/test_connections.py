@@ -105,7 +105,7 @@ def test_a_whole_session_may_come_in_one_piece_or_byte_by_byte(node: Node) -> No
 def test_a_client_that_never_opens_a_connection_is_dropped(node: Node) -> None:
     client = Client(node)
     client.send(PROTOCOL_HEADER)
-    node.transport_clock.advance(HANDSHAKE_SECONDS + 1)
+    node.shared.transport_clock.advance(HANDSHAKE_SECONDS + 1)
     assert client.connection.finished
     assert not node.connections
 
@@ -114,22 +114,22 @@ def test_a_client_that_does_not_answer_a_close_is_dropped(node: Node) -> None:
     client = Client(node).open()
     client.connection.close(320, 'CONNECTION_FORCED - test')
     assert not client.connection.finished
-    node.transport_clock.advance(60)
+    node.shared.transport_clock.advance(60)
     assert client.connection.finished
 
 
 def test_no_timer_outlives_a_connection(node: Node) -> None:
     Client(node).open(heartbeat=10).connection.lost()
-    assert node.transport_clock.seconds_to_next() is None
+    assert node.shared.transport_clock.seconds_to_next() is None
 
 
 def test_a_silent_client_is_dropped_and_an_idle_one_gets_heartbeats(node: Node) -> None:
     client = Client(node).open(heartbeat=10)
     for _ in range(10):
-        node.transport_clock.advance(6)
+        node.shared.transport_clock.advance(6)
         client.send(raw_frame(8, 0, b''))
     assert set(names(client.read())) == {'Heartbeat'}
-    node.transport_clock.advance(30)
+    node.shared.transport_clock.advance(30)
     assert client.connection.finished
 
 
@@ -182,7 +182,7 @@ def test_what_a_client_does_not_read_is_bounded(node: Node) -> None:
         client.send(method_frame(1, spec.Basic.Get(queue='q')) + method_frame(1, spec.Basic.Nack(0, multiple=True)))
         asked += 1
     assert asked < 10_000
-    assert client.connection.unsent < 3_000_000
+    assert client.connection.output.unsent < 3_000_000
 
 
 def test_under_an_alarm_a_publisher_is_told_and_held_until_it_is_over(node: Node) -> None:
@@ -326,7 +326,7 @@ def test_no_bytes_harm_the_broker_or_another_connection(caplog: pytest.LogCaptur
             for start in range(0, len(data), step):
                 client.send(data[start : start + step])
         client.read()
-        for clock in (node.clock, node.transport_clock):
+        for clock in (node.shared.clock, node.shared.transport_clock):
             clock.advance(chance.choice((0, 0.01, 1)))
         client.connection.lost()
         assert witness.ask(spec.Queue.Declare(queue='witness', passive=True)).queue == 'witness', number

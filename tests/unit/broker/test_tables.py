@@ -98,7 +98,7 @@ def test_properties_are_replaced_and_the_others_kept() -> None:
     properties = pika.BasicProperties(
         content_type='t', headers={'k': 'v'}, expiration='5', message_id='m', timestamp=1, delivery_mode=2
     )
-    changed = header_of(properties).replace(expiration=None, reply_to=b'\x02me').with_headers(x_new=1, k=None)
+    changed = header_of(properties).replace(expiration=None, reply_to=b'\x02me').with_headers(**{'x-new': 1}, k=None)
     assert decoded(changed) == pika.BasicProperties(
         content_type='t', headers={'x-new': 1}, reply_to='me', message_id='m', timestamp=1, delivery_mode=2
     )
