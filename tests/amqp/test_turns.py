@@ -304,7 +304,7 @@ def test_the_confirm_of_a_reply_may_lie_where_more_requests_may_come_meanwhile(
     assert producer.rpc_echo()
     held.arrived.next()
     connection = producer.conn_broker  # on which the reply went out, too
-    (publisher,) = connection.publishers
+    (publisher,) = connection.publishers.values()
     assert bool(publisher.urgent) == is_urgent
     held.release()
     eventually(lambda: not publisher.urgent)
