@@ -157,9 +157,13 @@ class Outgoing:
 
     :param receipt: told what becomes of it; ``None`` where no receipt was given
     :param resend: whether it may be sent again after a loss
+    :ivar returned: why it came back, if it did
+    :ivar failure: why it failed for good, if it did
     """
 
-    __slots__ = ('arguments', 'body', 'exchange', 'properties', 'receipt', 'resend', 'returned', 'routing_key')
+    __slots__ = (
+        *('arguments', 'body', 'exchange', 'failure', 'properties', 'receipt', 'resend', 'returned', 'routing_key'),
+    )
 
     def __init__(
         self,
@@ -179,6 +183,7 @@ class Outgoing:
         self.receipt = receipt
         self.resend = resend
         self.returned = ''
+        self.failure: errors.PublishError | None = None
 
     def __str__(self) -> str:
         what = f'message {self.receipt.message_id}' if self.receipt is not None else 'a message'
@@ -213,8 +218,9 @@ class PublishingChannel(Channel):
         self._in_flight = self._bytes = 0
         self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
         self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
-        self._sent: list[Outgoing] = []  # without confirms: on the wire, and to be told so
-        self._confirmed: list[Outgoing] = []  # by what is being read; for the thread that reads alone
+        self._sent: deque[Outgoing] = deque()  # without confirms: on the wire, and to be settled
+        self._confirmed: deque[Outgoing] = deque()  # by what is being read, and to be settled at its end
+        self._failed: deque[Outgoing] = deque()  # for good, and to be settled
         self._settled: list[Future[Any]] = []
 
     # From any thread
@@ -272,7 +278,11 @@ class PublishingChannel(Channel):
                 self._pending.remove(outgoing)
             except ValueError:
                 return False  # the usual case: it has been sent
-            self._let_go(outgoing)
+            self._in_flight -= 1
+            self._bytes -= len(outgoing.body)
+            if outgoing.receipt is not None:
+                outgoing.receipt.ledger.unsettled -= 1
+                outgoing.receipt.unsettled -= 1
         return True
 
     def flush(self, ledger: Ledger, timeout: float | None) -> None:
@@ -316,28 +326,25 @@ class PublishingChannel(Channel):
                 if self._suspects and unconfirmed:
                     break
                 outgoing = pending[0]
-                if self.confirms:
-                    # In this order a Ctrl-C in between loses nothing: see _on_lost.
-                    self._tag += 1
-                    unconfirmed[self._tag] = outgoing
-                else:
-                    self._sent.append(outgoing)
-                pending.popleft()
                 frames.append(
                     codec.publish_frames(channel, outgoing.arguments, outgoing.properties, outgoing.body, frame_max)
                 )
+                # Without a call from here on: it is behind calls that Python looks for Ctrl-C, and so finds no message
+                # half way from one place to the next. So it is in all that follows.
+                if self.confirms:
+                    self._tag += 1
+                    unconfirmed[self._tag] = outgoing
+                else:
+                    self._sent += (outgoing,)
+                del pending[0]
 
     def drained(self) -> None:
-        if not self.confirms:
-            with self.lock:
-                sent, self._sent = self._sent, []
-            if sent:
-                self._settle(sent)
+        if self._sent:
+            self._settle(self._sent)
 
     # Confirms: on the thread that reads
 
     def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
-        failed: list[tuple[Outgoing, errors.PublishError]] = []
         may_send = False
         with self.lock:
             tags: Iterable[int] = (delivery_tag,)
@@ -345,28 +352,30 @@ class PublishingChannel(Channel):
                 end = min(delivery_tag, self._tag) + 1
                 tags, self._oldest = range(self._oldest, end), end
             for tag in tags:
-                outgoing = self._unconfirmed.pop(tag, None)
+                outgoing = self._unconfirmed.get(tag)
                 if outgoing is None:
                     continue
-                if positive and not outgoing.returned:
-                    self._confirmed.append(outgoing)
-                elif positive:
-                    failed.append((outgoing, errors.Unroutable(f'no queue took {outgoing}: {outgoing.returned}')))
+                if not positive:
+                    outgoing.failure = errors.Nacked(f'the broker refused {outgoing}')
+                elif outgoing.returned:
+                    outgoing.failure = errors.Unroutable(f'no queue took {outgoing}: {outgoing.returned}')
+                if outgoing.failure is None:
+                    self._confirmed += (outgoing,)
                 else:
-                    failed.append((outgoing, errors.Nacked(f'the broker refused {outgoing}')))
+                    self._failed += (outgoing,)
+                del self._unconfirmed[tag]
                 if self._suspects and positive:
                     self._suspects -= 1
                     may_send = True
         if may_send:
             self.host.outbox.submit(self)  # not under the lock, for it may send
-        if failed:
-            self._fail(failed)
+        if self._failed:
+            self._fail()
 
     def end_of_read(self) -> None:
         """Settle all that was confirmed in one go."""
         if self._confirmed:
-            confirmed, self._confirmed = self._confirmed, []
-            self._settle(confirmed)
+            self._settle(self._confirmed)
 
     def returned(self, content: Content) -> None:
         exchange, key = content.exchange.decode(), content.routing_key.decode()
@@ -383,55 +392,44 @@ class PublishingChannel(Channel):
 
     # Settling
 
-    def _settle(self, taken_over: list[Outgoing]) -> None:
-        """These are taken over. Their receipts say so before a thread that waits for all of them goes on."""
-        told: list[Receipt] = []
-        left = iter(taken_over)
+    def _settle(self, known: deque[Outgoing], told: deque[Receipt] | None = None) -> None:
+        """It is known what became of these; settle them, so that none is left when it ends.
+
+        Their receipts say so before a thread that waits for all of them goes on.
+
+        :param told: receipts that are settled and have to tell it
+        """
+        told = deque() if told is None else told
         try:
             with self.lock:
-                for outgoing in left:
+                while known:
+                    outgoing = known[0]
+                    size = len(outgoing.body)
+                    del known[0]
                     self._in_flight -= 1
-                    self._bytes -= len(outgoing.body)
+                    self._bytes -= size
                     receipt = outgoing.receipt
                     if receipt is not None:
+                        if outgoing.failure is not None:
+                            receipt.ledger.failures += (outgoing.failure,)
+                            receipt.error = receipt.error or outgoing.failure
                         receipt.ledger.unsettled -= 1
                         receipt.unsettled -= 1
                         if not receipt.unsettled and (receipt._callbacks is not None or receipt._event is not None):
-                            told.append(receipt)
-        except BaseException:  # Ctrl-C, which must leave none of them unsettled
-            self._settle(list(left))
-            raise
-        finally:
-            for receipt in told:
-                receipt._tell()
+                            told += (receipt,)
+            while told:
+                told.popleft()._tell()
             if self._waiting or self._settled or self.is_awaited is not self.ALWAYS_AWAITED:
                 self._after_settling()
+        except (KeyboardInterrupt, SystemExit):
+            self._settle(known, told)  # the others, and those who wait for them
+            raise
 
-    def _let_go(self, outgoing: Outgoing) -> None:
-        """A message that is settled without being confirmed. With the lock held."""
-        self._in_flight -= 1
-        self._bytes -= len(outgoing.body)
-        if outgoing.receipt is not None:
-            outgoing.receipt.ledger.unsettled -= 1
-            outgoing.receipt.unsettled -= 1
-
-    def _fail(self, failed: list[tuple[Outgoing, errors.PublishError]]) -> None:
-        """These failed for good."""
-        told: list[Receipt] = []
-        with self.lock:
-            for outgoing, error in failed:
-                receipt = outgoing.receipt
-                if receipt is not None:
-                    receipt.ledger.failures.append(error)
-                    receipt.error = receipt.error or error
-                self._let_go(outgoing)
-                if receipt is not None and not receipt.unsettled:
-                    told.append(receipt)
-        for _, error in failed:
-            logger.error('%s', error)
-        for receipt in told:
-            receipt._tell()
-        self._after_settling()
+    def _fail(self) -> None:
+        """Settle those that failed for good, and say so in the log."""
+        for outgoing in list(self._failed):
+            logger.error('%s', outgoing.failure)
+        self._settle(self._failed)
 
     def _after_settling(self) -> None:
         """There is room for others, and perhaps nothing left."""
@@ -476,30 +474,28 @@ class PublishingChannel(Channel):
         self.end_of_read()
         self._lost_by = error
         guilty = isinstance(error, errors.OperationRefused)
-        failed: list[tuple[Outgoing, errors.PublishError]] = []
         with self.lock:
             unconfirmed = list(self._unconfirmed.values())
             self._unconfirmed.clear()
-            if unconfirmed and self._pending and unconfirmed[-1] is self._pending[0]:
-                self._pending.popleft()  # Ctrl-C came between the two steps of drain()
             if guilty and self._suspects and len(unconfirmed) == 1:
                 self._suspects -= 1
                 outgoing = unconfirmed.pop()
-                refused = errors.Nacked(f'the broker refused {outgoing}: {error}')
-                refused.__cause__ = error
-                failed.append((outgoing, refused))
+                outgoing.failure = errors.Nacked(f'the broker refused {outgoing}: {error}')
+                outgoing.failure.__cause__ = error
+                self._failed.append(outgoing)
             elif guilty and unconfirmed:
                 self._suspects = len(unconfirmed)
             again = [outgoing for outgoing in unconfirmed if outgoing.resend]
             for outgoing in unconfirmed:
                 outgoing.returned = ''
                 if not outgoing.resend:
-                    failed.append((outgoing, errors.PublishError(f'{outgoing} is not sent again: {error}')))
+                    outgoing.failure = errors.PublishError(f'{outgoing} is not sent again: {error}')
+                    self._failed.append(outgoing)
             self._pending.extendleft(reversed(again))
         if guilty and not (self.confirms or self.ALWAYS_AWAITED):
             logger.error('%s; messages published without confirms may be lost', error)
-        if failed:
-            self._fail(failed)
+        if self._failed:
+            self._fail()
         if again:
             logger.warning('%d unconfirmed messages will be sent again', len(again))
 
@@ -523,7 +519,10 @@ class PublishingChannel(Channel):
             lost = [*self._unconfirmed.values(), *self._pending]
             self._unconfirmed.clear()
             self._pending.clear()
-        self._fail([(outgoing, errors.PublishTimeout(f'{outgoing} was not confirmed: {error}')) for outgoing in lost])
+            for outgoing in lost:
+                outgoing.failure = errors.PublishTimeout(f'{outgoing} was not confirmed: {error}')
+            self._failed.extend(lost)
+        self._fail()
 
     def after_fork(self) -> bool:
         super().after_fork()
