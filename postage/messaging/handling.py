@@ -436,7 +436,7 @@ def raised(
         logger.error('%s raised on %r, which is rejected', label, delivery, exc_info=error)
     elif isinstance(error, FilterError):
         logger.warning('%r %s', delivery, error if str(error).startswith('dropped') else f'dropped by {label}: {error}')
-    if reply is not None and not reply.sent and outcome.then is None:
+    if reply is not None and not reply.sent:
         try:
             reply.tell(error)
         except Exception as failure:
