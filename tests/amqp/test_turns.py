@@ -520,16 +520,16 @@ def test_ctrl_c_inside_the_reader_costs_a_connection_and_loses_nothing(
 ) -> None:
     queue = bench.collect()
     become_reader(answered)
-    delivered = ReplyChannel.delivered
+    end_of_read = ReplyChannel.end_of_read
     main = threading.current_thread()
 
-    def interrupted(channel: ReplyChannel, content: Any) -> None:
+    def interrupted(channel: ReplyChannel) -> None:
         if threading.current_thread() is main:
-            monkeypatch.setattr(ReplyChannel, 'delivered', delivered)
+            monkeypatch.setattr(ReplyChannel, 'end_of_read', end_of_read)
             raise KeyboardInterrupt
-        delivered(channel, content)
+        end_of_read(channel)
 
-    monkeypatch.setattr(ReplyChannel, 'delivered', interrupted)
+    monkeypatch.setattr(ReplyChannel, 'end_of_read', interrupted)
     receipts = []
 
     def ask() -> None:
