@@ -167,7 +167,9 @@ class Turn:
 
         On the I/O thread.
         """
-        if self.holder is Holder.LENT and not self.is_over and self.lock.acquire(blocking=False):
+        if self.holder is Holder.ASKED:
+            self.holder = Holder.IO_THREAD  # Ctrl-C may have kept the question from being put; else it is passed over
+        elif self.holder is Holder.LENT and not self.is_over and self.lock.acquire(blocking=False):
             self.reader = None
             self.holder = Holder.IO_THREAD
             self.lock.release()

@@ -134,11 +134,14 @@ class Readership:
             self._loop.add_callback_threadsafe(link.turn.take_back)
 
     def _look(self, was_stirred: bool) -> bool:
-        """At each tick: take the turn back where its thread has not come back since the last one."""
+        """At each tick: take the turn back where its thread has not come back since the last one.
+
+        A question that has not been answered by then was not put: Ctrl-C came in between.
+        """
         turn = self.link.turn if self.link is not None else None
-        if turn is None or turn.holder is not Holder.LENT or turn.is_over:
+        if turn is None or turn.holder is Holder.IO_THREAD or turn.is_over:
             return False
-        if not was_stirred:
+        if not was_stirred or turn.holder is Holder.ASKED:
             turn.take_back()
         return True
 
@@ -234,20 +237,19 @@ class ReadingAlarm:
             self.held.pop()
 
     def _poll_instead(self) -> None:
-        for number in self._polled:
-            self._poll.unregister(number)
+        poll = select.poll()  # a new one, so that Ctrl-C leaves the old one whole
+        poll.register(self._bell, select.POLLIN)
         for number in self.reading:
-            self._poll.register(number, select.POLLIN)
-        self._polled = self.reading
-        self._unpolled = []
+            poll.register(number, select.POLLIN)
+        self._poll, self._polled, self._unpolled = poll, self.reading, []
 
     def _poll_all_but(self, unread: list[int]) -> None:
         """Of those links, watch for nothing but their end."""
         for number in self._unpolled:
             self._poll.modify(number, select.POLLIN)
+        self._unpolled = unread  # noted first: what Ctrl-C leaves undone is watched, and put right the next time
         for number in unread:
             self._poll.modify(number, 0)
-        self._unpolled = unread
 
     def _read_until_it_rings(self, timeout: float | None) -> None:
         self._has_rung = False

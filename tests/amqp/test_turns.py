@@ -20,12 +20,14 @@ from typing import Any
 import pytest
 
 from postage import errors, messaging
-from postage.amqp import attempts, link, tick, turns
+from postage.amqp import attempts, link, threads, tick, turns
 from postage.amqp.link import Holder, Turn
 from postage.amqp.replies import ReplyChannel
-from postage.amqp.threads import Batch
+from postage.amqp.threads import Batch, this_thread
 from postage.amqp.tick import Tick
 from postage.amqp.turns import Readership, ReadingAlarm, alarm_of_thread, wait_until_done
+from support.interruptions import Interruption, at_each_moment
+from support.loops import StepLoop
 from support.messaging import (
     TIMEOUT,
     BareResponder,
@@ -515,21 +517,20 @@ def test_a_connection_that_is_closed_in_a_callback_is_not_waited_for(answered: E
 # Ctrl-C
 
 
-def test_ctrl_c_inside_the_reader_costs_a_connection_and_loses_nothing(
-    bench: Bench, answered: EchoProducer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_inside_the_reader_costs_a_connection_and_loses_nothing(bench: Bench, answered: EchoProducer) -> None:
     queue = bench.collect()
     become_reader(answered)
-    end_of_read = ReplyChannel.end_of_read
+    (channel,) = [channel for channel in answered.conn_broker._channels if isinstance(channel, ReplyChannel)]
+    delivered = channel.delivered
     main = threading.current_thread()
 
-    def interrupted(channel: ReplyChannel) -> None:
+    def interrupted(content: Any) -> None:
         if threading.current_thread() is main:
-            monkeypatch.setattr(ReplyChannel, 'end_of_read', end_of_read)
+            channel.delivered = delivered  # type: ignore[method-assign]
             raise KeyboardInterrupt
-        end_of_read(channel)
+        delivered(content)
 
-    monkeypatch.setattr(ReplyChannel, 'end_of_read', interrupted)
+    channel.delivered = interrupted  # type: ignore[method-assign]
     receipts = []
 
     def ask() -> None:
@@ -707,3 +708,117 @@ def test_a_future_that_is_waited_for_again_and_again_is_given_one_callback(answe
     for _ in range(3):
         wait_until_done(future, answered.conn_broker.readership, 0.001)
     assert future.callbacks == 1
+
+
+# Ctrl-C at each moment of a wait
+
+
+class LentLink:
+    """What stands for a link, with a turn of its own and two ends of a socket.
+
+    :ivar loop_reads: whether the loop watches the socket
+    """
+
+    read_at = 0.0
+
+    def __init__(self, loop: StepLoop) -> None:
+        self.turn = Turn(loop.add_callback_threadsafe, self._set_loop_reads)
+        self.loop_reads = True
+        self.received = b''
+        self._socket, self.peer = socket.socketpair()
+        self._socket.setblocking(False)
+        self.number = self._socket.fileno()
+
+    def _set_loop_reads(self, on: bool) -> None:
+        self.loop_reads = on
+
+    def read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.received += self._socket.recv(100)
+
+    def fail_soon(self, _error: Exception) -> None:
+        self.turn.is_over = True
+
+    def close(self) -> None:
+        self._socket.close()
+        self.peer.close()
+
+
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result(TIMEOUT)
+
+
+@contextlib.contextmanager
+def lent_and_next() -> Iterator[tuple[ReadingAlarm, StepLoop, Readership, LentLink, LentLink]]:
+    """This thread's alarm, which has the turn to read a link, and a link that may come after that one."""
+    alarm, loop = alarm_of_thread(), StepLoop()
+    assert alarm is not None
+    channel, outbox = types.SimpleNamespace(is_awaited=True), types.SimpleNamespace(gathered=0)
+    readership = Readership([channel])
+    readership.start_over(loop, Tick(loop, loop.add_callback_threadsafe), outbox)  # type: ignore[arg-type]
+    with contextlib.closing(LentLink(loop)) as lent, contextlib.closing(LentLink(loop)) as following:
+        readership.link = lent  # type: ignore[assignment]
+        alarm.wait(0, [readership])
+        loop.run()
+        assert (lent.turn.reader, lent.loop_reads) == (alarm, False)
+        yield alarm, loop, readership, lent, following
+        alarm.wait(0, [])
+
+
+WHERE_THREADS_WAIT = {turns.__file__, link.__file__, threads.__file__, tick.__file__}
+
+
+@pytest.mark.parametrize('comes', [False, True], ids=['nothing comes', 'something comes'])
+@pytest.mark.parametrize('is_first', [False, True], ids=['as before', 'the first with the turn'])
+@pytest.mark.parametrize('lies', [False, True], ids=['awaited', 'may lie unread'])
+def test_after_ctrl_c_at_any_moment_of_a_wait_no_thread_waits_for_ever_and_the_turn_goes_on(
+    comes: bool, is_first: bool, lies: bool
+) -> None:
+    def attempt(interruption: Interruption) -> None:
+        with lent_and_next() as (alarm, _, readership, lent, _):
+            if not is_first:
+                alarm.wait(0, [readership])
+            if comes:
+                lent.peer.send(b'first')
+            readership._channels[0].is_awaited = not lies
+            lent.read_at = math.inf if lies else 0.0
+            with interruption, contextlib.suppress(KeyboardInterrupt):
+                alarm.wait(0.001, [readership])
+            check_whole(alarm, readership, lent)
+
+    assert at_each_moment(WHERE_THREADS_WAIT, attempt) > 20
+
+
+def test_after_ctrl_c_at_any_moment_of_the_wait_that_follows_a_loss_the_next_connection_is_read() -> None:
+    def attempt(interruption: Interruption) -> None:
+        with lent_and_next() as (alarm, loop, readership, lent, following):
+            alarm.wait(0, [readership])
+            lent.turn.is_over = True
+            readership.link = following  # type: ignore[assignment]
+            with interruption, contextlib.suppress(KeyboardInterrupt):
+                alarm.wait(0.001, [readership])
+            for _ in range(5):
+                alarm.wait(0, [readership])
+                loop.run(tick.SECONDS)
+            assert following.turn.reader is alarm
+            check_whole(alarm, readership, following)
+
+    assert at_each_moment(WHERE_THREADS_WAIT, attempt) > 10
+
+
+def check_whole(alarm: ReadingAlarm, readership: Readership, lent: LentLink) -> None:
+    """This thread may wait and send again, and the I/O thread may have the turn."""
+    assert not this_thread.is_reading
+    assert this_thread.batch is None
+    readership._channels[0].is_awaited = True
+    if not lent.turn.is_over:
+        lent.peer.send(b'second')
+        alarm.wait(0.01, [readership])
+        assert lent.received.endswith(b'second')
+    alarm.wait(0, [])
+    assert in_another_thread(lambda: lent.turn.lock.acquire(timeout=1.0) and (lent.turn.lock.release() or True))
+    if not lent.turn.is_over:
+        in_another_thread(lent.turn.take_back)
+        assert lent.loop_reads
+    assert readership._waiting <= {alarm}
