@@ -47,7 +47,7 @@ class ShutdownHandler:
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def disable(self) -> None:
-        """Give the signals back to whom they belonged before."""
+        """Have the signals handled as they were before."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -57,7 +57,7 @@ class ShutdownHandler:
         return self._exiting
 
     def set_exit(self) -> None:
-        """Say that it is time to end. Any thread. It wakes nobody who waits."""
+        """Say that it is time to end. Any thread. It does not end a wait."""
         self._exiting = True
 
     def wait_for(self, call: Callable[[], T]) -> T | None:
@@ -66,7 +66,8 @@ class ShutdownHandler:
         :return: what it returns; ``None`` where it is time to end
         """
         try:
-            # The order matters: a signal that comes after our look at the flag finds that we wait.
+            # The order is safe: this writes `_is_waiting` and then looks at the flag, the signal handler does the
+            # opposite, in the same thread. So either the flag is seen here, or the handler interrupts the call.
             self._is_waiting = True
             if self._exiting:
                 return None
