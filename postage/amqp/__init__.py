@@ -6,6 +6,8 @@ Bytes, without state or I/O:
 
 ``frames.py``, ``cutter.py``
     the codec: frames and properties made and read; what was read cut into deliveries and confirms
+``server.py``
+    which broker it is, and what depends on that
 
 Threads and one socket:
 

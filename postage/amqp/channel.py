@@ -26,6 +26,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
+from postage.amqp.server import Server
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Queue, Topology
@@ -84,6 +85,7 @@ class Host(Protocol):
     :ivar tick: at which it looks after its inbox
     :ivar error: why the connection cannot be made again, if so
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
+    :ivar server: which broker it is
     """
 
     link: Link | None
@@ -93,6 +95,8 @@ class Host(Protocol):
 
     @property
     def heartbeat(self) -> float: ...
+    @property
+    def server(self) -> Server: ...
 
     def pause(self, seconds: float) -> Future[None]:
         """A future that is done after that long. On the I/O thread."""
@@ -188,7 +192,11 @@ class Channel:
         if link is None or not link.is_open:
             raise errors.ConnectionLost('there is no connection to open a channel on')
         self._opening = Future()
-        self._pika = link.channel(on_open_callback=self._opening.set_result)
+        try:
+            self._pika = link.channel(on_open_callback=self._opening.set_result)
+        except pika.exceptions.NoFreeChannels:
+            self._opening = None
+            raise errors.BrokerError(f'all {link.params.channel_max} channels are in use: see channel_max') from None
         self._pika.add_on_close_callback(self._on_closed)
         self._pika.add_callback(self._on_get_empty, [pika.spec.Basic.GetEmpty], one_shot=False)
         self.content = None

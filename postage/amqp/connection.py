@@ -26,6 +26,7 @@ from postage.amqp.io_thread import IOThread
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
+from postage.amqp.server import UNKNOWN, Server
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Queue, Topologies, Topology
@@ -108,6 +109,7 @@ class Connection:
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
         self.link: Link | None = None
+        self._server = UNKNOWN
         self.io = IOThread(f'postage-{self.role}', self.settings, self._on_start, self._on_end)
         self._loop = self.io.loop
         self.tick = Tick(self._loop, self.io.call_soon)
@@ -279,6 +281,11 @@ class Connection:
         return self.upkeep.restore_exchanges(error)
 
     @property
+    def server(self) -> Server:
+        """The broker that it is connected to, or was last; :data:`UNKNOWN` before that. Any thread."""
+        return self._server
+
+    @property
     def heartbeat(self) -> float:
         """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
         return self.link.heartbeat if self.link is not None else 0.0
@@ -336,6 +343,7 @@ class Connection:
 
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
+        self._server = link.server
         self._enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
@@ -414,7 +422,7 @@ class Connection:
             self.outbox.flush()
             for channel in self._channels:
                 channel.end_consumers()
-            link.close()
+            link.end()
             if link is not self.link:
                 self._loop.call_later(ABORT_SECONDS, self._loop.stop)  # a peer that never spoke says no farewell
 
