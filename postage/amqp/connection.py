@@ -106,6 +106,7 @@ class Connection:
 
     def _start_over(self) -> None:
         """The state of a connection that was never opened: at first, and in a forked child."""
+        is_direct = fast_lane() is FastLane.DIRECT  # where the setting is wrong, nothing is open yet
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
         self.link: Link | None = None
@@ -121,7 +122,7 @@ class Connection:
         self._attempts = Attempts(
             self.settings,
             self.role,
-            fast_lane() is FastLane.DIRECT,
+            is_direct,
             self._loop,
             self._on_open,
             self._on_lost,
