@@ -26,6 +26,7 @@ from postage.amqp.io_thread import IOThread
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
+from postage.amqp.server import UNKNOWN, Server
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
@@ -107,10 +108,15 @@ class Connection:
 
     def _start_over(self) -> None:
         """The state of a connection that was never opened: at first, and in a forked child."""
+        is_direct = fast_lane() is FastLane.DIRECT  # where the setting is wrong, nothing is open yet
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
         self.link: Link | None = None
+<<<<<<< HEAD
         self.heartbeat = 0.0
+=======
+        self._server = UNKNOWN
+>>>>>>> retry
         self.io = IOThread(f'postage-{self.role}', self.settings, self._on_start, self._on_end)
         self._loop = self.io.loop
         self.tick = Tick(self._loop, self.io.call_soon)
@@ -122,7 +128,7 @@ class Connection:
         self._attempts = Attempts(
             self.settings,
             self.role,
-            fast_lane() is FastLane.DIRECT,
+            is_direct,
             self._loop,
             self._on_open,
             self._on_lost,
@@ -267,6 +273,19 @@ class Connection:
         """Declare all exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
         return self.upkeep.restore_exchanges(error)
 
+<<<<<<< HEAD
+=======
+    @property
+    def server(self) -> Server:
+        """The broker that it is connected to, or was last; :data:`UNKNOWN` before that. Any thread."""
+        return self._server
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
+        return self.link.heartbeat if self.link is not None else 0.0
+
+>>>>>>> retry
     # The I/O thread
 
     def _on_start(self) -> None:
@@ -316,7 +335,11 @@ class Connection:
 
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
+<<<<<<< HEAD
         self.heartbeat = link.heartbeat
+=======
+        self._server = link.server
+>>>>>>> retry
         self._enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
@@ -395,7 +418,7 @@ class Connection:
             self.outbox.flush()
             for channel in self._channels:
                 channel.end_consumers()
-            link.close()
+            link.end()
             if link is not self.link:
                 self._loop.call_later(ABORT_SECONDS, self._loop.stop)  # a peer that never spoke says no farewell
 
