@@ -33,8 +33,10 @@ class Settler(Protocol):
     :ivar is_wanted: whether it is to be opened again after a loss; else what it delivered has gone back
     :ivar prefetch: messages that are sent ahead of their acknowledgement; 0 for no limit
     :ivar topology: what its consumer declared
+    :ivar frame_max: bytes that a frame may have on its connection
     """
 
+    frame_max: int
     generation: int
     is_open: bool
     is_wanted: bool

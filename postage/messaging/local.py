@@ -86,6 +86,7 @@ class LocalSource(Encoding):
     prefetch_count = 0
     prefetch = 1  # each acknowledgement may be waited for
     generation = 1
+    frame_max = 131_072
     is_open = is_wanted = True
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
