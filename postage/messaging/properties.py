@@ -91,20 +91,23 @@ def _is_number(text: Any) -> bool:
 
 
 def _forget_delays(headers: dict[str, Any]) -> None:
-    """Take out what the broker noted when a message left a delay queue (https://www.rabbitmq.com/docs/dlx#effects)."""
-    deaths = headers.get('x-death')
+    """Take out what the broker noted when a message left a delay queue (https://www.rabbitmq.com/docs/dlx#effects).
+
+    And what no broker noted: RabbitMQ loses a message with such a header as it is to leave the queue.
+    """
+    deaths = headers.pop('x-death', None)
     if isinstance(deaths, list):
-        headers['x-death'] = [death for death in deaths if not _is_delay(death)]
-        if not headers['x-death']:
-            del headers['x-death']
+        kept = [death for death in deaths if isinstance(death, Mapping) and not _is_delay(death)]
+        if kept:
+            headers['x-death'] = kept
     for which in ('first', 'last'):
         if str(headers.get(f'x-{which}-death-queue', '')).startswith(DELAY_PREFIX):
             for what in ('queue', 'exchange', 'reason'):
                 headers.pop(f'x-{which}-death-{what}', None)
 
 
-def _is_delay(death: Any) -> bool:
-    return isinstance(death, Mapping) and str(death.get('queue', '')).startswith(DELAY_PREFIX)
+def _is_delay(death: Mapping[str, Any]) -> bool:
+    return str(death.get('queue', '')).startswith(DELAY_PREFIX)
 
 
 def whole_header(headers: Mapping[str, Any], name: str) -> int:

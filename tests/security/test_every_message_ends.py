@@ -143,6 +143,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     'an origin too long': {'x-postage-exchange': 'x' * 300, 'x-postage-routing-key': 'y' * 300},
     'an expiration that is none': {'x-postage-expiration': 7, 'x-postage-user-id': {'a': 1}, 'x-postage-cc': 7},
     'deaths of a strange kind': {'x-death': [5, {'queue': 7}], 'x-first-death-queue': 3},
+    'deaths that are no list': {'x-death': 'text', 'x-first-death-reason': 3},
     'a negative count': {'x-postage-attempts': -1, 'x-postage-deliveries': -1, 'x-delivery-count': -1},
     'a letter that is none': {'x-postage-letter': '{"id": 1}'},
     'a letter that is a list': {'x-postage-letter': '[1]'},
