@@ -190,8 +190,9 @@ class Dispatcher:
     def _refuse(self, delivery: Delivery, reason: Reason, error: BaseException, answer: str) -> None:
         """Give up what no handler shall see, and tell its sender, if that wants an answer."""
         try:
-            if delivery.properties.reply_to:
-                Reply(self._source.rpc_reply, delivery, self._host.fingerprint)(MessageResultError(answer))
+            header = delivery.salvaged
+            if header.reply_to:
+                Reply(self._source.rpc_reply, delivery, self._host.fingerprint, header)(MessageResultError(answer))
         except errors.PostageError as failure:
             logger.debug('its sender could not be told: %s', failure)
         self._settle(delivery, Outcome(acknowledge=False, failure=Failure(reason, error)))
@@ -256,6 +257,8 @@ class Dispatcher:
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         delivery.is_handled = True
         if outcome.failure is not None:
+            for receipt in delivery.receipts or ():  # such as that of a reply which tells the failure
+                receipt.when_settled(functools.partial(self._look_at_reply, delivery, receipt), is_urgent=False)
             if outcome.pause is not None:
                 self._failures.put_off(delivery, outcome.pause, outcome.failure)
             else:
@@ -272,8 +275,16 @@ class Dispatcher:
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None
-        failure = Failure('unpublished', failed.error)
-        self.unsettled.leave(lambda: self._failures.give_up(delivery, failure))
+        self.unsettled.leave(functools.partial(self._give_up_unpublished, delivery, failed, failed.error))
+
+    def _look_at_reply(self, delivery: Delivery, receipt: Receipt) -> None:
+        """Where this is a reply that the broker has refused, say so to its caller, which would wait in vain."""
+        if receipt.error is not None and receipt.ledger.has_replies:
+            self._source.answer_refused(delivery.salvaged, receipt.error)
+
+    def _give_up_unpublished(self, delivery: Delivery, failed: Receipt, error: errors.PublishError) -> None:
+        self._look_at_reply(delivery, failed)
+        self._failures.give_up(delivery, Failure('unpublished', error))
 
 
 # Handlers

@@ -70,6 +70,8 @@ class LocalDelivery(Delivery):
         """Itself, which knows the way back."""
         return self
 
+    salvaged = answerable
+
     @property
     def correlation_id(self) -> str | None:
         """That of its properties."""
@@ -202,6 +204,9 @@ class LocalSource(Encoding):
         assert isinstance(delivery, LocalDelivery)
         delivery.failure = failure
         self.settle(delivery, requeue=False)
+
+    def answer_refused(self, header: Any, error: BaseException) -> None:
+        """There is no broker that could refuse a reply."""
 
     def rpc_reply(self, header: Any, message: Any) -> None:
         """Answer an RPC.
