@@ -82,6 +82,7 @@ class Connection:
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
     :ivar upkeep: what looks after that meanwhile
+    :ivar server: which broker it is, or was last; :data:`UNKNOWN` before that
     :ivar heartbeat: seconds between heartbeats, as agreed with the broker last; 0 for none
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
@@ -112,11 +113,8 @@ class Connection:
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
         self.link: Link | None = None
-<<<<<<< HEAD
         self.heartbeat = 0.0
-=======
-        self._server = UNKNOWN
->>>>>>> retry
+        self.server: Server = UNKNOWN
         self.io = IOThread(f'postage-{self.role}', self.settings, self._on_start, self._on_end)
         self._loop = self.io.loop
         self.tick = Tick(self._loop, self.io.call_soon)
@@ -273,19 +271,6 @@ class Connection:
         """Declare all exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
         return self.upkeep.restore_exchanges(error)
 
-<<<<<<< HEAD
-=======
-    @property
-    def server(self) -> Server:
-        """The broker that it is connected to, or was last; :data:`UNKNOWN` before that. Any thread."""
-        return self._server
-
-    @property
-    def heartbeat(self) -> float:
-        """Seconds between heartbeats, as agreed with the broker; 0 where there are none."""
-        return self.link.heartbeat if self.link is not None else 0.0
-
->>>>>>> retry
     # The I/O thread
 
     def _on_start(self) -> None:
@@ -335,11 +320,7 @@ class Connection:
 
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
-<<<<<<< HEAD
-        self.heartbeat = link.heartbeat
-=======
-        self._server = link.server
->>>>>>> retry
+        self.heartbeat, self.server = link.heartbeat, link.server
         self._enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
