@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lanes lint bench calls rabbitmq brokers redis amqp-tools old-releases table clean
+.PHONY: help demo test soak lanes versions lint bench calls rabbitmq brokers redis amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -35,6 +35,16 @@ SOAK_TESTS := tests/reliability/test_chaos.py tests/reliability/test_stress.py t
 # About three minutes. "make test" has all of it in the lane that is the default, and the essence in each.
 lanes: $(VENV)/.tox ## the tests of reliability with POSTAGE_FAST_LANE=thread
 	@POSTAGE_FAST_LANE=thread SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- tests/reliability $(ARGS)
+
+# What depends on the broker, in about three minutes each; "make test BROKER=4.3" has all tests.
+versions: $(VENV)/.tox ## conformance, reliability and dead letters on RabbitMQ 4.3 and 4.0, or on BROKER=4.3
+	@status=0; for version in $(or $(BROKER),4.3 4.0); do \
+	    echo "tests of RabbitMQ $$version"; \
+	    POSTAGE_TEST_BROKER=$$version $(BIN)/tox run -e tests -- $(VERSION_TESTS) -m on_rabbitmq $(ARGS) || status=$$?; \
+	done; exit $$status
+
+VERSION_TESTS := tests/conformance tests/reliability tests/dead_letters tests/messaging/test_dead_letters.py \
+    tests/messaging/test_max_deliveries.py tests/messaging/test_retry.py
 
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint

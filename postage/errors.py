@@ -28,6 +28,7 @@
     ├── HandlerTimeout                a handler was closed because its time was over
     ├── HandlingUnfinished            a message was delivered again and again, and never handled to its end
     ├── StoreError                    a store of dead letters cannot take a letter, or give it
+    │   ├── LetterRefused             it can never take this one
     │   └── NoSuchLetter              it has no letter of that number
     └── Deadlock                      a blocking RPC whose answer could only come from the thread that it blocks
 
@@ -199,6 +200,10 @@ class HandlingUnfinished(PostageError):
 
 class StoreError(PostageError):
     """Raised by a store of dead letters that cannot do what it is asked to: it is full, locked, or no such store."""
+
+
+class LetterRefused(StoreError):
+    """Raised by a store of dead letters that cannot take a letter, however often it is offered: it is too large."""
 
 
 class NoSuchLetter(StoreError):

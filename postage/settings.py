@@ -48,6 +48,8 @@ HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl')
 
 # A short string of AMQP 0-9-1 (section 4.2.5.3) holds 255 bytes; connection.open sends the virtual host as one.
 SHORT_STRING_BYTES = 255
+HEARTBEAT_MAX = 65535  # seconds
+CHANNELS_NEEDED = 4
 
 _logger = logging.getLogger('postage')
 
@@ -561,13 +563,33 @@ def _options(where: str, query: str) -> tuple[tuple[tuple[str, str], ...], pika.
             if name == 'ssl_options':
                 tls = _tls_of_query(text)
             else:
-                _pika_parameters(((name, text),))
+                _check_sendable(_pika_parameters(((name, text),)))
                 options[name] = text
         except Exception as error:
             # An error about the text of ssl_options may quote the password of a key file; one about a file does not.
             reason = f': {error}' if name != 'ssl_options' or isinstance(error, OSError) else ''
-            raise ConfigurationError(f'{where} has the query parameter {name!r} that pika refuses{reason}') from None
+            raise ConfigurationError(f'{where} has the query parameter {name!r} that cannot be used{reason}') from None
     return tuple(options.items()), tls
+
+
+def _check_sendable(parameters: pika.URLParameters) -> None:
+    """Refuse what pika takes and fails at later, when it connects.
+
+    :raises ValueError: naming what is wrong
+    """
+    # Unsigned numbers of 16 bits and a short string in the frames of the handshake (AMQP 0-9-1, section 1.4.2).
+    if isinstance(parameters.heartbeat, int) and parameters.heartbeat > HEARTBEAT_MAX:
+        raise ValueError(f'it must be {HEARTBEAT_MAX} or less')
+    if len(parameters.locale.encode()) > SHORT_STRING_BYTES:
+        raise ValueError(f'it must have {SHORT_STRING_BYTES} bytes or fewer')
+    if parameters.channel_max < CHANNELS_NEEDED:
+        raise ValueError(
+            f'a connection needs {CHANNELS_NEEDED} channels: to declare, to publish or consume, for replies'
+        )
+    for name in ('socket_timeout', 'stack_timeout', 'blocked_connection_timeout', 'retry_delay'):
+        seconds = getattr(parameters, name)
+        if seconds is not None and not 0 <= seconds < math.inf:
+            raise ValueError('it must be a number of seconds, 0 or more')
 
 
 @functools.lru_cache(maxsize=64)

@@ -138,8 +138,18 @@ TAKE_LONG = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have what takes long begin first: with two processes, the one that is late decides how long all of it takes."""
+    """Mark the tests that run on RabbitMQ, and have what takes long begin first.
+
+    With two processes, the one that is late decides how long all of it takes.
+    """
+    for item in items:
+        parameters = getattr(item, 'callspec', None)
+        values = parameters.params.values() if parameters else ()
+        names = {*getattr(item, 'fixturenames', ()), *(value for value in values if isinstance(value, str))}
+        if names & {'rabbitmq', 'private_rabbitmq', 'rabbitmq_node', 'private_rabbitmq_node'}:
+            item.add_marker('on_rabbitmq')
     long = tuple(Path(__file__).parent / name for name in TAKE_LONG)
     items.sort(key=lambda item: not any(item.path.is_relative_to(path) for path in long))
 

@@ -7,6 +7,8 @@ Bytes, without state or I/O:
 ``frames.py``, ``cutter.py``, ``arguments.py``
     the codec: frames and properties made and read; what was read cut into deliveries and confirms; what a method of
     pika's is given seen to
+``server.py``
+    which broker it is, and what depends on that
 
 Threads and one socket:
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp.channel import describe
-from postage.amqp.link import Link, Services
+from postage.amqp.link import FrameMaxRefused, Link, Services
 from postage.settings import BrokerSettings
 
 logger = logging.getLogger('postage')
@@ -92,7 +92,7 @@ class Attempts:
     def _on_link_open(self, link: Link) -> None:
         self.link = None
         if self._is_over:
-            link.close()
+            link.end()
             return
         link.add_on_connection_blocked_callback(self._on_blocked)
         link.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -114,7 +114,7 @@ class Attempts:
             if self._was_open:
                 logger.error('%s', permanent)
             return
-        self.last_failure = root_cause(error)
+        self.last_failure = describe(root_cause(error))
         self._failures.append(self.last_failure)
         self._host += 1
         self._loop.call_later(self._pause(), self._connect)
@@ -148,14 +148,14 @@ def quieten_pika() -> None:
         pika_logger.setLevel(logging.CRITICAL)
 
 
-def root_cause(error: BaseException) -> str:
-    """The innermost cause of a failed attempt, in words: pika wraps it several times."""
+def root_cause(error: BaseException) -> BaseException:
+    """The innermost cause of a failed attempt: pika wraps it several times."""
     while True:
         inner: Any = getattr(error, 'exceptions', None) or getattr(error, 'exception', None) or error.args[:1]
         if isinstance(inner, (list, tuple)):
             inner = inner[-1] if inner else None
         if not isinstance(inner, BaseException):
-            return describe(error)
+            return error
         error = inner
 
 
@@ -168,7 +168,10 @@ def permanent_error(error: BaseException, settings: BrokerSettings) -> errors.Br
     pika guesses the cause from the stage at which the connection went; only the broker's own reply code makes it
     certain, for a broker that is killed at that stage looks the same.
     """
-    match = _reply.search(root_cause(error)) or _reply.search(repr(error))
+    cause = root_cause(error)
+    if isinstance(cause, FrameMaxRefused):
+        return errors.BrokerError(f'the broker at {settings}, {cause}; see the query of its URL')
+    match = _reply.search(describe(cause)) or _reply.search(repr(error))
     code = int(match.group(1)) if match else 0
     if code == 403:
         return errors.AuthenticationFailed(

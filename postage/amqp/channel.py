@@ -27,6 +27,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
+from postage.amqp.server import Server
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
 
@@ -85,6 +86,7 @@ class Host(Protocol):
     :ivar io: its I/O thread, which has pauses
     :ivar error: why the connection cannot be made again, if so
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
+    :ivar server: which broker it is
     """
 
     link: Link | None
@@ -93,6 +95,7 @@ class Host(Protocol):
     io: Any
     error: errors.BrokerError | None
     heartbeat: float
+    server: Server
 
     @property
     def control(self) -> Channel:
@@ -185,7 +188,11 @@ class Channel:
         if link is None or not link.is_open:
             raise errors.ConnectionLost('there is no connection to open a channel on')
         self._opening = Future()
-        self._pika = link.channel(on_open_callback=self._opening.set_result)
+        try:
+            self._pika = link.channel(on_open_callback=self._opening.set_result)
+        except pika.exceptions.NoFreeChannels:
+            self._opening = None
+            raise errors.BrokerError(f'all {link.params.channel_max} channels are in use: see channel_max') from None
         self._pika.add_on_close_callback(self._on_closed)
         self._pika.add_callback(self._on_get_empty, [pika.spec.Basic.GetEmpty], one_shot=False)
         self.content = None

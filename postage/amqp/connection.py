@@ -26,6 +26,7 @@ from postage.amqp.io_thread import IOThread
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
+from postage.amqp.server import UNKNOWN, Server
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
@@ -81,6 +82,7 @@ class Connection:
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
     :ivar upkeep: what looks after that meanwhile
+    :ivar server: which broker it is, or was last; :data:`UNKNOWN` before that
     :ivar heartbeat: seconds between heartbeats, as agreed with the broker last; 0 for none
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
@@ -107,10 +109,12 @@ class Connection:
 
     def _start_over(self) -> None:
         """The state of a connection that was never opened: at first, and in a forked child."""
+        is_direct = fast_lane() is FastLane.DIRECT  # where the setting is wrong, nothing is open yet
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
         self.link: Link | None = None
         self.heartbeat = 0.0
+        self.server: Server = UNKNOWN
         self.io = IOThread(f'postage-{self.role}', self.settings, self._on_start, self._on_end)
         self._loop = self.io.loop
         self.tick = Tick(self._loop, self.io.call_soon)
@@ -122,7 +126,7 @@ class Connection:
         self._attempts = Attempts(
             self.settings,
             self.role,
-            fast_lane() is FastLane.DIRECT,
+            is_direct,
             self._loop,
             self._on_open,
             self._on_lost,
@@ -316,7 +320,7 @@ class Connection:
 
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
-        self.heartbeat = link.heartbeat
+        self.heartbeat, self.server = link.heartbeat, link.server
         self._enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
@@ -395,7 +399,7 @@ class Connection:
             self.outbox.flush()
             for channel in self._channels:
                 channel.end_consumers()
-            link.close()
+            link.end()
             if link is not self.link:
                 self._loop.call_later(ABORT_SECONDS, self._loop.stop)  # a peer that never spoke says no farewell
 

@@ -167,13 +167,13 @@ def replay(control: Channel, topology: Topology) -> Steps:
     """Declare all of it again. What the broker refuses is logged, and the rest goes on as it is found."""
     yield from replay_exchanges(control, topology)
     for queue in list(topology.queues.values()):
-        yield from _logged(replay_queue(control, topology, queue))
+        yield from logged(replay_queue(control, topology, queue))
 
 
 def replay_exchanges(control: Channel, topology: Topology) -> Steps:
     """Declare the exchanges again, as :func:`replay` does."""
     for parameters in list(topology.exchanges.values()):
-        yield from _logged(declare_exchange(control, parameters))
+        yield from logged(declare_exchange(control, parameters))
 
 
 def replay_queue(control: Channel, topology: Topology, queue: Queue) -> Steps:
@@ -199,7 +199,7 @@ def replay_queue(control: Channel, topology: Topology, queue: Queue) -> Steps:
         yield from bind(control, binding)
 
 
-def _logged(steps: Steps) -> Steps:
+def logged(steps: Steps) -> Steps:
     """Take steps; a refusal is logged, for on a reconnect there is no caller to raise it to."""
     try:
         yield from steps

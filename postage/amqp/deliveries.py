@@ -13,7 +13,7 @@ import pika.spec
 
 from postage import errors
 from postage.amqp.cutter import Content
-from postage.amqp.frames import Answerable, decode_answerable, decode_properties
+from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
 from postage.amqp.publishing import Receipt
 from postage.amqp.topology import Topology
 
@@ -33,8 +33,10 @@ class Settler(Protocol):
     :ivar is_wanted: whether it is to be opened again after a loss; else what it delivered has gone back
     :ivar prefetch: messages that are sent ahead of their acknowledgement; 0 for no limit
     :ivar topology: what its consumer declared
+    :ivar frame_max: bytes that a frame may have on its connection
     """
 
+    frame_max: int
     generation: int
     is_open: bool
     is_wanted: bool
@@ -119,6 +121,14 @@ class Delivery:
         :raises errors.DecodingError: where these cannot be decoded
         """
         return decode_answerable(self._content.properties)
+
+    @property
+    def salvaged(self) -> Answerable:
+        """The same, as far as it can be had where they cannot be decoded. Never raises."""
+        try:
+            return self.answerable
+        except errors.DecodingError:
+            return salvage_answerable(self._content.properties)
 
     @property
     def headers(self) -> dict[str, Any]:

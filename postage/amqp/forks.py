@@ -17,7 +17,6 @@ class Stage(enum.IntEnum):
     THREAD = 2  # what is known of the present thread: no batch in hand, nothing being read
     ALARMS = 3  # which connections register with
     CONNECTIONS = 4  # closed without a word to the broker, and opened again at their first use
-    CALLS = 5  # RPCs under way, which are the parent's
 
 
 _callbacks: list[tuple[Stage, Callable[[], None]]] = []

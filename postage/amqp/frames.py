@@ -318,6 +318,28 @@ def decode_answerable(data: bytes) -> Answerable:
     return tuple.__new__(Answerable, (correlation_id, reply_to))
 
 
+def salvage_answerable(data: bytes) -> Answerable:
+    """The same as far as it can be had of properties that cannot be decoded. Never raises.
+
+    A table's length says where it ends, whatever is in it.
+    """
+    found: dict[str, Any] = {}
+    try:
+        (flags,) = _flags.unpack_from(data)
+        position = 2
+        for flag, name, read, _ in _PROPERTIES:
+            if flags & flag and name == 'headers':
+                position += 4 + _length.unpack_from(data, position)[0]
+            elif flags & flag and name != 'reply_to':
+                found[name], position = read(data, position)
+            elif flags & flag:
+                found[name], _ = read(data, position)
+                break
+    except Exception:
+        pass  # what comes behind cannot be found
+    return Answerable(found.get('correlation_id'), found.get('reply_to'))
+
+
 def _read_short_string(data: bytes, position: int) -> tuple[str, int]:
     start = position + 1
     end = start + data[position]

@@ -35,6 +35,7 @@ from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapte
 
 from postage.amqp.cutter import Cutter, Lane
 from postage.amqp.frames import FRAME_MIN
+from postage.amqp.server import UNKNOWN, Server, server_of
 
 logger = logging.getLogger('postage.amqp')
 
@@ -90,6 +91,10 @@ class Services(SelectorIOServicesAdapter):
         except ValueError as error:
             failure = ConnectionResetError(f'the connection was reset as soon as it was made: {error}')
             return self.call_later(0, lambda: on_done(failure))
+
+
+class FrameMaxRefused(Exception):
+    """Why a link is given up whose frames would be too small for the broker."""
 
 
 class Reader(Protocol):
@@ -196,6 +201,7 @@ class Link(pika.SelectConnection):
     :ivar number: of our own handle on the socket, by which a reading thread waits
     :ivar is_lost: whether it has gone; nothing may be sent any more
     :ivar is_direct: whether any thread may send; else the I/O thread alone
+    :ivar server: the broker, once it has introduced itself
     :ivar frame_max: bytes that a frame may have
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar may_lag: whether bytes may be waiting here; where it is false none are. Guarded by :attr:`writing`
@@ -210,6 +216,7 @@ class Link(pika.SelectConnection):
         self.number = -1
         self.is_lost = False
         self.is_direct = False
+        self.server: Server = UNKNOWN
         self.frame_max, self.heartbeat = FRAME_MIN, 0.0
         self.may_lag = True
         self.read_at = 0.0
@@ -277,6 +284,14 @@ class Link(pika.SelectConnection):
         """Give up the connection without a word to the broker. On the I/O thread; the first reason counts."""
         if not self._is_ending and not self.is_lost:
             self._terminate_stream(error)
+
+    def end(self) -> None:
+        """Close it with a word to the broker; where it is not open yet, without. On the I/O thread."""
+        if self.is_open or self._stream is None:
+            self.close()
+        else:
+            # pika's own way out of a handshake fails at an assertion of pika's.
+            self.fail(pika.exceptions.AMQPConnectionError('ended before it was open'))
 
     def fail_soon(self, error: Exception) -> None:
         """The same from any thread. Nothing is read any more."""
@@ -405,9 +420,22 @@ class Link(pika.SelectConnection):
             return  # met by a thread that reads late
         if (self.turn is None or self.turn.reader is None) and not self._for_pika:
             self._on_data_available(data)
+            if self.server is UNKNOWN:
+                self._meet()
         else:
             self._for_pika.append(data)
             self.ioloop.add_callback_threadsafe(self._feed)
+
+    def _meet(self) -> None:
+        """See who the broker is, once it has said so. That is before the two agree on anything."""
+        if self.server_properties is None:
+            return
+        self.server = server_of(self.server_properties)
+        wanted = self.params.frame_max
+        if wanted < self.server.frame_min:
+            self.fail(
+                FrameMaxRefused(f'{self.server} takes no frame_max below {self.server.frame_min}, as {wanted} is')
+            )
 
     def _feed(self) -> None:
         """Give pika the next of the frames that a reading thread has met."""

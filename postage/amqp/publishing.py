@@ -43,10 +43,14 @@ class Ledger:
 
     :param channel: what it is published on
     :param failures_kept: how many failures are remembered
+    :param has_replies: whether these are replies
     """
 
-    def __init__(self, channel: PublishingChannel, failures_kept: int = FAILURES_KEPT) -> None:
+    def __init__(
+        self, channel: PublishingChannel, failures_kept: int = FAILURES_KEPT, has_replies: bool = False
+    ) -> None:
         self.channel = channel
+        self.has_replies = has_replies
         self.unsettled = 0
         self.failures: deque[errors.PublishError] = deque(maxlen=failures_kept)
 
@@ -378,7 +382,7 @@ class PublishingChannel(Channel):
             self._settle(self._confirmed)
 
     def returned(self, content: Content) -> None:
-        exchange, key = content.exchange.decode(), content.routing_key.decode()
+        exchange, key = content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
         with self.lock:
             for outgoing in self._unconfirmed.values():
                 if (
@@ -386,7 +390,7 @@ class PublishingChannel(Channel):
                     and outgoing.routing_key == key
                     and outgoing.exchange == exchange
                 ):
-                    outgoing.returned = f'{content.tag_or_text.decode()} ({content.reply_code})'
+                    outgoing.returned = f'{content.tag_or_text.decode("utf-8", "replace")} ({content.reply_code})'
                     return
         logger.warning('a message to exchange %r with key %r came back unroutable', exchange, key)
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol
 
 from postage import errors
-from postage.amqp.control import ControlChannel, bind, declare_exchange, replay_exchanges
+from postage.amqp.control import ControlChannel, bind, declare_exchange, logged, replay_exchanges
 from postage.amqp.io_thread import IOThread
 from postage.amqp.steps import Steps, done
 from postage.amqp.topology import Topologies
@@ -72,7 +72,7 @@ class Upkeep:
                     yield control.operate('exchange_declare', f'find exchange {name!r}', exchange=name, passive=True)
                 except errors.NotFound:
                     _warn(name)
-                    yield from replay_exchanges(control, topology)
+                    yield from self._restore_steps(name)
             for binding in list(topology.bindings):
                 yield from bind(control, binding)  # which does nothing where it is there
 
@@ -96,20 +96,23 @@ class Upkeep:
         if not self._connection.is_open:
             return done()  # when it is open again, everything is declared and bound again
         restored: Future[Any] = Future()
-        self._connection.io.tell(lambda: self._bind_steps(exchange, restored))
+        self._connection.io.tell(lambda: self._told_steps(exchange, restored))
         return restored
 
-    def _bind_steps(self, exchange: str, restored: Future[Any]) -> Steps:
-        control = self._connection.control
+    def _told_steps(self, exchange: str, restored: Future[Any]) -> Steps:
         try:
-            for topology in self._connection.topologies:
-                bindings = [binding for binding in topology.bindings if binding.exchange == exchange]
-                if bindings and exchange in topology.exchanges:
-                    yield from declare_exchange(control, topology.exchanges[exchange])
-                for binding in bindings:
-                    yield from bind(control, binding)
+            yield from self._restore_steps(exchange)
         finally:
             restored.set_result(None)
+
+    def _restore_steps(self, exchange: str) -> Steps:
+        """Declare an exchange again, and bind to it what was bound. At once: until that is done messages are lost."""
+        control = self._connection.control
+        for topology in self._connection.topologies:
+            if exchange in topology.exchanges:
+                yield from logged(declare_exchange(control, topology.exchanges[exchange]))
+            for binding in [binding for binding in topology.bindings if binding.exchange == exchange]:
+                yield from bind(control, binding)
 
 
 def _warn(exchange: str) -> None:

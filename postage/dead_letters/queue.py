@@ -14,7 +14,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any, Final
@@ -43,8 +43,13 @@ PATIENCE: Final = 30.0  # seconds that a letter may take to come
 
 # What a message in a store must not have of its own: it would expire, be refused, or be sent to others as well.
 _UNSAFE: Final = ('expiration', 'user_id', 'delivery_mode')
-_NOTED: Final = ('queue', 'exchange', 'routing_key', 'reason', 'exception', 'message', 'traceback', 'attempts')
-_TIMES: Final = ('first_attempt_at', 'died_at', 'is_repeated')
+_NOTED: Final[Mapping[str, Any]] = {
+    **dict.fromkeys(('queue', 'exchange', 'routing_key', 'reason', 'exception', 'message', 'traceback'), str),
+    'attempts': int,
+    **dict.fromkeys(('first_attempt_at', 'died_at'), (int, float)),
+    'is_repeated': bool,
+}
+"""What is noted of a letter beside the message that it is, and of which type."""
 
 
 class QueueDeadLetters(DeadLetters):
@@ -90,6 +95,7 @@ class QueueDeadLetters(DeadLetters):
         """Send a letter to the queue. The broker has confirmed it when this returns.
 
         :raises errors.StoreError: it does not in time, or refuses
+        :raises errors.LetterRefused: it is too large for a message
         """
         self._send(secrets.token_hex(6), letter)
 
@@ -105,7 +111,10 @@ class QueueDeadLetters(DeadLetters):
         except FutureTimeout as error:
             raise errors.StoreError(f'{self} did not take a letter within {self.timeout:g} s') from error
         except errors.PostageError as error:
-            raise errors.StoreError(f'{self} did not take a letter: {error}') from error
+            refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
+            is_final = refused or isinstance(error, errors.EncodingError)
+            kind = errors.LetterRefused if is_final else errors.StoreError
+            raise kind(f'{self} did not take a letter: {error}') from error
 
     def _encoded(self, id: str, letter: DeadLetter) -> bytes:
         """The properties of a letter, without its traceback where they would be too large with it."""
@@ -113,7 +122,7 @@ class QueueDeadLetters(DeadLetters):
             encoded = encode_all(_written(id, candidate))
             if len(encoded) <= HEADER_MAX:
                 return encoded
-        raise errors.StoreError(f'{self} cannot take a letter with {len(encoded)} bytes of headers')
+        raise errors.LetterRefused(f'{self} cannot take a letter with {len(encoded)} bytes of headers')
 
     def _declaration(self) -> Queue:
         return Queue(self.name, {'durable': True} if self.create else {'passive': True})
@@ -251,7 +260,7 @@ class _QueueHandout(Handout):
 def _written(id: str, letter: DeadLetter) -> Properties:
     """The properties of the message that a letter becomes."""
     kept = {name: value for name, value in letter.properties.items() if name not in _UNSAFE}
-    notes: dict[str, Any] = {name: getattr(letter, name) for name in (*_NOTED, *_TIMES)}
+    notes: dict[str, Any] = {name: getattr(letter, name) for name in _NOTED}
     notes |= {'id': id, 'properties': {name: letter.properties[name] for name in _UNSAFE if name in letter.properties}}
     properties = amqp.from_plain(kept)
     headers = dict(properties.headers or {})
@@ -263,38 +272,49 @@ def _written(id: str, letter: DeadLetter) -> Properties:
 
 
 def _read(delivery: Delivery) -> StoredLetter:
-    """The letter that a message is."""
+    """The letter that a message is. Any program may put a message there, and whatever it likes into its headers."""
     try:
         properties = delivery.properties
-        notes = json.loads(str((properties.headers or {}).get(LETTER, '{}')))
-    except (errors.DecodingError, ValueError):
-        properties, notes = Properties(), {}  # type: ignore[no-untyped-call]
+    except errors.DecodingError:
+        properties = Properties()  # type: ignore[no-untyped-call]
     plain = amqp.as_plain(amqp.original(properties))
-    if not notes:
+    try:
+        notes = json.loads((properties.headers or {})[LETTER])
+        values = {name: _checked(notes[name], kind) for name, kind in _NOTED.items()}
+        id, kept = _checked(notes['id'], str), _checked(notes['properties'], dict)
+    except (KeyError, TypeError, ValueError, RecursionError):
         return _moved_by_broker(delivery, plain)
     plain.pop('delivery_mode', None)
-    values = {name: notes[name] for name in (*_NOTED, *_TIMES)}
-    return StoredLetter(notes['id'], DeadLetter(delivery.body, {**plain, **notes['properties']}, **values))
+    return StoredLetter(id, DeadLetter(delivery.body, {**plain, **kept}, **values))
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f'{value!r:.80} is not of type {kind}')
+    return value
 
 
 def _moved_by_broker(delivery: Delivery, plain: dict[str, Any]) -> StoredLetter:
     """The letter that a message is which nobody of ours has put here. What is known of it is in its ``x-death``."""
     deaths = plain.get('headers', {}).get('x-death') or [{}]
     death = deaths[0] if isinstance(deaths, list) and isinstance(deaths[0], dict) else {}
-    keys = death.get('routing-keys') or ['']
-    died = death.get('time')
-    died_at = amqp.seconds_of(died) if died is not None else time.time()
+    keys = death.get('routing-keys')
+    key = keys[0] if isinstance(keys, list) and keys else ''
+    try:
+        died_at = amqp.seconds_of(death['time'])
+    except (KeyError, ValueError):
+        died_at = time.time()
     letter = DeadLetter(
         body=delivery.body,
         properties=plain,
         queue=str(death.get('queue', '')),
         exchange=str(death.get('exchange', delivery.exchange)),
-        routing_key=str(keys[0] if death else delivery.routing_key),
+        routing_key=str(key if death else delivery.routing_key),
         reason='rejected',
         exception='',
         message=f'moved here by the broker: {death.get("reason", "unknown")}',
         traceback='',
-        attempts=int(death.get('count', 0)),
+        attempts=amqp.whole_header(death, 'count'),
         first_attempt_at=died_at,
         died_at=died_at,
     )

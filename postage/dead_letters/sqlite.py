@@ -112,6 +112,7 @@ class SQLiteDeadLetters(DeadLetters):
         that one's place.
 
         :raises errors.StoreError: the disk is full, another process keeps the store locked, or it is no such store
+        :raises errors.LetterRefused: it is too large for the file, or for SQLite
         """
         self._check_process()
         mine = _Waiting(letter)
@@ -131,18 +132,24 @@ class SQLiteDeadLetters(DeadLetters):
         try:
             with self._transaction() as database:
                 for each in waiting:
-                    self._write(database, each.letter)
+                    each.error = self._write(database, each.letter)
         except errors.StoreError as failure:
             error = failure
         for each in waiting:
-            each.is_done, each.error = True, error
+            each.is_done, each.error = True, error or each.error
 
-    @staticmethod
-    def _write(database: sqlite3.Connection, letter: DeadLetter) -> None:
-        row = _row(letter)
-        if letter.is_repeated and letter.message_id and database.execute(_REPEAT, row).rowcount:
-            return
-        database.execute(_INSERT, row)
+    def _write(self, database: sqlite3.Connection, letter: DeadLetter) -> errors.StoreError | None:
+        """Write one letter. Returns why it can never be written; that must not keep the others from being."""
+        try:
+            if self.max_bytes is not None and len(letter.body) > self.max_bytes:
+                raise OverflowError(f'its body is {len(letter.body):,} bytes, and the file may be {self.max_bytes:,}')
+            row = _row(letter)
+            if letter.is_repeated and letter.message_id and database.execute(_REPEAT, row).rowcount:
+                return None
+            database.execute(_INSERT, row)
+        except (ArithmeticError, RecursionError, TypeError, ValueError, sqlite3.DataError) as error:
+            return errors.LetterRefused(f'{self} cannot take a letter: {error}')
+        return None
 
     # Letters out
 

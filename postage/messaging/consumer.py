@@ -22,10 +22,11 @@ from postage.amqp.topology import Binding, Queue
 from postage.messaging.connected import Connected
 from postage.messaging.declarations import check_eqk, check_queue, warn_of_leftover
 from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.messages import MessageResult
+from postage.messaging.messages import MessageResult, MessageResultError
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
+from postage.printable import text_of
 
 logger = logging.getLogger('postage')
 
@@ -387,7 +388,22 @@ class GenericConsumer(Connected):
             return None
         if not hasattr(message, 'body'):
             message = MessageResult(message)
-        return self._replies.send(header, self.encode(message.body), self.encoder.content_type)
+        encoded = self.encode(message.body)
+        return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
+
+    def answer_refused(self, header: Any, error: BaseException) -> None:
+        """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.
+
+        Does not block; any thread.
+
+        :param header: the properties of the request
+        :param error: why
+        """
+        result = MessageResultError(f'the reply could not be sent: {error}')
+        try:
+            self._replies.send(header, self.encode(result.body), self.encoder.content_type)
+        except Exception as failure:
+            logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
 
     def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
         """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.

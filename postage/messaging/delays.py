@@ -43,7 +43,7 @@ def pause_after(retries: Sequence[Retry], error: Exception, delivery: Delivery) 
         return None
     pause = Pause(retry.delays[failed_before], retry.jitter)
     expiration = notes.original(properties).expiration
-    if expiration is not None and expiration.isdecimal():
+    if expiration is not None and expiration.isascii() and expiration.isdecimal() and len(expiration) <= 20:
         expires_at = first_attempt_at(properties) + int(expiration) / 1000
         if time.time() + pause.seconds > expires_at:
             return None

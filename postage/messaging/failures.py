@@ -1,34 +1,38 @@
 """What becomes of deliveries that could not be handled: they are put off, or put into a store, or counted.
 
 Each is given into other hands first, the broker's or the store's, and acknowledged once those have it. Where they do
-not take it, the message stays unacknowledged and is offered again, after pauses that grow.
+not take it, the message stays unacknowledged and is offered again, after pauses that grow. Where they can never take
+it, there is another end: what cannot be put off is a dead letter, what no store can hold is rejected. The log says why.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 
 from postage import errors
 from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import encode_all
+from postage.amqp.publishing import HEADER_OVERHEAD
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
 from postage.messaging.delays import delay_queue
 from postage.messaging.forwarding import Forwarder
-from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of, text_of
+from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
 from postage.messaging.outcomes import Failure, Pause
 from postage.messaging.properties import whole_header
 from postage.messaging.roles import Host, Source
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads import MicroThread, sleep
+from postage.printable import text_of
 
 logger = logging.getLogger('postage')
 
 FIRST_PAUSE = 1.0  # seconds before a message is offered again to a store or broker that did not take it
 LONGEST_PAUSE = 60.0
+BROKER_NOTES = 4096  # bytes of headers that the broker may add as a message leaves the queue in which it waits
 BUSY_PAUSE = 0.02  # seconds before a message is begun again for which there was no room
 
 
@@ -70,16 +74,19 @@ class Failures:
             self._source.set_aside(1)
             self._later(pause.seconds, functools.partial(self._release, delivery))
             return
-        changed = notes.sent_on(properties, (delivery.exchange, delivery.routing_key), **counted)
         waiting = delay_queue(queue, delivery.queue, pause)
-        try:
-            encoded = encode_all(changed)
-        except errors.EncodingError as error:
-            logger.error('%r cannot be put off: %s', delivery, error)
+
+        def end(error: BaseException) -> None:
+            logger.error('%r cannot be put off: %s', delivery, text_of(error))
             self.give_up(delivery, failure)
+
+        try:
+            encoded = _encoded(delivery, BROKER_NOTES, counted)
+        except Exception as error:  # of any kind: there is an end for each message
+            end(error)
             return
-        send = functools.partial(self._send, delivery, waiting.name, encoded, changed.message_id, waiting)
-        self._hand_over(delivery, send, f'to put it off in queue {waiting.name!r}')
+        send = functools.partial(self._send, delivery, waiting.name, encoded, properties.message_id, waiting)
+        self._hand_over(delivery, send, f'to put it off in queue {waiting.name!r}', end)
 
     def _release(self, delivery: Delivery) -> None:
         if not _can_be_settled(delivery):  # it went back to its queue
@@ -112,18 +119,21 @@ class Failures:
         kind = ((queue.flags.get('arguments') or {}) if queue is not None else {}).get('x-queue-type')
         return kind == 'quorum' or 'x-delivery-count' in delivery.headers
 
-    def count(self, delivery: Delivery) -> None:
-        """Put a message back into its own queue, with a note of how often it was delivered."""
+    def count(self, delivery: Delivery, end: Callable[[BaseException], None]) -> None:
+        """Put a message back into its own queue, with a note of how often it was delivered.
+
+        :param end: called where that can never be done, with why
+        :raises errors.PostageError: in place of that call
+        """
         properties = delivery.properties
         headers = properties.headers or {}
         counted = {'deliveries': self.unfinished(delivery)}
         if notes.ATTEMPTS in headers:
             counted |= {'attempts': whole_header(headers, notes.ATTEMPTS)}
             counted |= {'first_attempt': whole_header(headers, notes.FIRST_ATTEMPT)}
-        changed = notes.sent_on(properties, (delivery.exchange, delivery.routing_key), **counted)
-        encoded = encode_all(changed)
-        send = functools.partial(self._send, delivery, delivery.queue, encoded, changed.message_id, None)
-        self._hand_over(delivery, send, 'to put it back with a count of its deliveries')
+        encoded = _encoded(delivery, 0, counted)
+        send = functools.partial(self._send, delivery, delivery.queue, encoded, properties.message_id, None)
+        self._hand_over(delivery, send, 'to put it back with a count of its deliveries', end)
 
     # Dead letters
 
@@ -132,9 +142,18 @@ class Failures:
         store = self._host.dead_letters
         if store is None:
             self._source.give_up(delivery, failure)
-        else:
+            return
+
+        def end(error: BaseException) -> None:
+            logger.error('%r is rejected: it cannot be stored as a dead letter (%s)', delivery, text_of(error))
+            self._source.give_up(delivery, failure)
+
+        try:
             put = functools.partial(self._put, store, letter_of(delivery, failure))
-            self._hand_over(delivery, put, 'to store it as a dead letter')
+        except Exception as error:  # of any kind: there is an end for each message
+            end(error)
+            return
+        self._hand_over(delivery, put, 'to store it as a dead letter', end)
 
     def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[None]:
         if self._host.scheduler is not None:
@@ -154,16 +173,27 @@ class Failures:
         return self._forwarder.send('', routing_key, properties, delivery.body, message_id or '', queue)
 
     def _hand_over(
-        self, delivery: Delivery, work: Callable[[], Future[None]], what: str, pause: float = FIRST_PAUSE
+        self,
+        delivery: Delivery,
+        work: Callable[[], Future[None]],
+        what: str,
+        end: Callable[[BaseException], None],
+        pause: float = FIRST_PAUSE,
     ) -> None:
-        """Do some work, and acknowledge the delivery once it is done. Where it fails, do it again after a pause."""
+        """Do some work, and acknowledge the delivery once it is done. Where it fails, do it again after a pause.
+
+        :param end: called in the scheduler's thread where it can never be done, with why
+        """
 
         def done(future: Future[None]) -> None:
             error = None if future.cancelled() else future.exception()
-            if error is not None:
+            if error is not None and _is_final(error):
+                self._unsettled.leave(functools.partial(end, error))
+            elif error is not None:
                 wait = f'next try in {pause:g} s'
                 logger.error('%r stays unacknowledged: failed %s (%s); %s', delivery, what, text_of(error), wait)
-                self._later(pause, functools.partial(self._hand_over_again, delivery, work, what, 2 * pause))
+                again = functools.partial(self._hand_over_again, delivery, work, what, end, 2 * pause)
+                self._later(pause, again)
             elif not future.cancelled():  # by the end of the scheduler: the broker delivers it again
                 delivery.channel.settle(delivery)
             self._unsettled.one_less()
@@ -176,9 +206,16 @@ class Failures:
             under_way.set_exception(error)
         under_way.add_done_callback(done)
 
-    def _hand_over_again(self, delivery: Delivery, work: Callable[[], Future[None]], what: str, pause: float) -> None:
+    def _hand_over_again(
+        self,
+        delivery: Delivery,
+        work: Callable[[], Future[None]],
+        what: str,
+        end: Callable[[BaseException], None],
+        pause: float,
+    ) -> None:
         if _can_be_settled(delivery):
-            self._hand_over(delivery, work, what, min(pause, LONGEST_PAUSE))
+            self._hand_over(delivery, work, what, end, min(pause, LONGEST_PAUSE))
 
     def _later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call back in the scheduler's thread. From any thread."""
@@ -196,6 +233,30 @@ class _Later(MicroThread):
     def main(self) -> Generator[sleep, None, None]:
         yield sleep(self._seconds)
         self._callback()
+
+
+def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int]) -> bytes:
+    """The properties of a message that is sent on, with counts in its headers.
+
+    They have to fit into one frame. Where the publisher has left too little room, its origin is left out.
+
+    :param spare: bytes to be left for what the broker adds
+    :raises errors.EncodingError: the counts do not fit, either
+    """
+    room = delivery.channel.frame_max - HEADER_OVERHEAD - spare
+    for origin in ((delivery.exchange, delivery.routing_key), None):
+        encoded = encode_all(notes.sent_on(delivery.properties, origin, **counted))
+        if len(encoded) <= room:
+            return encoded
+    raise errors.EncodingError(
+        f'with what has to be noted in its headers its properties are {len(encoded)} bytes, and {room} fit'
+    )
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
+    refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
+    return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))
 
 
 def _declared(delivery: Delivery) -> Queue | None:

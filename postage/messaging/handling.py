@@ -27,6 +27,7 @@ from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
+from postage.printable import text_of
 
 logger = logging.getLogger('postage')
 
@@ -172,11 +173,10 @@ class Dispatcher:
         try:
             unfinished = self._failures.unfinished(delivery)
             if unfinished < most and self._failures.has_to_be_counted(delivery):
-                self._failures.count(delivery)
+                self._failures.count(delivery, functools.partial(self._refuse_uncounted, delivery))
                 return
-        except (errors.DecodingError, errors.EncodingError) as error:
-            logger.error('%r is rejected, for its deliveries cannot be counted: %s', delivery, error)
-            self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
+        except errors.PostageError as error:
+            self._refuse_uncounted(delivery, error)
             return
         if unfinished < most:
             self._begin(delivery)
@@ -186,11 +186,16 @@ class Dispatcher:
         logger.error('%r is given up: %s', delivery, why)
         self._refuse(delivery, 'deliveries', errors.HandlingUnfinished(why), why)
 
-    def _refuse(self, delivery: Delivery, reason: Reason, error: errors.PostageError, answer: str) -> None:
+    def _refuse_uncounted(self, delivery: Delivery, error: BaseException) -> None:
+        logger.error('%r is rejected, for its deliveries cannot be counted: %s', delivery, error)
+        self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
+
+    def _refuse(self, delivery: Delivery, reason: Reason, error: BaseException, answer: str) -> None:
         """Give up what no handler shall see, and tell its sender, if that wants an answer."""
         try:
-            if delivery.properties.reply_to:
-                Reply(self._source.rpc_reply, delivery, self._host.fingerprint)(MessageResultError(answer))
+            header = delivery.salvaged
+            if header.reply_to:
+                Reply(self._source.rpc_reply, delivery, self._host.fingerprint, header)(MessageResultError(answer))
         except errors.PostageError as failure:
             logger.debug('its sender could not be told: %s', failure)
         self._settle(delivery, Outcome(acknowledge=False, failure=Failure(reason, error)))
@@ -258,6 +263,8 @@ class Dispatcher:
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         delivery.is_handled = True
         if outcome.failure is not None:
+            for receipt in delivery.receipts or ():  # such as that of a reply which tells the failure
+                receipt.when_settled(functools.partial(self._look_at_reply, delivery, receipt), is_urgent=False)
             if outcome.pause is not None:
                 self._failures.put_off(delivery, outcome.pause, outcome.failure)
             else:
@@ -279,8 +286,16 @@ class Dispatcher:
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None
-        failure = Failure('unpublished', failed.error)
-        self.unsettled.leave(lambda: self._failures.give_up(delivery, failure))
+        self.unsettled.leave(functools.partial(self._give_up_unpublished, delivery, failed, failed.error))
+
+    def _look_at_reply(self, delivery: Delivery, receipt: Receipt) -> None:
+        """Where this is a reply that the broker has refused, say so to its caller, which would wait in vain."""
+        if receipt.error is not None and receipt.ledger.has_replies:
+            self._source.answer_refused(delivery.salvaged, receipt.error)
+
+    def _give_up_unpublished(self, delivery: Delivery, failed: Receipt, error: errors.PublishError) -> None:
+        self._look_at_reply(delivery, failed)
+        self._failures.give_up(delivery, Failure('unpublished', error))
 
 
 # Handlers
@@ -430,17 +445,18 @@ def raised(
         outcome = dataclasses.replace(outcome, failure=failure, pause=pause)
     if outcome.pause is not None:
         wait = f'it is handled again in {outcome.pause.seconds:.3g} s'
-        logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, error)
+        logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:
         logger.error('%s raised on %r, which is rejected', label, delivery, exc_info=error)
     elif isinstance(error, FilterError):
-        logger.warning('%r %s', delivery, error if str(error).startswith('dropped') else f'dropped by {label}: {error}')
-    if reply is not None and not reply.sent and outcome.then is None:
+        text = text_of(error)
+        logger.warning('%r %s', delivery, text if text.startswith('dropped') else f'dropped by {label}: {text}')
+    if reply is not None and not reply.sent:
         try:
             reply.tell(error)
         except Exception as failure:
-            logger.error('the caller of %s could not be told: %s', label, failure)
+            logger.error('the caller of %s could not be told: %s', label, text_of(failure))
     return outcome
 
 

@@ -12,6 +12,7 @@ from postage.amqp.deliveries import Delivery
 from postage.messaging import properties as notes
 from postage.messaging.outcomes import Failure, Reason
 from postage.messaging.properties import Properties, whole_header
+from postage.printable import text_of
 
 TRACEBACK_MAX = 16_000  # characters; its end says the most
 MESSAGE_MAX = 4_000
@@ -78,6 +79,7 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
     failed_before, unfinished = whole_header(headers, notes.ATTEMPTS), whole_header(headers, notes.DELIVERIES)
     error = failure.error
     kind = type(error)
+    name = kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
     return DeadLetter(
         body=delivery.body,
         properties=notes.as_plain(notes.original(properties)),
@@ -85,9 +87,9 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
         exchange=delivery.exchange,
         routing_key=delivery.routing_key,
         reason=failure.reason,
-        exception=kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}',
-        message=text_of(error)[:MESSAGE_MAX],
-        traceback=''.join(traceback.format_exception(error))[-TRACEBACK_MAX:],
+        exception=_storable(name),
+        message=_storable(text_of(error)[:MESSAGE_MAX]),
+        traceback=_storable(''.join(traceback.format_exception(error))[-TRACEBACK_MAX:]),
         attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries')),
         first_attempt_at=first_attempt_at(properties),
         died_at=time.time(),
@@ -97,12 +99,11 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
 
 def first_attempt_at(properties: Properties) -> float:
     """When a message was first handled, as ``time.time()`` has it; now, where this is the first time."""
-    return whole_header(properties.headers or {}, notes.FIRST_ATTEMPT) / 1000 or time.time()
+    now = time.time()
+    noted = whole_header(properties.headers or {}, notes.FIRST_ATTEMPT) / 1000
+    return min(noted, now) or now  # any program may write that header
 
 
-def text_of(error: BaseException) -> str:
-    """The text of an exception; its class, where that is a user's own whose text cannot be had."""
-    try:
-        return str(error)
-    except Exception:
-        return repr(type(error))
+def _storable(text: str) -> str:
+    """Text that a store can take: what is no character (a lone surrogate) is written as its escape."""
+    return text.encode('utf-8', 'backslashreplace').decode()

@@ -70,6 +70,8 @@ class LocalDelivery(Delivery):
         """Itself, which knows the way back."""
         return self
 
+    salvaged = answerable
+
     @property
     def correlation_id(self) -> str | None:
         """That of its properties."""
@@ -86,6 +88,7 @@ class LocalSource(Encoding):
     prefetch_count = 0
     prefetch = 1  # each acknowledgement may be waited for
     generation = 1
+    frame_max = 131_072
     is_open = is_wanted = True
     own_ack = None
 
@@ -202,6 +205,9 @@ class LocalSource(Encoding):
         assert isinstance(delivery, LocalDelivery)
         delivery.failure = failure
         self.settle(delivery, requeue=False)
+
+    def answer_refused(self, header: Any, error: BaseException) -> None:
+        """There is no broker that could refuse a reply."""
 
     def rpc_reply(self, header: Any, message: Any) -> None:
         """Answer an RPC.

@@ -30,6 +30,9 @@ EXPIRATION: Final = 'x-postage-expiration'
 USER_ID: Final = 'x-postage-user-id'
 CC: Final = 'x-postage-cc'
 
+COUNT_MAX: Final = 2**53  # what a header counts to: AMQP, SQLite and JSON hold it, and one more
+EXPIRATION_DIGITS: Final = 10
+
 DELAY_PREFIX: Final = 'postage.retry.'
 """What the names of the queues begin with in which messages wait for their next attempt."""
 
@@ -42,15 +45,16 @@ _NAMES: Final = (
 Properties = pika.spec.BasicProperties
 
 
-def sent_on(properties: Properties, origin: tuple[str, str], **notes: Any) -> Properties:
+def sent_on(properties: Properties, origin: tuple[str, str] | None, **notes: Any) -> Properties:
     """The properties of a message that is sent on to a queue, by the default exchange.
 
-    :param origin: the exchange it was published to first, and the routing key
+    :param origin: the exchange it was published to first, and the routing key; ``None`` where there is no room for them
     :param notes: headers to be added, by the name of their constant here in small letters
     """
     changed = original(properties)
     headers = dict(changed.headers or {})
-    headers[EXCHANGE], headers[ROUTING_KEY] = origin
+    if origin is not None:
+        headers[EXCHANGE], headers[ROUTING_KEY] = origin
     headers |= {f'{_PREFIX}{name.replace("_", "-")}': value for name, value in notes.items()}
     # A message in waiting must not expire; the broker refuses another user's id, and sends copies to what CC names.
     for name, header in (('expiration', EXPIRATION), ('user_id', USER_ID)):
@@ -68,11 +72,12 @@ def original(properties: Properties) -> Properties:
     """The properties with which a message was published first, whether it was sent on since or not. A copy."""
     restored = copy.copy(properties)
     headers = dict(properties.headers or {})
-    if EXPIRATION in headers:
+    # Any program may write these headers, and something else into them.
+    if _is_number(headers.get(EXPIRATION)):
         restored.expiration = headers[EXPIRATION]
-    if USER_ID in headers:
+    if isinstance(headers.get(USER_ID), str):
         restored.user_id = headers[USER_ID]
-    if CC in headers:
+    if isinstance(headers.get(CC), list):
         headers['CC'] = headers[CC]
     restored.headers = {name: value for name, value in headers.items() if not name.startswith(_PREFIX)}
     _forget_delays(restored.headers)
@@ -81,27 +86,34 @@ def original(properties: Properties) -> Properties:
     return restored
 
 
+def _is_number(text: Any) -> bool:
+    return isinstance(text, str) and text.isascii() and text.isdecimal() and len(text) <= EXPIRATION_DIGITS
+
+
 def _forget_delays(headers: dict[str, Any]) -> None:
-    """Take out what the broker noted when a message left a delay queue (https://www.rabbitmq.com/docs/dlx#effects)."""
-    deaths = headers.get('x-death')
+    """Take out what the broker noted when a message left a delay queue (https://www.rabbitmq.com/docs/dlx#effects).
+
+    And what no broker noted: RabbitMQ loses a message with such a header as it is to leave the queue.
+    """
+    deaths = headers.pop('x-death', None)
     if isinstance(deaths, list):
-        headers['x-death'] = [death for death in deaths if not _is_delay(death)]
-        if not headers['x-death']:
-            del headers['x-death']
+        kept = [death for death in deaths if isinstance(death, Mapping) and not _is_delay(death)]
+        if kept:
+            headers['x-death'] = kept
     for which in ('first', 'last'):
         if str(headers.get(f'x-{which}-death-queue', '')).startswith(DELAY_PREFIX):
             for what in ('queue', 'exchange', 'reason'):
                 headers.pop(f'x-{which}-death-{what}', None)
 
 
-def _is_delay(death: Any) -> bool:
-    return isinstance(death, Mapping) and str(death.get('queue', '')).startswith(DELAY_PREFIX)
+def _is_delay(death: Mapping[str, Any]) -> bool:
+    return str(death.get('queue', '')).startswith(DELAY_PREFIX)
 
 
 def whole_header(headers: Mapping[str, Any], name: str) -> int:
     """A header that counts; 0 where it is absent, or another program wrote something else into it."""
     value = headers.get(name)
-    return int(value) if isinstance(value, int) and value > 0 else 0
+    return min(int(value), COUNT_MAX) if isinstance(value, int) and value > 0 else 0
 
 
 # JSON

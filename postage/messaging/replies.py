@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from postage import settings
+from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery, current
@@ -14,6 +15,7 @@ from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
 from postage.amqp.registry import acquire, release
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
+from postage.printable import text_of
 from postage.settings import BrokerSettings
 
 logger = logging.getLogger('postage')
@@ -42,7 +44,7 @@ class ReplySender:
         if self.connection is None:
             self.connection = acquire(self._settings, 'publishing')
         self._publisher = self.connection.publisher(True)
-        self._ledger = Ledger(self._publisher, failures_kept=0)
+        self._ledger = Ledger(self._publisher, failures_kept=0, has_replies=True)
 
     def close(self) -> None:
         """Give the connection back. Blocks."""
@@ -50,10 +52,18 @@ class ReplySender:
             release(self.connection)
             self.connection = None
 
-    def send(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
+    def send(
+        self,
+        header: Any,
+        encoded: bytes,
+        content_type: str,
+        on_refused: Callable[[Any, BaseException], None] | None = None,
+    ) -> Receipt:
         """Publish a reply. Blocks only at a full window of unconfirmed messages.
 
         :param header: the AMQP properties of the request, which name a reply address
+        :param on_refused: called with these and the error where the broker refuses the reply, on the thread that reads;
+            not in a handler, whose processor waits for what becomes of the reply, and sees to that
         :return: what becomes of it
         """
         if settings.is_debugging:
@@ -65,9 +75,16 @@ class ReplySender:
         properties = frames.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()
-        if delivery is not None:
+        if delivery is not None and not delivery.is_handled:
             delivery.published(receipt)
+        elif on_refused is not None:
+            receipt.when_settled(functools.partial(_look_at, receipt, header, on_refused), is_urgent=False)
         return receipt
+
+
+def _look_at(receipt: Receipt, header: Any, on_refused: Callable[[Any, BaseException], None]) -> None:
+    if isinstance(receipt.error, errors.Nacked):
+        on_refused(header, receipt.error)
 
 
 class Reply:
@@ -76,16 +93,21 @@ class Reply:
     :param send: called with the properties of the request and the message
     :param delivery: the request
     :param fingerprint: of the processor that answers
+    :param header: of its properties, those that the answer depends on; by default they are read
     :raises errors.DecodingError: the properties of the request cannot be decoded
     """
 
     __slots__ = ('_fingerprint', '_header', '_send', 'sent')
 
     def __init__(
-        self, send: Callable[[Any, Message], object], delivery: Delivery, fingerprint: Mapping[str, Any]
+        self,
+        send: Callable[[Any, Message], object],
+        delivery: Delivery,
+        fingerprint: Mapping[str, Any],
+        header: Any = None,
     ) -> None:
         self._send = send
-        self._header = delivery.answerable
+        self._header = delivery.answerable if header is None else header
         self._fingerprint = fingerprint
         self.sent = False
 
@@ -105,8 +127,14 @@ class Reply:
         self.sent = True
 
     def tell(self, error: Exception) -> None:
-        """Answer with what a handler raised."""
+        """Answer with what a handler raised, whatever is in its text."""
+        text = _sendable(text_of(error))
         if isinstance(error, FilterError):
-            self(MessageResultError(str(error)))
+            self(MessageResultError(text))
         else:
-            self(MessageResultException(type(error).__name__, str(error)))
+            self(MessageResultException(type(error).__name__, text))
+
+
+def _sendable(text: str) -> str:
+    """Text that can be encoded: what is no character (a lone surrogate) is written as its escape."""
+    return text.encode('utf-8', 'backslashreplace').decode()

@@ -329,11 +329,12 @@ class RpcClient:
     # What comes back
 
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
+        malformed = None
         try:
             correlation_id = frames.decode_answerable(content.properties).correlation_id
         except errors.DecodingError as error:
-            logger.warning('a reply was dropped: %s', error)
-            return
+            malformed = MessageResultError(f'Malformed reply: {error}')
+            correlation_id = frames.salvage_answerable(content.properties).correlation_id
         with self._lock:
             address = self._addresses.get(channel)
             if address is None:
@@ -343,7 +344,7 @@ class RpcClient:
                 call = self._call_of(address, correlation_id)
                 if call is None:
                     return
-            result = decode_result(content.body, call.decode)
+            result = malformed if malformed is not None else decode_result(content.body, call.decode)
             self._finish(call, result, answered=True)
         try:
             call.future.set_result(result)

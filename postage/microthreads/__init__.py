@@ -8,7 +8,7 @@ are the only things that ever park one:
 :class:`sleep`
     resumed after that many seconds
 :class:`Signal`
-    resumed once somebody, in any thread, has set it
+    resumed once another microthread, or any thread, has set it
 :class:`MicroThread`
     resumed when that one has ended, with what it returned, or with its exception
 
@@ -17,19 +17,30 @@ it waits, and a scheduler with nothing to run sleeps until a future, a signal or
 
 This package knows nothing of messages and imports nothing else of Postage.
 
-``traps.py``
-    what a microthread may wait for
-``scheduler.py``
-    microthreads, and the loop
 ``alarm.py``
     how an idle loop sleeps and is woken
+``parking.py``
+    who waits for what, and why no wake-up is lost or goes to another wait: the page to read before the others
+``traps.py``
+    what a microthread may wait for
+``timers.py``
+    calls that are made later
+``turns.py``
+    one turn of one microthread, and what it yields
+``workers.py``
+    coroutines, and functions that block, beside the loop
 ``signals.py``
     SIGTERM and SIGINT, for ``run()``
+``scheduler.py``
+    microthreads, and the loop
 ``asyncio_bridge.py``
-    coroutines, and a scheduler inside asyncio; not imported before it is needed
+    an asyncio loop beside a scheduler, and a scheduler inside asyncio; not imported before it is needed
+
+Each of them imports only what stands above it, but for ``asyncio_bridge.py``, which imports the alarm alone.
 """
 
 from postage.microthreads.scheduler import MicroScheduler, MicroThread, running_scheduler
-from postage.microthreads.traps import ExitScheduler, Signal, Timer, sleep
+from postage.microthreads.timers import Timer
+from postage.microthreads.traps import ExitScheduler, Signal, sleep
 
 __all__ = ['ExitScheduler', 'MicroScheduler', 'MicroThread', 'Signal', 'Timer', 'running_scheduler', 'sleep']

@@ -8,14 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 from postage.microthreads.alarm import Alarm
 
-if TYPE_CHECKING:
-    from postage.microthreads.scheduler import MicroScheduler
-
 SLICE = 0.002  # seconds for which microthreads run before asyncio's own tasks get their turn
+
+
+class Driven(Protocol):
+    """What :func:`drive` needs of a scheduler."""
+
+    is_idle: bool
+
+    def main(self, block: bool | None = ...) -> Generator[Any, None, None]:
+        """The loop, one turn at a time."""
+
+    def inside(self, loop: asyncio.AbstractEventLoop, alarm: Alarm) -> AbstractContextManager[None]:
+        """Be driven by an asyncio loop, and be woken by its alarm, for the length of a ``with``."""
+
+    async def wait_with(self, wait: Callable[[float | None], Awaitable[None]]) -> None:
+        """Sleep by awaiting."""
+
+    def callbacks_at_end(self) -> Iterator[Callable[[], None]]:
+        """What is to be called when the loop has ended."""
 
 
 class AsyncAlarm(Alarm):
@@ -29,7 +46,7 @@ class AsyncAlarm(Alarm):
         try:
             self._loop.call_soon_threadsafe(self._bell.set)
         except RuntimeError:
-            pass  # the loop has been closed: nobody sleeps
+            pass  # the loop is closed, so no scheduler sleeps in it
 
     async def wait_async(self, timeout: float | None) -> None:
         """Sleep until it rings, or for so many seconds, while the loop goes on."""
@@ -37,6 +54,7 @@ class AsyncAlarm(Alarm):
             await asyncio.wait_for(self._bell.wait(), timeout)
         except asyncio.TimeoutError:
             pass
+        # A ring may have come since the wait ended. It is not lost: after each wait the scheduler looks at everything.
         self._bell.clear()
 
 
@@ -59,16 +77,17 @@ class AsyncioThread:
         self.loop.close()
 
     def close(self) -> None:
-        """Cancel what runs on it, and end it. Blocks until the coroutines' ``finally`` clauses have run."""
+        """Cancel the coroutines that run on it, and end it. Blocks until their ``finally`` clauses have run."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
 
 
-async def drive(scheduler: MicroScheduler) -> None:
+async def drive(scheduler: Driven) -> None:
     """Step a scheduler from the running loop until it ends: the whole of ``run_async()``."""
     loop = asyncio.get_running_loop()
+    alarm = AsyncAlarm(loop)
     turns = scheduler.main(block=False)
-    with scheduler.inside(loop, AsyncAlarm(loop)) as alarm:
+    with scheduler.inside(loop, alarm):
         try:
             until = loop.time() + SLICE
             for _ in turns:

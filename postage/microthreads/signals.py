@@ -3,77 +3,99 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from postage.microthreads.scheduler import MicroScheduler
+from typing import Any
 
 logger = logging.getLogger('postage.microthreads')
 
 
-@contextlib.contextmanager
-def ends_on_signals(scheduler: MicroScheduler, grace: float) -> Generator[None, None, None]:
-    """Let the first signal stop the scheduler, the second the process, and the end of ``grace`` what is in hand.
+def run_until_signal(call: Callable[[], object], stop: Callable[[], object], grace: float) -> None:
+    """Call ``call()``; the first signal meanwhile calls ``stop()``, and the second ends the process. Blocks.
 
-    Outside the main thread, where Python allows no signal handlers, it does nothing.
+    Outside the main thread, where Python allows no signal handlers, it is the call alone.
+
+    :param stop: called by the signal handler, so between two instructions of whatever the main thread is running
+    :param grace: seconds after the first signal until the call is interrupted, where it has not ended by then
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        call()
         return
-    stop = _Stop(scheduler, grace)
-    previous = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    ending = _Ending(stop, grace)
     try:
-        yield
+        try:
+            ending.take_signals()
+            call()
+        finally:
+            ending.has_ended = True
     except _Interrupted:
         logger.error('what was in hand did not end within %g s of the signal, and was interrupted', grace)
     finally:
-        stop.cancel()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        ending.give_signals_back()
 
 
 class _Interrupted(BaseException):
-    """Raised in the main thread, whatever it is at, when the time of grace after a signal is over."""
+    """Raised in the main thread, whatever it is running, when the time of grace after a signal is over."""
 
 
-class _Stop:
-    """What a signal does to a scheduler: the first ends it in good order, the second ends the process."""
+class _Ending:
+    """What signals do to a scheduler: the first ends it in good order, the second ends the process.
 
-    def __init__(self, scheduler: MicroScheduler, grace: float) -> None:
-        self._scheduler = scheduler
+    When the time of grace is over a thread, the watch, sends the process one more signal, for that alone interrupts the
+    main thread in whatever it waits for.
+
+    :ivar has_ended: whether the scheduler has ended, so that there is nothing left to interrupt
+    """
+
+    def __init__(self, stop: Callable[[], object], grace: float) -> None:
+        self.has_ended = False
+        self._stop = stop
         self._grace = grace
         self._watch: threading.Timer | None = None
-        self._is_over = False
+        self._is_over = False  # the time of grace: the next signal is the watch's own
+        self._previous: dict[int, Any] = {}
 
-    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+    def take_signals(self) -> None:
+        """Have SIGTERM and SIGINT handled here."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Noted first: where a Ctrl-C comes between the two, give_signals_back() knows what to put back.
+            self._previous[number] = signal.getsignal(number)
+            signal.signal(number, self._on_signal)
+
+    def give_signals_back(self) -> None:
+        """Have them handled as they were before. Waits for the watch, whose signal must not come later than that."""
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch.join()
+        for number, handler in self._previous.items():
+            # None stands for a handler that was not installed by Python, and cannot be put back by it.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The signal handler. Runs in the main thread, between two instructions of whatever is running there."""
         if self._is_over:
-            raise _Interrupted
-        if self._watch is not None:
+            self._is_over = False
+            # `has_ended` is written in this thread, too. Until then the exception is caught; after that it would come
+            # out of run() in spite of a good end.
+            if not self.has_ended:
+                raise _Interrupted
+        elif self._watch is None:
+            self._watch = threading.Timer(self._grace, self._interrupt, (number,))
+            self._watch.daemon = True
+            self._watch.start()
+            self._stop()
+        else:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-            return
-        self._watch = threading.Timer(self._grace, self._interrupt, (number,))
-        self._watch.daemon = True
-        self._watch.start()
-        self._scheduler.stop()
 
     def _interrupt(self, number: int) -> None:
+        """The time of grace is over. Called in the watch's thread."""
         self._is_over = True
         main_thread = threading.main_thread().ident
         if hasattr(signal, 'pthread_kill') and main_thread is not None:
             signal.pthread_kill(main_thread, number)  # also wakes it from a system call
         else:
             _thread.interrupt_main(signal.Signals(number))
-
-    def cancel(self) -> None:
-        """The scheduler has ended in time, or for another reason."""
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch.join()

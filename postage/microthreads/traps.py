@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from postage.microthreads.scheduler import Task
+from postage.microthreads.parking import Wait
 
 
 class ExitScheduler(Exception):
@@ -28,47 +24,29 @@ class sleep:  # noqa: N801 - it is written as a call: yield sleep(1)
 class Signal:
     """What one microthread waits for until another thread, or another microthread, has something for it.
 
-    It remembers: a signal that is set before anybody waits lets the next wait pass at once. Several settings
-    before the wait count as one.
+    It remembers: a signal that is set before the wait lets the next wait pass at once. Several settings before the
+    microthread goes on count as one. One microthread at a time may wait for a signal; a second one that yields it gets
+    a ``RuntimeError`` there.
+
+    :ivar is_set: whether a setting has not let a microthread go on yet
+    :ivar wait: the wait that the next setting ends; ``None`` while no microthread waits
     """
 
-    __slots__ = ('_is_set', '_task')
+    __slots__ = ('_told', 'is_set', 'wait')
 
     def __init__(self) -> None:
-        self._is_set = False
-        self._task: Task | None = None
+        self.is_set = False
+        self.wait: Wait | None = None
+        self._told: Wait | None = None  # the wait whose microthread was woken already
 
     def set(self) -> None:
         """Let the waiting microthread, or the next one to wait, go on. May be called from any thread; never blocks."""
-        self._is_set = True
-        task = self._task
-        if task is not None:
-            self._task = None
-            task.scheduler.wake(task, self)
-
-    def park(self, task: Task) -> bool:
-        """Have a task wait; ``False`` where it need not."""
-        # The order matters: whoever sets the flag after our look at it finds the task.
-        self._task = task
-        if self._is_set:
-            self._is_set = False
-            self._task = None
-            return False
-        return True
-
-    def woken(self) -> None:
-        """The waiting task is about to go on."""
-        self._is_set = False
-
-
-class Timer:
-    """A call that a scheduler makes later. Returned by :meth:`MicroScheduler.call_later`."""
-
-    __slots__ = ('_callback',)
-
-    def __init__(self, callback: Callable[[], object]) -> None:
-        self._callback: Callable[[], object] | None = callback
-
-    def cancel(self) -> None:
-        """See to it that the call is not made, if it has not been made yet."""
-        self._callback = None
+        # The order is safe: the scheduler writes the wait before it looks at the flag (Turns._park). Either it sees the
+        # flag, or this thread sees the wait. `_told` is written last, so that where an exception of a signal handler
+        # cuts this call short the next call wakes the microthread. Written late, after the `_told` of a newer wait, it
+        # costs one wake-up that is ignored.
+        self.is_set = True
+        wait = self.wait
+        if wait is not None and wait is not self._told:
+            wait[0].lot.wake(wait)
+            self._told = wait

@@ -13,9 +13,10 @@ An adapter runs a processor on a transport: see :mod:`postage.missive.adapters`.
 ``postage.messaging`` runs on them too, as a :class:`Component`.
 """
 
-from postage.missive.adapter import Adapter
+from postage.missive.adapters.base import Adapter
+from postage.missive.adapters.for_tests import TestAdapter
 from postage.missive.component import Component
-from postage.missive.contexts import HandlingContext, ProcessingContext
+from postage.missive.contexts import DLQ, Handler, HandlingContext, ProcessingContext
 from postage.missive.errors import (
     DeadLetterError,
     DuplicateMatcher,
@@ -26,8 +27,7 @@ from postage.missive.errors import (
 )
 from postage.missive.messages import DictMessage, JSONMessage, M, Message, RawMessage, UnreadableMessage
 from postage.missive.postage_message import PostageMessage
-from postage.missive.processor import DLQ, Handler, Matcher, Processor
-from postage.missive.test_adapter import TestAdapter
+from postage.missive.processor import Matcher, Processor
 
 __all__ = [
     'DLQ',

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from postage import errors, messaging
 from postage.amqp.deliveries import Delivery
 from postage.messaging.local import LocalDelivery, LocalRun, properties_of
+from postage.missive.adapters.base import Adapter
+from postage.missive.adapters.for_tests import TestAdapter
 from postage.missive.contexts import HandlingContext, ProcessingContext
 from postage.missive.errors import ProcessorEnded
 from postage.missive.messages import Message
 from postage.missive.postage_message import PostageMessage
 from postage.missive.processor import Processor
-from postage.missive.test_adapter import TestAdapter
-
-if TYPE_CHECKING:
-    from postage.missive.adapter import Adapter
 
 
 class Component(Processor[PostageMessage]):
@@ -102,7 +100,7 @@ class Component(Processor[PostageMessage]):
 
 
 def _every(message: Message) -> bool:
-    """The matcher of a component: its handler table decides."""
+    """The matcher of a component: it takes every message, for the handler table decides."""
     return True
 
 

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Generic, Literal
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any, Generic, Literal, Protocol
 
 from postage.messaging.hooks import State, between
+from postage.missive.adapters.base import Adapter
 from postage.missive.errors import DeadLetterError, ProcessorEnded, UndecidedMessage, UnhandledMessage
-from postage.missive.messages import M, UnreadableMessage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from postage.missive.adapter import Adapter
-    from postage.missive.processor import Processor
+from postage.missive.messages import M, Message, UnreadableMessage
 
 logger = logging.getLogger('postage')
 
 Decision = Literal['ack', 'nack', 'reject']
+
+DLQ = MutableMapping[bytes, tuple[Message, str]]
+"""``dlq[message_id] = (message, reason)``: any mutable mapping."""
+
+
+class Routing(Protocol[M]):
+    """What a run needs of its processor.
+
+    :ivar dlq: where messages go that cannot be handled; ``None`` for nowhere
+    :ivar hooks: the registered hooks, by the name of the method that registers them, in their order
+    """
+
+    dlq: DLQ | None
+    hooks: dict[str, list[Callable[..., object]]]
+
+    def handler_of(self, message: M) -> Handler[M]:
+        """The one handler that matches a message.
+
+        :raises UnhandledMessage: there is none, or there are several
+        """
+
+    def set_dlq(self, dlq: DLQ | None) -> None:
+        """Have messages that cannot be handled stored here."""
 
 
 class ProcessingContext(Generic[M]):
@@ -30,7 +48,7 @@ class ProcessingContext(Generic[M]):
     :ivar processor: the processor that runs
     """
 
-    def __init__(self, message_cls: Callable[[bytes], M], adapter: Adapter[M], processor: Processor[M]) -> None:
+    def __init__(self, message_cls: Callable[[bytes], M], adapter: Adapter[M], processor: Routing[M]) -> None:
         self.state: Any = State()
         self.message_cls = message_cls
         self.adapter = adapter
@@ -48,12 +66,12 @@ class ProcessingContext(Generic[M]):
 
         :param message_id: the transport's own id of it, if it has one
         :param headers: what came with it
-        :param delivery: the transport's own object behind it
+        :param delivery: the transport's own object for it
         """
         message: Any
         try:
             message = self.message_cls(raw_data)
-        except Exception as error:  # a user's own class: what a sender sends must not end a processor here
+        except Exception as error:  # of a user's own class: what a sender sends must not end a processor here
             message = UnreadableMessage(raw_data, error)
         if message_id:
             message.message_id = message_id
@@ -92,7 +110,7 @@ class ProcessingContext(Generic[M]):
                     name = getattr(handler, '__qualname__', repr(handler))
                     raise UndecidedMessage(f'handler {name} neither acknowledged nor refused {message!r}')
         except ProcessorEnded:
-            raise  # no fault of the message
+            raise  # the message is not at fault, so it is no dead letter
         except Exception as error:
             if processor.dlq is None:
                 raise
@@ -152,7 +170,7 @@ class HandlingContext(Generic[M]):
         self.decide('reject')
 
     def reply(self, data: bytes, content_type: str = 'application/octet-stream') -> None:
-        """Answer whoever sent the message, where the transport has a way back; else that is logged.
+        """Answer the sender of the message. Where the transport has no way back that is logged.
 
         :param data: the answer
         :param content_type: its MIME type
@@ -164,6 +182,10 @@ class HandlingContext(Generic[M]):
         if self.decision is not None:
             logger.warning('a second decision on %r is ignored: %s after %s', self.message, decision, self.decision)
             return
-        # Of the adapter a decision is asked that it can still refuse to take, by raising: then there is none.
+        # The adapter comes first. Where it raises there is no decision yet, and another one may follow.
         getattr(self.processing_ctx.adapter, decision)(self.message)
         self.decision = decision
+
+
+Handler = Callable[[M, HandlingContext[M]], object]
+"""``handler(message, ctx)`` has to call ``ctx.ack()`` or ``ctx.nack()``."""

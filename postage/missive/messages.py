@@ -1,4 +1,4 @@
-"""Messages as a handler sees them: the raw bytes, who they are, and what the transport said with them."""
+"""Messages as a handler sees them: the raw bytes, their ids, and the headers that came with them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Message:
     Messages with the same id are equal, and hash alike.
 
     :param raw_data: the bytes that travelled
-    :param message_id: who it is; a new random id where the transport knows none
+    :param message_id: its id; a new random one where the transport knows none
     :param headers: what the transport delivered with it, such as AMQP or HTTP headers
 
-    :ivar delivery: the transport's own object behind it, such as Postage's ``Delivery``; ``None`` where it has none
+    :ivar delivery: the transport's own object for it, such as Postage's ``Delivery``; ``None`` where it has none
     """
 
     delivery: Any = None
@@ -46,7 +46,7 @@ M = TypeVar('M', bound=Message)
 
 
 class RawMessage(Message):
-    """A message that is read as the bytes it is."""
+    """A message that is read as bytes."""
 
 
 class DictMessage(Message):
@@ -101,9 +101,9 @@ class JSONMessage(Message):
 
 
 class UnreadableMessage(RawMessage):
-    """Stands for what arrived where no message could be made of it: handling it fails with the reason.
+    """Stands for data of which no message could be made. Handling it fails with the reason.
 
-    :ivar error: why
+    :ivar error: what the constructor of the message class raised
     """
 
     def __init__(self, raw_data: bytes, error: Exception) -> None:

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, MutableMapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from postage import errors
 from postage.messaging.hooks import between
-from postage.missive.contexts import HandlingContext, ProcessingContext
+from postage.missive.adapters.base import Adapter
+from postage.missive.adapters.for_tests import TestAdapter
+from postage.missive.contexts import DLQ, Handler, HandlingContext, ProcessingContext
 from postage.missive.errors import DuplicateMatcher, UnhandledMessage
-from postage.missive.messages import M, Message
-
-if TYPE_CHECKING:
-    from postage.missive.adapter import Adapter
-    from postage.missive.test_adapter import TestAdapter
+from postage.missive.messages import M
 
 Matcher = Callable[[M], bool]
 """Says whether a message is for a handler: any callable, such as a function or an object with ``__call__``."""
-
-Handler = Callable[[M, HandlingContext[M]], object]
-"""``handler(message, ctx)`` has to call ``ctx.ack()`` or ``ctx.nack()``."""
-
-DLQ = MutableMapping[bytes, tuple[Message, str]]
-"""``dlq[message_id] = (message, reason)``: any mutable mapping."""
 
 ProcessingHook = TypeVar('ProcessingHook', bound=Callable[[ProcessingContext[Any]], object])
 HandlingHook = TypeVar('HandlingHook', bound=Callable[[ProcessingContext[Any], HandlingContext[Any]], object])
@@ -128,8 +120,6 @@ class Processor(Generic[M]):
 
     def test_client(self) -> TestAdapter[M]:
         """An adapter that a test feeds by hand. The processor starts at once; ``close()`` or a ``with`` ends it."""
-        from postage.missive.test_adapter import TestAdapter
-
         return TestAdapter(self)
 
 

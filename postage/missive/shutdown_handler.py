@@ -54,7 +54,7 @@ class ShutdownHandler:
                 self._previous[number] = signal.signal(number, self._on_signal)
 
     def disable(self) -> None:
-        """Give the signals back to whom they belonged before."""
+        """Have the signals handled as they were before."""
         while self._previous:
             number, handler = self._previous.popitem()
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -98,7 +98,8 @@ class ShutdownHandler:
         :return: what it returns; ``None`` where it is time to end
         """
         try:
-            # The order matters: a signal that comes after our look at the flag finds that we wait.
+            # The order is safe: this writes `_is_waiting` and then looks at the flag, the signal handler does the
+            # opposite, in the same thread. So either the flag is seen here, or the handler interrupts the call.
             self._is_waiting = True
             if self._exiting:
                 return None

@@ -85,7 +85,7 @@ def test_an_exception_of_pika_s_fails_that_operation_alone(host: Any) -> None:
 
     channel = opened(host)
     host.pika_channel.queue_declare = fails
-    wrong, right = channel.operate('queue_declare', queue=5), channel.operate('queue_purge', queue='b')
+    wrong, right = channel.operate('queue_declare', queue='a'), channel.operate('queue_purge', queue='b')
     host.pika_channel.calls[0].answer()
     with pytest.raises(ValueError, match='a wrong argument'):
         wrong.result(0)

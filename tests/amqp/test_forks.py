@@ -34,7 +34,7 @@ def test_callbacks_run_in_the_order_of_their_stages_and_within_a_stage_as_they_w
     monkeypatch.setattr(forks, '_callbacks', [])
     calls: list[str] = []
     for name, stage in [
-        ('calls', Stage.CALLS),
+        ('connections', Stage.CONNECTIONS),
         ('locks', Stage.LOCKS),
         ('connections', Stage.CONNECTIONS),
         ('alarms', Stage.ALARMS),
@@ -42,7 +42,7 @@ def test_callbacks_run_in_the_order_of_their_stages_and_within_a_stage_as_they_w
         ('thread', Stage.THREAD),
     ]:
         call_in_child(stage, lambda name=name: calls.append(name))  # type: ignore[misc]
-    assert in_child(lambda: ', '.join(calls)) == 'locks, more locks, thread, alarms, connections, calls'
+    assert in_child(lambda: ', '.join(calls)) == 'locks, more locks, thread, alarms, connections, connections'
     assert calls == []
 
 
@@ -75,5 +75,5 @@ def test_every_module_that_has_to_start_over_has_its_stage_whatever_is_imported_
         'THREAD:postage.amqp.threads',
         'ALARMS:postage.amqp.turns',
         'CONNECTIONS:postage.amqp.connection',
-        'CALLS:postage.messaging.rpc',
+        'LOCKS:postage.messaging.rpc',
     } <= set(found[0])

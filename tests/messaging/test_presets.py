@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from postage import messaging
 from postage.messaging import quorum, with_dead_letter
-from support.messaging import EchoExchange, OtherExchange, Processor
+from support.messaging import TIMEOUT, EchoExchange, OtherExchange, Processor, Seen
 
 
 class Rejecting(Processor):
@@ -85,6 +87,29 @@ def test_the_broker_takes_them_and_moves_what_is_rejected(bench, queue):
     assert processor.seen.next() == 'bad'
     assert bench.await_message('dead').parameters == 'bad'
     assert not bench.log.find('is lost')
+
+
+def test_a_message_that_is_refused_again_and_again_ends_at_the_delivery_limit(bench):
+    """RabbitMQ counts a reject, and from 4.3 on no nack: what was tried in vain has to be rejected."""
+    bench.dead()
+    queue = with_dead_letter(quorum('jobs', delivery_limit=3), queue='dead')
+    consumer = bench.consumer([(EchoExchange, [(queue, 'echo-rk')])])
+    bench.producer().message_echo('bad').wait(TIMEOUT)
+    seen = Seen()
+
+    def refuse(_channel, method, _header, _body):
+        seen.put(method)
+        consumer.reject(method, requeue=True)
+
+    consuming = threading.Thread(target=consumer.start_consuming, args=(refuse,))
+    consuming.start()
+    try:
+        assert bench.await_message('dead').parameters == 'bad'
+        assert len(seen.take(4)) == 4
+        assert seen.empty()
+    finally:
+        consumer.stop_consuming()
+        consuming.join(TIMEOUT)
 
 
 @pytest.mark.parametrize(

@@ -397,14 +397,27 @@ def test_a_time_out_leaves_no_reply_queue_behind(bench):
 
 
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
-def test_a_reply_with_hostile_headers_is_dropped_and_the_call_goes_on(bench, headers):
+def test_a_reply_with_hostile_headers_is_told_at_once_as_malformed(bench, headers):
+    processor = silent(bench)
+    producer = bench.producer()
+    future, other = producer.rpc_future_ask(1), producer.rpc_future_ask(2)
+    (_, _, delivery), (_, reply_func, _) = processor.seen.take(2)
+    correlation_id = delivery.properties.correlation_id
+    bench.publish_hostile(headers, delivery.properties.reply_to, '', correlation_id=correlation_id)
+    reply = future.result(TIMEOUT)
+    assert isinstance(reply, messaging.MessageResultError)
+    assert reply.body['content']['message'].startswith('Malformed reply: the AMQP properties cannot be decoded')
+    reply_func('good')
+    assert value(other.result(TIMEOUT)) == 'good'
+
+
+@pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
+def test_a_reply_with_hostile_headers_and_no_correlation_id_is_told_to_the_one_call_there_is(bench, headers):
     processor = silent(bench)
     future = bench.producer().rpc_future_ask()
-    _, reply_func, delivery = processor.seen.next()
+    _, _, delivery = processor.seen.next()
     bench.publish_hostile(headers, delivery.properties.reply_to, '')
-    bench.log.expect('WARNING', 'a reply was dropped', 'cannot be decoded')
-    reply_func('good')
-    assert value(future.result(TIMEOUT)) == 'good'
+    assert future.result(TIMEOUT).body['content']['message'].startswith('Malformed reply')
 
 
 # Lost connections

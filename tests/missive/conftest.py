@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from postage import missive
-from postage.missive.adapter import RunnableAdapter
+from postage.missive.adapters.running import RunnableAdapter
 from support.fixtures import bench  # noqa: F401
 from support.messaging import LogBook, Seen
 from support.ports import free_ports

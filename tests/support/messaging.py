@@ -258,7 +258,12 @@ class Bench:
         self.bare.basic_publish(exchange, key, data, pika.BasicProperties(**properties))
 
     def publish_hostile(
-        self, headers: Hostile, key: str = 'echo-rk', exchange: str = EchoExchange.name, body: Any = None
+        self,
+        headers: Hostile,
+        key: str = 'echo-rk',
+        exchange: str = EchoExchange.name,
+        body: Any = None,
+        **properties: Any,
     ) -> None:
         """Publish a good message, a command by default, with headers that pika's decoder does not survive."""
         data = json.dumps(body or command()).encode()
@@ -272,7 +277,7 @@ class Bench:
 
         channel = self.bare  # opened first: pika sends tables then, too
         with mock.patch.object(pika.data, 'encode_table', encode_hostile):
-            channel.basic_publish(exchange, key, data, pika.BasicProperties(headers=headers))
+            channel.basic_publish(exchange, key, data, pika.BasicProperties(headers=headers, **properties))
 
     def close_all_connections(self) -> None:
         """Have the broker close every connection."""

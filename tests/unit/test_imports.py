@@ -1,11 +1,11 @@
-"""The house's one-way rule: which part of Postage may import which, read from the sources."""
+"""Imports run one way, between the parts of Postage and within each; read from the sources, type checkers' included."""
 
 from __future__ import annotations
 
 import ast
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -72,29 +72,16 @@ def modules() -> Iterator[tuple[str, Path]]:
 MODULES = [pytest.param(name, path, id=name) for name, path in modules()]
 
 
-def imports_of(module: str, path: Path, for_types: bool = False) -> Iterator[str]:
-    """Yield the dotted name of everything that a module imports, anywhere in its text.
-
-    :param for_types: whether what only type checkers see counts, too
-    """
+def imports_of(module: str, path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything that a module imports, anywhere in its text, for type checkers too."""
     package = module if path.name == '__init__.py' else module.rpartition('.')[0]
-    tree = ast.parse(path.read_text(), str(path))
-    for node in ast.walk(tree) if for_types else nodes_that_run(tree):
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             above = package.split('.')[: len(package.split('.')) - node.level + 1] if node.level else []
             source = '.'.join([*above, *filter(None, [node.module])])
             yield from (f'{source}.{alias.name}' for alias in node.names)
-
-
-def nodes_that_run(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk a syntax tree, but not into ``if TYPE_CHECKING:``."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and 'TYPE_CHECKING' in ast.unparse(child.test):
-            continue
-        yield child
-        yield from nodes_that_run(child)
 
 
 def part_of(name: str) -> str | None:
@@ -114,6 +101,67 @@ def test_a_module_imports_only_what_lies_below_it(module: str, path: Path) -> No
     assert {name: below for name, below in imported.items() if below not in allowed} == {}
 
 
+def module_of(name: str, known: Mapping[str, object]) -> str | None:
+    """Return the module that a dotted name is, or is in; ``None`` where it is in none of those known."""
+    while name and name not in known:
+        name = name.rpartition('.')[0]
+    return name or None
+
+
+def circles(arrows: Mapping[str, set[str]]) -> list[set[str]]:
+    """Return the greatest sets of nodes of which each can be reached from each other one, those of one node left out.
+
+    :param arrows: the nodes that each node points to
+    """
+    reached = {node: reachable(node, arrows) for node in arrows}
+    found: list[set[str]] = []
+    for node in sorted(arrows):
+        circle = {other for other in reached[node] if node in reached[other]}
+        if len(circle) > 1 and circle not in found:
+            found.append(circle)
+    return found
+
+
+def reachable(start: str, arrows: Mapping[str, set[str]]) -> set[str]:
+    """Return the nodes that can be reached from one, itself left out unless there is a way back."""
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        new = arrows[ahead.pop()] - seen
+        seen |= new
+        ahead.extend(new)
+    return seen
+
+
+def circles_of_the_house() -> list[set[str]]:
+    """Return the circles among the modules of Postage."""
+    known = dict(modules())
+    arrows = {
+        module: {found for name in imports_of(module, path) if (found := module_of(name, known))} - {module}
+        for module, path in known.items()
+    }
+    return circles(arrows)
+
+
+def test_circles_are_found() -> None:
+    arrows = {'a': {'b'}, 'b': {'c'}, 'c': {'a', 'd'}, 'd': {'e'}, 'e': {'d'}, 'f': {'a'}}
+    assert circles(arrows) == [{'a', 'b', 'c'}, {'d', 'e'}]
+    assert circles({'a': {'b', 'c'}, 'b': {'c'}, 'c': set()}) == []
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path) -> None:
+    source = tmp_path / 'module.py'
+    source.write_text(
+        'import a.b\nfrom .c import d\nfrom .. import e\nif TYPE_CHECKING:\n    from f import g\n'
+        'def function():\n    from h import i\n'
+    )
+    assert sorted(imports_of('postage.part.module', source)) == ['a.b', 'f.g', 'h.i', 'postage.e', 'postage.part.c.d']
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circles_of_the_house() == [], 'break the circle: a narrow protocol, or a module below both'
+
+
 @pytest.mark.parametrize(('module', 'path'), MODULES)
 def test_pikas_connections_are_known_in_amqp_alone(module: str, path: Path) -> None:
     if part_of(module) == 'amqp':
@@ -126,20 +174,6 @@ def test_pikas_connections_are_known_in_amqp_alone(module: str, path: Path) -> N
     spared = ('pika.connection',) if module == 'postage.settings' else ()
     found = [name for name in named if name.startswith(PIKA_CONNECTIONS) and not name.startswith(spared)]
     assert found == []
-
-
-def test_the_modules_of_the_broker_import_one_another_one_way_types_included() -> None:
-    paths = {module: path for module, path in modules() if module.startswith('postage.broker.')}
-    imported = {
-        module: {
-            other for other in paths for name in imports_of(module, path, True) if f'{name}.'.startswith(f'{other}.')
-        }
-        for module, path in paths.items()
-    }
-    left = set(paths)
-    while free := {module for module in left if not imported[module] & left}:
-        left -= free
-    assert left == set(), 'these import one another in a circle'
 
 
 def test_every_part_of_the_package_has_its_place_in_the_order() -> None:

@@ -142,15 +142,6 @@ def test_create_may_return_any_generator() -> None:
     assert notes == ['0', '1', '2']
 
 
-def test_create_that_returns_no_generator_is_refused_with_its_name() -> None:
-    class NoGenerator(MicroThread):
-        def create(self) -> Any:
-            return [1, 2, 3]
-
-    with pytest.raises(TypeError, match=r'NoGenerator\.create\(\) gave \[1, 2, 3\]'):
-        MicroScheduler().add_microthread(NoGenerator())
-
-
 @pytest.mark.parametrize('value', [1, 'text', object(), [sleep(60)]])
 def test_whatever_is_not_waited_for_means_the_next_round(value: Any) -> None:
     notes: list[str] = []

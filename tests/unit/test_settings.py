@@ -287,7 +287,7 @@ def test_ssl_options_in_a_url_are_read_by_pika(tmp_path):
 
 
 def test_an_absent_file_in_ssl_options_is_an_error_that_says_so():
-    with pytest.raises(ConfigurationError, match=r"'ssl_options' that pika refuses: .*No such file"):
+    with pytest.raises(ConfigurationError, match=r"'ssl_options' that cannot be used: .*No such file"):
         settings('amqps://h?ssl_options={"cafile":"/absent.pem"}')
 
 
@@ -385,8 +385,18 @@ def test_no_password_is_in_the_representation(tmp_path):
         ('amqp://h/a/b', '%2F'),
         ('amqp://h/%ff', 'not UTF-8'),
         (f'amqp://h/{"v" * 256}', 'virtual host in the argument hup is longer than the 255 bytes'),
-        ('amqp://h?colour=red', "'colour' that pika refuses"),
-        ('amqp://h?heartbeat=often', "'heartbeat' that pika refuses"),
+        ('amqp://h?colour=red', "'colour' that cannot be used"),
+        ('amqp://h?heartbeat=often', "'heartbeat' that cannot be used"),
+        ('amqp://h?heartbeat=-1', "'heartbeat' that cannot be used"),
+        ('amqp://h?heartbeat=65536', "'heartbeat' that cannot be used: it must be 65535 or less"),
+        ('amqp://h?frame_max=4095', "'frame_max' that cannot be used"),
+        ('amqp://h?frame_max=-1', "'frame_max' that cannot be used"),
+        ('amqp://h?channel_max=-1', "'channel_max' that cannot be used"),
+        ('amqp://h?channel_max=3', "'channel_max' that cannot be used: a connection needs 4 channels"),
+        ('amqp://h?socket_timeout=nan', "'socket_timeout' that cannot be used: it must be a number of seconds"),
+        ('amqp://h?retry_delay=-1', "'retry_delay' that cannot be used: it must be a number of seconds"),
+        ('amqp://h?blocked_connection_timeout=inf', "'blocked_connection_timeout' that cannot be used"),
+        (f'amqp://h?locale={"x" * 256}', "'locale' that cannot be used: it must have 255 bytes or fewer"),
         ('amqp://h?heartbeat=', "'heartbeat' once, with a value"),
         ('amqp://h?heartbeat=1&heartbeat=2', "'heartbeat' once"),
         (f'amqp://me:{SECRET}@a,amqp://me:other@b', 'differ in their password'),

@@ -1,5 +1,11 @@
-"""The ways to transports; each is imported by its own name, so that nobody needs the packages of the others.
+"""Adapters: the ways to transports. Each is imported by its own name, for it may need a package that others do not.
 
+``base.Adapter``
+    the base of them all
+``running.RunnableAdapter``
+    the base of those below, which have a ``run()``
+``for_tests.TestAdapter``
+    messages by hand: what ``processor.test_client()`` returns
 ``stdin.StdinAdapter``
     the lines of a file
 ``redis.RedisPubSubAdapter``

@@ -15,7 +15,7 @@ from postage.amqp.publishing import Receipt
 from postage.messaging.declarations import check_queue
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads.alarm import Alarm
-from postage.missive.adapter import RunnableAdapter
+from postage.missive.adapters.running import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M, Message, UnreadableMessage
 from postage.missive.processor import Processor
@@ -125,7 +125,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
             message = UnreadableMessage(delivery.body, error)
             message.delivery = delivery
             if self.processor.dlq is None:
-                # Raised, it would end the program, again after every redelivery, because of what somebody sent.
+                # Raised, it would end the program because of what a sender sent, again after each redelivery.
                 logger.warning('%r is rejected: %s', delivery, error)
                 self.reject(message)
                 return

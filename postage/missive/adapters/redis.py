@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any
 
-from postage.missive.adapter import RunnableAdapter
+from postage.missive.adapters.running import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
 from postage.missive.errors import MissingExtra
 from postage.missive.messages import M
@@ -27,11 +27,11 @@ except ImportError:
 logger = logging.getLogger('postage')
 
 DEFAULT_URL = 'redis://localhost:6379/0'
-READ_TIMEOUT = 1.0  # seconds after which a silent connection is looked at, and stop() is noticed
+READ_TIMEOUT = 1.0  # seconds after which a read of a silent connection ends, so that stop() is noticed
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between attempts to connect; the last one is the ceiling
 CONNECT_TIMEOUT = 10.0
 
-# A connection whose other end has vanished without a word is given up by the system after 15 + 3 * 5 s.
+# Where the other end of a connection has vanished, the operating system gives it up after 15 + 3 * 5 s.
 KEEPALIVE = {
     getattr(socket, name): seconds
     for name, seconds in (('TCP_KEEPIDLE', 15), ('TCP_KEEPINTVL', 5), ('TCP_KEEPCNT', 3))
@@ -42,7 +42,7 @@ KEEPALIVE = {
 class RedisPubSubAdapter(RunnableAdapter[M]):
     """Has each message of some channels handled, in their order.
 
-    Redis keeps no messages: those published while nobody listens, during an outage too, are gone, and a message
+    Redis keeps no messages. What is published while no adapter listens, or during an outage, is lost. A message
     that a handler refuses cannot be given back, which is logged. The connection is made again whenever it is lost.
     ``message.headers`` has the ``channel`` and the ``pattern`` that it matched.
 

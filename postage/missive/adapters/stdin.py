@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from postage.missive.adapter import RunnableAdapter
+from postage.missive.adapters.running import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M
 from postage.missive.processor import Processor

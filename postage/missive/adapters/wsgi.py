@@ -12,7 +12,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from postage.microthreads.alarm import Alarm
-from postage.missive.adapter import RunnableAdapter
+from postage.missive.adapters.running import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
 from postage.missive.errors import MissingExtra
 from postage.missive.messages import M
@@ -134,14 +134,14 @@ class WSGIAdapter(RunnableAdapter[M]):
             self.close()
 
     def _run(self, ctx: ProcessingContext[M]) -> None:
-        raise NotImplementedError  # run() does not come here: requests begin the context
+        raise NotImplementedError  # run() does not call it, for the first request begins the context
 
     def _wake(self) -> None:
         self._alarm.ring()
 
 
 class _Answer:
-    """What a request will be answered; until a handler says otherwise, that it was not handled."""
+    """The answer to one request: until a handler says otherwise, that it was not handled."""
 
     def __init__(self) -> None:
         self.result = 'nack'
@@ -179,7 +179,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.set_app(app)
 
     def server_bind(self) -> None:
-        # Not HTTPServer's, which asks the name service who we are and may wait for it.
+        # Not HTTPServer's, which asks the name service for the name of this machine and may wait for the answer.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()

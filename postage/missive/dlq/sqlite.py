@@ -111,7 +111,7 @@ class SQLiteDLQ(MutableMapping[bytes, tuple[Message, str]]):
         message: Any
         try:
             message = self.message_cls(letter.body)
-        except Exception as error:  # that may be why it is here
+        except Exception as error:  # it may be here because it cannot be read
             message = UnreadableMessage(letter.body, error)
         message.message_id = _id(stored)
         message.headers = dict(from_plain(letter.properties).headers or {})
@@ -122,7 +122,7 @@ def _letter(message_id: bytes, message: Message, reason: str) -> DeadLetter:
     """A message as a dead letter, with all that a replay needs where it came from a broker."""
     now = time.time()
     delivery = message.delivery if isinstance(message.delivery, Delivery) else None
-    # Whoever stores a message because of an exception does so while handling it.
+    # A message that is stored because of an exception is stored while that exception is handled.
     error = sys.exc_info()[1]
     return DeadLetter(
         body=message.raw_data,

@@ -1,22 +1,29 @@
-"""The test client: a processor without a transport."""
+"""The adapter for tests: messages by hand, and no transport."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from postage import errors
-from postage.missive.adapter import Adapter
+from postage.missive.adapters.base import Adapter
+from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M, RawMessage
 
-if TYPE_CHECKING:
-    from postage.missive.contexts import ProcessingContext
-    from postage.missive.processor import Processor
+
+class Runs(Protocol[M]):
+    """What the adapter needs of a processor."""
+
+    def context(
+        self, message_cls: Callable[[bytes], M], adapter: Adapter[M]
+    ) -> AbstractContextManager[ProcessingContext[M]]:
+        """Run for the length of a ``with``."""
 
 
 class TestAdapter(Adapter[M]):
-    """Hands messages to a processor, in the caller's thread, and remembers what became of them.
+    """Hands messages to a processor, in the caller's thread, and remembers what became of each.
 
     Made by ``processor.test_client()``.
 
@@ -27,9 +34,9 @@ class TestAdapter(Adapter[M]):
     :ivar ctx: the processing context of this run
     """
 
-    __test__ = False  # pytest: this is none
+    __test__ = False  # pytest would take it for a class of tests, because of its name
 
-    def __init__(self, processor: Processor[M]) -> None:
+    def __init__(self, processor: Runs[M]) -> None:
         self.acked: list[M] = []
         self.nacked: list[M] = []
         self.rejected: list[M] = []

@@ -1,59 +1,23 @@
-"""The way from a transport to a processor, and back."""
+"""Adapters that receive messages themselves, until they are told to end."""
 
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Generic
 
+from postage.missive.adapters.base import Adapter
+from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M
+from postage.missive.processor import Processor
 from postage.missive.shutdown_handler import ShutdownHandler
-
-if TYPE_CHECKING:
-    from postage.missive.contexts import ProcessingContext
-    from postage.missive.processor import Processor
 
 logger = logging.getLogger('postage')
 
 
-class Adapter(ABC, Generic[M]):
-    """Base of adapters, one's own included: :meth:`ack` and :meth:`nack` are all that it has to have.
-
-    What it receives it gives to a processor like this::
-
-        with processor.context(message_cls, self) as ctx:
-            for data in …:
-                ctx.handle(ctx.new_message(data))
-
-    :cvar answers_in_place: whether an answer has to be there when a message has been handled, as with HTTP
-    """
-
-    answers_in_place: bool = False
-
-    @abstractmethod
-    def ack(self, message: M) -> None:
-        """Tell the transport that it may forget a message."""
-
-    @abstractmethod
-    def nack(self, message: M) -> None:
-        """Return a message to the transport, where that can take it back."""
-
-    def reject(self, message: M) -> None:
-        """Refuse a message for good. Unless overridden this is :meth:`nack`."""
-        self.nack(message)
-
-    def reply(self, message: M, data: bytes, content_type: str) -> None:
-        """Answer whoever sent a message. Unless overridden there is no way back, and that is logged."""
-        logger.warning('%s has no way back for the answer to %r', type(self).__name__, message)
-
-    def stop(self) -> None:
-        """End the run in good order, where there is one that can be ended. Any thread; does not wait for the end."""
-
-
 class RunnableAdapter(Adapter[M]):
-    """Base of adapters that have a :meth:`run` of their own: they define :meth:`_run`, and :meth:`_wake` if it sleeps.
+    """Base of adapters with a :meth:`run`: they define :meth:`_run`, and where that one sleeps :meth:`_wake`.
 
     :param message_cls: makes a message out of bytes, such as ``RawMessage``
     :param processor: what handles the messages
@@ -100,7 +64,7 @@ class RunnableAdapter(Adapter[M]):
         """Receive and handle until ``self.shutdown_handler.should_exit()``."""
 
     def _wake(self) -> None:
-        """Have :meth:`_run` look at whether it should exit. Any thread."""
+        """Have :meth:`_run` look whether it should end. Any thread."""
 
     def _tell_once(self, text: str) -> None:
         """Log a limit of the transport, the first time it matters."""
