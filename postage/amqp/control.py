@@ -81,8 +81,8 @@ def declare_exchange(control: Channel, parameters: Mapping[str, Any]) -> Steps:
     :raises errors.NotFound: where it is passive and does not exist
     """
     doing = f'declare exchange {parameters["exchange"]!r}'
-    logger.debug('%s: %s', doing, dict(parameters))
     yield control.operate('exchange_declare', doing, **parameters)
+    logger.debug('%s: %s', doing, dict(parameters))
 
 
 def declare_queue(control: Channel, queue: Queue) -> Steps:
@@ -93,11 +93,12 @@ def declare_queue(control: Channel, queue: Queue) -> Steps:
     :raises errors.DeclarationMismatch: where a flag differs that the user wrote out
     """
     doing = f'declare queue {queue.name!r}'
-    logger.debug('%s: %s', doing, queue.flags)
     adopted: set[str] = set()
     while True:
         try:
-            return (yield control.operate('queue_declare', doing, queue=queue.name, **queue.flags))
+            answer = yield control.operate('queue_declare', doing, queue=queue.name, **queue.flags)
+            logger.debug('%s: %s', doing, queue.flags)
+            return answer
         except errors.DeclarationMismatch as difference:
             flag = difference.field or ''
             if flag in queue.spelled or flag in adopted:
