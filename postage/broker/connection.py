@@ -74,7 +74,6 @@ SERVER_PROPERTIES: Final[dict[str, Any]] = {
         'direct_reply_to': True,
     },
     'product': 'Postage',
-    'version': '3.10',
     'platform': 'Python',
     'cluster_name': 'postage@localhost',
     'information': 'For development and tests; behaves as the RabbitMQ of that version.',
@@ -176,7 +175,8 @@ class Connection:
             self._finish()
             return False
         self.state = State.STARTING
-        self._send(0, spec.Connection.Start(0, 9, SERVER_PROPERTIES, b'PLAIN AMQPLAIN', b'en_US'))
+        properties = {**SERVER_PROPERTIES, 'version': self.node.rules.version}
+        self._send(0, spec.Connection.Start(0, 9, properties, b'PLAIN AMQPLAIN', b'en_US'))
         return True
 
     def _receive_frame(self, kind: int, number: int, payload: bytes) -> None:

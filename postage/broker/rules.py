@@ -18,12 +18,14 @@ from postage.broker.replies import INTERNAL_ERROR, Refusal
 class Rules:
     """What one version allows.
 
+    :ivar version: what clients are told
     :ivar denied_features: deprecated features whose use is refused
     :ivar nack_counts: True where ``basic.nack`` counts towards the delivery limit, as ``basic.reject`` does
     :ivar delivery_limit: the limit of a quorum queue that names none
     :ivar classic_queues_time_out: True where acknowledgements to classic queues have a time limit too
     """
 
+    version: str = '3.10'
     denied_features: frozenset[str] = frozenset()
     nack_counts: bool = True
     delivery_limit: int | None = None
@@ -57,6 +59,7 @@ class Rules:
 RULES: Final[dict[str | None, Rules]] = {
     None: Rules(),
     '4.3': Rules(
+        version='4.3',
         denied_features=frozenset(
             ('transient_nonexcl_queues', 'global_qos', 'queue_master_locator', 'classic_queue_v1')
         ),

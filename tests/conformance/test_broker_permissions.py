@@ -12,29 +12,9 @@ from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ProbableAccessDeniedError
 
 from postage.broker.users import Permissions
-from support.brokers import Broker, Embedded, RabbitMQ
+from support.brokers import Broker
 from support.channels import refusal_of
-from support.rabbitmq_node import binary
-
-
-def add_user(broker: Broker, name: str, permissions: Permissions | None) -> None:
-    """Add a user whose password is the name, with permissions in the virtual host of the test."""
-    if isinstance(broker, Embedded):
-        broker.server.add_user(name, name, {} if permissions is None else {broker.vhost: permissions})
-        return
-    assert isinstance(broker, RabbitMQ)
-    user, vhost = binary(name), binary(broker.vhost)
-    broker.node.evaluate(f'rabbit_auth_backend_internal:add_user({user}, {user}, <<"tests">>), ""')
-    if permissions is not None:
-        patterns = ', '.join(binary(each) for each in permissions)
-        broker.node.evaluate(
-            f'rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {patterns}, <<"tests">>), ""'
-        )
-
-
-def delete_user(broker: Broker, name: str) -> None:
-    if isinstance(broker, RabbitMQ):
-        broker.node.evaluate(f'rabbit_auth_backend_internal:delete_user({binary(name)}, <<"tests">>), ""')
+from support.users import add_user, delete_user
 
 
 def connect_as(broker: Broker, name: str) -> pika.BlockingConnection:
