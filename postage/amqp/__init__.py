@@ -25,6 +25,8 @@ What is on a connection, and the connection:
     messages out; requests out and replies in; one delivery; messages in
 ``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
     the thread of a connection; attempts to connect; bindings that went away; the connection; all of them
+``recording.py``
+    connections that lead nowhere, to learn what a program declares
 
 Words
 -----

@@ -7,9 +7,11 @@ Under a memory alarm the broker stops reading whoever publishes, and acknowledge
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable, Generator
 
 from postage.amqp.connection import CLOSE_TIMEOUT, Connection, Role
 from postage.amqp.forks import Stage, call_in_child
@@ -19,6 +21,7 @@ logger = logging.getLogger('postage')
 
 _lock = threading.RLock()
 _shared: dict[tuple[BrokerSettings, Role], Connection] = {}
+_diverted: Callable[[BrokerSettings, Role], Connection] | None = None
 
 
 def acquire(settings: BrokerSettings, role: Role) -> Connection:
@@ -28,6 +31,10 @@ def acquire(settings: BrokerSettings, role: Role) -> Connection:
     :raises errors.BrokerUnavailable: after ``settings.connect_timeout`` seconds
     """
     with _lock:
+        if _diverted is not None:
+            diverted_to = _diverted(settings, role)
+            diverted_to.users += 1
+            return diverted_to
         connection = _shared.get((settings, role))
         if connection is None or connection.error is not None or connection.is_closed:
             connection = _shared[settings, role] = Connection(settings, role, lambda: _with(settings))
@@ -38,6 +45,19 @@ def acquire(settings: BrokerSettings, role: Role) -> Connection:
         release(connection)
         raise
     return connection
+
+
+@contextlib.contextmanager
+def diverted(connect: Callable[[BrokerSettings, Role], Connection]) -> Generator[None, None, None]:
+    """For the length of a ``with``, have :func:`acquire` give what ``connect(settings, role)`` returns, open or not."""
+    global _diverted
+    with _lock:
+        _diverted, before = connect, _diverted
+    try:
+        yield
+    finally:
+        with _lock:
+            _diverted = before
 
 
 def _with(settings: BrokerSettings) -> list[Connection]:

@@ -56,7 +56,7 @@ FRAME_MAX: Final = 131_072
 HANDSHAKE_SECONDS: Final = 10
 CLOSING_SECONDS: Final = 30
 
-_SERVER_PROPERTIES: Final[dict[str, Any]] = {
+SERVER_PROPERTIES: Final[dict[str, Any]] = {
     'capabilities': {
         'publisher_confirms': True,
         'exchange_exchange_bindings': True,
@@ -180,7 +180,7 @@ class Connection:
             self._finish()
             return False
         self.state = State.STARTING
-        properties = {**_SERVER_PROPERTIES, 'version': self.shared.rules.version}
+        properties = {**SERVER_PROPERTIES, 'version': self.shared.rules.version}
         self._send(0, spec.Connection.Start(*version, properties, b'PLAIN AMQPLAIN', b'en_US'))
         return True
 

@@ -10,6 +10,7 @@ from postage.cli.group import LazyGroup
 COMMANDS = {
     'broker': ('postage.cli.broker', 'Run the AMQP broker in memory, for development and tests.'),
     'dead-letters': ('postage.cli.dead_letters', 'Look at messages that failed, edit them, send them back.'),
+    'doctor': ('postage.cli.doctor', 'Say what RabbitMQ refuses or drops of what a program declares.'),
 }
 
 

@@ -79,6 +79,11 @@ class Connected(Encoding):
         self.close()
 
     @property
+    def topology(self) -> Topology:
+        """What it has declared."""
+        return self._topology
+
+    @property
     def conn_broker(self) -> Connection:
         """The connection it works on, which others may share."""
         return self._connection

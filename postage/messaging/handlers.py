@@ -266,6 +266,11 @@ class Entry:
             return Colour.THREADED
         return Colour.GENERATOR if is_generator else Colour.COROUTINE if is_coroutine else Colour.PLAIN
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is one that Postage itself defines, such as that of ``quit``."""
+        return str(getattr(self.call, '__module__', '')).partition('.')[0] == __name__.partition('.')[0]
+
     def __call__(self, body: dict[str, Any], reply_func: Callable[[Any], object] | None) -> Any:
         """Filter a message and call the handler.
 
@@ -324,6 +329,11 @@ class HandlerTable:
         if entry.is_rpc:
             entries.clear()  # one request, one answer: the last one wins
         entries.append(entry)
+
+    @property
+    def entries(self) -> list[Entry]:
+        """All of them."""
+        return [entry for entries in (*self._named.values(), *self._default.values()) for entry in entries]
 
     @property
     def answers(self) -> bool:

@@ -40,6 +40,7 @@ def test_help_lists_the_commands(start):
     assert program.wait() == 0
     assert program.count('broker') == 1
     assert program.count('dead-letters') == 1
+    assert program.count('doctor') == 1
     assert program.count('Usage: postage ') == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import pytest
 
 from postage import messaging
-from postage.broker import publishing
 from support.brokers import Broker, RabbitMQ
 from support.messaging import EQK, HOSTILE, TIMEOUT, Bench, EchoProducer, Hostile, Processor, command
 
@@ -30,7 +30,8 @@ def small_messages(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             evaluate(persistent.format(LIMIT))
             stack.callback(evaluate, persistent.format(limit))
         else:
-            monkeypatch.setattr(publishing, 'LARGEST_MESSAGE', LIMIT)
+            rules = dataclasses.replace(broker.server.rules, largest_message=LIMIT)
+            monkeypatch.setattr(broker.server._shared, 'rules', rules)
         yield
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import sys
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
@@ -17,8 +15,6 @@ from postage.dead_letters.replay import Target
 from postage.dead_letters.store import DeadLetters, Selection
 
 Function = TypeVar('Function', bound=Callable[..., Any])
-
-WIDE = 200  # columns where the output is no terminal, for there it is read by programs
 
 
 def with_store(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,16 +80,6 @@ def check_ids(store: DeadLetters, ids: tuple[str, ...]) -> None:
         for id in ids:
             if id not in known:
                 raise store.no_such_letter(id)
-
-
-def console() -> Console:
-    """Standard output: as wide as the terminal, or wide enough to be read by a program."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE, highlight=False)
-
-
-def print_json(value: Any) -> None:
-    """Print something for other programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from postage.cli.dead_letters.common import console, letters, print_json, with_selection, with_store
+from postage.cli.dead_letters.common import letters, with_selection, with_store
+from postage.cli.output import console, print_json
 from postage.dead_letters.form import as_json, moment
 from postage.dead_letters.store import DeadLetters, GroupBy, Selection
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from postage.cli.dead_letters.common import check_ids, letters, print_json, with_selection, with_store
+from postage.cli.dead_letters.common import check_ids, letters, with_selection, with_store
+from postage.cli.output import print_json
 from postage.dead_letters.store import DeadLetters, Selection
 
 

@@ -9,12 +9,12 @@ import click
 from postage.cli.dead_letters.common import (
     check_ids,
     letters,
-    print_json,
     progress_of,
     target_of,
     with_selection,
     with_store,
 )
+from postage.cli.output import print_json
 from postage.dead_letters.replay import Replayed, replay
 from postage.dead_letters.store import DeadLetters, Selection
 from postage.messaging.forwarding import Forwarder

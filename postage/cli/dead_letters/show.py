@@ -6,7 +6,8 @@ import json
 
 import click
 
-from postage.cli.dead_letters.common import print_json, with_store
+from postage.cli.dead_letters.common import with_store
+from postage.cli.output import print_json
 from postage.dead_letters.form import as_json
 from postage.dead_letters.store import DeadLetters, StoredLetter
 
