@@ -104,6 +104,44 @@ def test_a_refusal_with_nothing_behind_it_opens_no_new_channel_until_there_is_so
     assert calls(host) == ['queue_declare b']
 
 
+@pytest.mark.parametrize('kind', [ControlChannel, Channel])
+def test_an_operation_between_the_news_of_a_close_and_the_close_is_not_told_the_reason_of_that(
+    host: Any, kind: type[Channel]
+) -> None:
+    """A thread that reads sees the close first; pika, on the I/O thread, a moment later."""
+    channel = kind(host)
+    opening = drive(channel.ensure_open_steps())
+    host.pika_channel.opened()
+    assert opening.outcome.done()
+    refused = channel.operate('queue_declare', 'declare a', queue='a')
+    channel.closing()
+    behind = channel.operate('queue_declare', 'declare b', queue='b')
+    host.link.channels[0].refuse()
+    assert isinstance(refused.exception(0), errors.NotFound)
+    host.pika_channel.opened()
+    if kind is ControlChannel:
+        assert calls(host) == ['queue_declare b']
+        host.pika_channel.calls[0].answer()
+        assert behind.result(0) == 'ok'
+    else:
+        assert isinstance(behind.exception(0), errors.ChannelLost)
+        assert channel.is_open
+    assert len(host.link.channels) == 2
+
+
+def test_steps_that_want_a_channel_open_between_the_news_of_a_close_and_the_close_get_the_next_one(host: Any) -> None:
+    channel = Channel(host)
+    drive(channel.ensure_open_steps())
+    host.pika_channel.opened()
+    channel.closing()
+    wanting = drive(channel.ensure_open_steps())
+    host.link.channels[0].refuse()
+    host.pika_channel.opened()
+    assert wanting.outcome.result(0) is None
+    assert channel.is_open
+    assert (len(host.link.channels), channel.generation) == (2, 2)
+
+
 # Withdrawing
 
 

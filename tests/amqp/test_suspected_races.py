@@ -9,14 +9,15 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from postage.amqp.waiting import alarm_of_thread
 
 from postage import errors
+from postage.amqp.steps import Steps
 from postage.amqp.topology import Queue
+from postage.amqp.turns import alarm_of_thread
 from postage.messaging import forwarding
 from support.messaging import TIMEOUT, BareResponder, Bench, EchoProducer, eventually, result
 
@@ -27,18 +28,17 @@ PAUSE = 0.3
 # What forces them
 
 
-def hold_in_the_look_for_a_failure(receipt: Any, threads: int) -> None:
-    """Have threads that look whether a failed message is still to be told meet behind that look, before they act."""
+def hold_where_a_failure_is_noted_as_told(receipt: Any, threads: int) -> None:
+    """Have threads that are about to note that a failed message was told meet there, before they act."""
 
     class Failures(deque[Any]):
-        def __contains__(self, error: object) -> bool:
-            found = super().__contains__(error)
+        def remove(self, error: object) -> None:
             with contextlib.suppress(threading.BrokenBarrierError):
                 meeting.wait(PAUSE)
-            return found
+            super().remove(error)
 
     meeting = threading.Barrier(threads)
-    receipt._ledger.failures = Failures(receipt._ledger.failures)
+    receipt.ledger.failures = Failures(receipt.ledger.failures)
 
 
 def give_up_in_the_middle_of_sending(producer: Any) -> threading.Event:
@@ -52,7 +52,7 @@ def give_up_in_the_middle_of_sending(producer: Any) -> threading.Event:
             found = len(self) > 0
             if found and threading.current_thread() is sender and not begun.is_set():
                 begun.set()
-                producer.conn_broker.call_soon(give_up)
+                producer.conn_broker.tell(give_up)
                 over.wait(PAUSE)
             return found
 
@@ -72,31 +72,34 @@ def resize_in_the_middle_of_resizing(consumer: Any) -> tuple[int, int]:
     :return: how many are prefetched in the end, and how many are wanted
     """
 
-    def start(steps: Any) -> None:
+    def tell(work: Callable[[], Any]) -> None:
         if threading.current_thread() is threading.main_thread():
-            connection.call_soon(slow_down)
+            connection.io.call_soon(slow_down)
             over.wait(PAUSE)
-        begin(steps)
+        do(work)
 
     def slow_down() -> None:
-        consumer._slow_down()
+        consumer._prefetch.slow_down()
         over.set()
 
-    def nothing() -> Generator[Future[Any], Any, None]:
-        yield from ()
+    def is_at_rest() -> bool:
+        connection.ask(nothing)
+        return not consumer._channel._is_resizing
 
     over = threading.Event()
     connection = consumer.conn_broker
-    begin, connection.start = connection.start, start
+    do, connection.tell = connection.tell, tell
     try:
         consumer.took(1000, 0.0001)
     finally:
-        del connection.start
+        del connection.tell
     assert over.wait(TIMEOUT)
-    eventually(lambda: not consumer._channel._is_resizing)
-    connection.run(nothing)
-    eventually(lambda: not consumer._channel._is_resizing)
-    return consumer._channel.prefetch, consumer._pace.prefetch
+    eventually(is_at_rest)
+    return consumer._channel.prefetch, consumer._prefetch.pace.prefetch
+
+
+def nothing() -> Steps:
+    yield from ()
 
 
 def raise_in_steps(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
@@ -115,28 +118,29 @@ def interrupt_behind_the_beginning_of_reading(producer: Any) -> Any:
     :return: the lock that it holds while it reads
     """
 
-    def begin_reading(alarm: Any) -> Any:
-        wire = begin(alarm)
-        if wire is not None:
+    def begin_reading(alarm: Any) -> None:
+        begin(alarm)
+        if alarm.reading:
             raise KeyboardInterrupt
-        return wire
 
     connection = producer.conn_broker
-    eventually(lambda: producer.rpc_echo() and connection.wire.reader is alarm_of_thread())
-    lock = connection.wire.reading
-    begin, connection.begin_reading = connection.begin_reading, begin_reading
+    eventually(lambda: producer.rpc_echo() and connection.link.turn.reader is alarm_of_thread())
+    lock, readership = connection.link.turn.lock, connection.readership
+    begin, readership.begin = readership.begin, begin_reading
     try:
         with pytest.raises(KeyboardInterrupt):
             producer.rpc_echo()
     finally:
-        del connection.begin_reading
+        del readership.begin
     return lock
 
 
-def operate_between_the_news_of_a_close_and_the_close(producer: Any, operation: Callable[[Any], Any]) -> Future[Any]:
+def operate_between_the_news_of_a_close_and_the_close(
+    producer: Any, operation: Callable[[Any], Future[Any]]
+) -> Future[Any]:
     """Have an operation begin when the thread that reads has seen that the channel is closed, and pika has not.
 
-    :param operation: called with the channel, gives the steps
+    :param operation: called with the channel on the I/O thread, gives the future of its answer
     :return: its outcome
     """
 
@@ -144,7 +148,10 @@ def operate_between_the_news_of_a_close_and_the_close(producer: Any, operation: 
         close()
         if not begun.is_set():
             begun.set()
-            connection.drive(operation(control)).add_done_callback(copy)
+            connection.io.call_soon(begin)
+
+    def begin() -> None:
+        operation(control).add_done_callback(copy)
 
     def copy(done: Future[Any]) -> None:
         if done.exception() is not None:
@@ -188,7 +195,7 @@ class Mandatory(EchoProducer):
 def test_two_threads_that_wait_for_a_failed_message_are_told_the_same(bench: Bench) -> None:
     receipt = bench.producer(Mandatory).message_echo(_key='no-queue')
     eventually(lambda: receipt.settled)
-    hold_in_the_look_for_a_failure(receipt, 2)
+    hold_where_a_failure_is_noted_as_told(receipt, 2)
     assert [type(error) for error in in_threads(2, receipt.wait)] == [errors.Unroutable] * 2
 
 
@@ -222,28 +229,26 @@ def test_an_unexpected_error_while_a_message_is_sent_on_is_told(bench: Bench, mo
     assert isinstance(sent.exception(TIMEOUT), RuntimeError)
 
 
-def test_what_steps_raise_that_nobody_waits_for_is_logged(bench: Bench) -> None:
+def test_what_steps_raise_that_no_thread_waits_for_is_logged(bench: Bench) -> None:
     def steps() -> Generator[Future[Any], Any, None]:
-        yield connection.pause(0.0)
+        yield connection.io.pause(0.0)
         raise RuntimeError('out of order')
 
     connection = bench.producer().conn_broker
-    connection.start(steps())
+    connection.tell(steps)
     bench.log.expect('ERROR', 'out of order')
 
 
 def test_a_thread_interrupted_when_it_has_begun_to_read_leaves_reading_to_others(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv('POSTAGE_FAST_LANE', 'full')
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'direct')
     queue = bench.collect()
     bench.closing(BareResponder(bench.broker, queue, lambda _, request: answer(request)))
     producer = bench.producer()
     lock = interrupt_behind_the_beginning_of_reading(producer)
-    is_held = lock.locked()
-    if is_held:
-        lock.release()  # for the rest of this test run
-    assert not is_held
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(lambda: lock.acquire(timeout=PAUSE) and (lock.release() or True)).result(TIMEOUT)
     assert producer.rpc_echo()
 
 
@@ -254,8 +259,9 @@ def answer(request: Any) -> list[Any]:
 def test_an_operation_that_begins_while_its_channel_closes_is_not_told_the_reason_of_that(bench: Bench) -> None:
     producer = bench.producer()
     outcome = operate_between_the_news_of_a_close_and_the_close(
-        producer, lambda control: control.operate_steps('queue_declare', queue='healthy', durable=True)
+        producer, lambda control: control.operate('queue_declare', queue='healthy', durable=True)
     )
     with pytest.raises(errors.NotFound):
         producer.channel.queue_declare('missing', passive=True)
     assert outcome.result(TIMEOUT).method.queue == 'healthy'
+    assert producer.channel.queue_declare('after', durable=True).method.queue == 'after'

@@ -295,7 +295,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 def listing(broker: Broker) -> list[str]:
     """All that is declared in the virtual host of a test."""
     if isinstance(broker, Embedded):
-        virtual_host = broker.server._node.virtual_hosts[broker.vhost]
+        virtual_host = broker.server._shared.virtual_hosts[broker.vhost]
         found = broker.server._call(
             lambda: [
                 *((exchange.name, exchange.bindings) for exchange in virtual_host.exchanges.values()),
