@@ -194,6 +194,17 @@ class Outgoing:
         return f'{what} to exchange {self.exchange!r} with key {self.routing_key!r}'
 
 
+def _are_same(sent: bytes, returned: bytes) -> bool:
+    """Whether a message that came back is one that was sent with these properties, to the same address."""
+    if sent == returned:
+        return True
+    try:  # RabbitMQ 4.0 and later sort the headers
+        ours, theirs = codec.decode_properties(sent), codec.decode_properties(returned)
+    except errors.DecodingError:
+        return False
+    return bool(ours == theirs) or (ours.message_id is not None and ours.message_id == theirs.message_id)
+
+
 class PublishingChannel(Channel):
     """The channel through which messages leave, shared by all producers of a connection.
 
@@ -384,14 +395,15 @@ class PublishingChannel(Channel):
     def returned(self, content: Content) -> None:
         exchange, key = content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
         with self.lock:
-            for outgoing in self._unconfirmed.values():
-                if (
-                    outgoing.properties == content.properties
-                    and outgoing.routing_key == key
-                    and outgoing.exchange == exchange
-                ):
-                    outgoing.returned = f'{content.tag_or_text.decode("utf-8", "replace")} ({content.reply_code})'
-                    return
+            sent_so = [
+                outgoing
+                for outgoing in self._unconfirmed.values()
+                if outgoing.routing_key == key and outgoing.exchange == exchange and outgoing.body == content.body
+            ]
+        outgoing = next((each for each in sent_so if _are_same(each.properties, content.properties)), None)
+        if outgoing is not None:
+            outgoing.returned = f'{content.tag_or_text.decode("utf-8", "replace")} ({content.reply_code})'
+            return
         logger.warning('a message to exchange %r with key %r came back unroutable', exchange, key)
 
     # Settling

@@ -630,6 +630,18 @@ def test_a_mandatory_message_that_a_queue_takes_is_confirmed(bench):
     assert bench.get(queue).parameters == 'text'
 
 
+@pytest.mark.parametrize(
+    'headers', [{'b': 1, 'a': 2}, {'z': {'y': [1, {'x': 1, 'w': 0.5}], 'a': None}, 'é': b'\xff', 'A': -1, 'a': True}]
+)
+def test_a_mandatory_message_is_unroutable_in_whichever_order_its_headers_come_back(bench, headers):
+    """RabbitMQ 4.0 and later sort them."""
+    producer = bench.producer(type('MandatoryProducer', (EchoProducer,), {'mandatory': True}))
+    receipts = [producer.message_echo(number, _headers=headers) for number in range(3)]
+    for receipt in receipts:
+        with pytest.raises(messaging.Unroutable):
+            receipt.wait(TIMEOUT)
+
+
 def test_only_the_messages_that_no_queue_takes_are_unroutable(bench):
     bench.collect()
     producer = bench.producer(type('MandatoryProducer', (EchoProducer,), {'mandatory': True}))
