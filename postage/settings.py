@@ -43,6 +43,7 @@ DEFAULT_VHOST = '/'
 DEFAULT_USER = 'guest'
 DEFAULT_PASSWORD = 'guest'
 DEFAULT_CONNECT_TIMEOUT = 60.0
+DEFAULT_MAX_BODY = 128 * 1024 * 1024  # bytes: what RabbitMQ 3 allows, and eight times what RabbitMQ 4 does
 
 HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl')
 
@@ -128,6 +129,7 @@ class BrokerSettings:
     :ivar user: the user name
     :ivar password: the password, which is in neither ``repr()`` nor ``str()``
     :ivar connect_timeout: seconds that a constructor waits for a broker that is down
+    :ivar max_body: bytes that the body of a message may have that comes from the broker
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -135,6 +137,7 @@ class BrokerSettings:
     user: str
     password: str = field(repr=False)
     connect_timeout: float = field(default=DEFAULT_CONNECT_TIMEOUT, compare=False)
+    max_body: int = field(default=DEFAULT_MAX_BODY, compare=False)
 
     def parameters(self) -> tuple[pika.connection.Parameters, ...]:
         """Return pika's connection parameters, new objects, one per endpoint in order.
@@ -191,6 +194,7 @@ def broker_settings(
         user=_named(sources, 'user'),
         password=_named(sources, 'password'),
         connect_timeout=_connect_timeout(os.environ if environ is None else environ),
+        max_body=_max_body(os.environ if environ is None else environ),
     )
 
 
@@ -408,6 +412,15 @@ def _connect_timeout(environ: Mapping[str, str]) -> float:
     if not 0 <= seconds < math.inf:
         raise ConfigurationError(f'POSTAGE_CONNECT_TIMEOUT must be a number of seconds, 0 or more, not {text!r}')
     return seconds
+
+
+def _max_body(environ: Mapping[str, str]) -> int:
+    text = environ.get('POSTAGE_MAX_BODY')
+    if not text:
+        return DEFAULT_MAX_BODY
+    if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text)):
+        raise ConfigurationError(f'POSTAGE_MAX_BODY must be a number of bytes, 1 or more, not {text!r:.40}')
+    return int(text)
 
 
 # Single values

@@ -13,7 +13,9 @@ from typing import Any
 from postage import errors
 from postage.amqp.channel import describe
 from postage.amqp.link import FrameMaxRefused, Link, Services
+from postage.printable import printable
 from postage.settings import BrokerSettings
+from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
 
@@ -55,6 +57,7 @@ class Attempts:
         self._round = 0
         self._failures: list[str] = []  # of this round
         self._was_open = self._is_over = False
+        self._sparingly = Sparingly(logger)
         self._opened_at = 0.0
         self.link: Link | None = None
         self.last_failure = 'no answer'
@@ -87,6 +90,7 @@ class Attempts:
             on_close_callback=self._on_lost,
             services=Services(self._loop),
             is_direct=self._is_direct,
+            body_max=self._settings.max_body,
         )
 
     def _on_link_open(self, link: Link) -> None:
@@ -103,7 +107,7 @@ class Attempts:
         self._on_open(link)
         self._was_open = True
 
-    def _on_failed(self, _link: object, error: BaseException) -> None:
+    def _on_failed(self, link: Link, error: BaseException) -> None:
         self.link = None
         if self._is_over:
             self._loop.stop()
@@ -114,7 +118,7 @@ class Attempts:
             if self._was_open:
                 logger.error('%s', permanent)
             return
-        self.last_failure = describe(root_cause(error))
+        self.last_failure = describe(link.reason if link.reason is not None else root_cause(error))
         self._failures.append(self.last_failure)
         self._host += 1
         self._loop.call_later(self._pause(), self._connect)
@@ -135,17 +139,22 @@ class Attempts:
         return PAUSES[min(self._round, len(PAUSES)) - 1] * random.uniform(0.5, 1.0)
 
     def _on_blocked(self, _link: object, frame: Any) -> None:
-        logger.warning('the broker at %s takes no messages at present: %s', self._settings, frame.method.reason)
+        text = 'the broker at %s takes no messages at present: %s'
+        self._sparingly.log(logging.WARNING, text, self._settings, printable(str(frame.method.reason), 200))
 
     def _on_unblocked(self, _link: object, _frame: Any) -> None:
-        logger.warning('the broker at %s takes messages again', self._settings)
+        self._sparingly.log(logging.WARNING, 'the broker at %s takes messages again', self._settings)
 
 
 def quieten_pika() -> None:
-    """pika logs each loss as several errors, and ours tells the story; a program that wants pika's sets its level."""
+    """Have pika log nothing, unless the program has set its level.
+
+    It logs each loss as several errors, and ours tells the story; and a critical line for each frame of a channel that
+    is not open, of which a server may send as many as it likes.
+    """
     pika_logger = logging.getLogger('pika')
     if pika_logger.level == logging.NOTSET:
-        pika_logger.setLevel(logging.CRITICAL)
+        pika_logger.setLevel(logging.CRITICAL + 1)
 
 
 def root_cause(error: BaseException) -> BaseException:

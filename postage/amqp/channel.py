@@ -30,9 +30,12 @@ from postage.amqp.outbox import Outbox
 from postage.amqp.server import Server
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
+from postage.printable import printable
+from postage.sparingly import GrowingPauses, Sparingly
 
 logger = logging.getLogger('postage')
 
+FREE_REOPENINGS = 20  # of a channel that the broker closes again and again, before there are pauses between them
 FORCED = 320  # CONNECTION_FORCED: the broker, or its operator, ends the connection; nothing was wrong with what we sent
 
 
@@ -41,7 +44,7 @@ def refusal(reply_code: int, reply_text: str, doing: str) -> errors.OperationRef
 
     :param doing: what was being done, as in "declare queue 'jobs'"
     """
-    message = f'the broker refused to {doing}: {reply_text} ({reply_code})'
+    message = f'the broker refused to {doing}: {printable(reply_text)} ({reply_code})'
     if reply_code == 403:
         return errors.AccessRefused(message, reply_code, reply_text)
     if reply_code == 404:
@@ -71,10 +74,12 @@ def loss(error: BaseException | None, doing: str) -> errors.BrokerError:
 def describe(error: BaseException | None) -> str:
     """The cause of a loss in a few words, for the log."""
     if isinstance(error, (pika.exceptions.ConnectionClosed, pika.exceptions.ChannelClosed)):
-        return f'{error.reply_text} ({error.reply_code})'
+        return f'{printable(str(error.reply_text))} ({error.reply_code})'
+    if isinstance(error, pika.exceptions.AuthenticationError) and error.args:
+        return f'the broker offers no authentication mechanism {printable(str(error.args[0]))}'
     if isinstance(error, pika.exceptions.StreamLostError) and error.args:
-        return str(error.args[0])
-    return str(error) or repr(error)
+        return printable(str(error.args[0]))
+    return printable(str(error) or repr(error))
 
 
 class Host(Protocol):
@@ -140,6 +145,8 @@ class Channel:
         self._operations: deque[Operation] = deque()
         self._operation: Operation | None = None  # the one whose answer is awaited
         self._cancelled_tags: set[str] = set()
+        self._pauses = GrowingPauses(FREE_REOPENINGS, 2.0)
+        self._sparingly = Sparingly(logger)
 
     # What subclasses add
 
@@ -246,10 +253,16 @@ class Channel:
         if was_set_up:  # else those who open it have been told, and decide
             self._on_lost(loss(reason, doing))
             if self.is_wanted and isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-                self._reopen()
+                self._reopen_after(self._pauses.next())
         waiting, self._until_gone = self._until_gone, []
         for gone in waiting:
             gone.set_result(None)
+
+    def _reopen_after(self, pause: float) -> None:
+        if pause:
+            self.host.io.pause(pause).add_done_callback(lambda _: self._reopen_after(0.0))
+        elif self.is_wanted and not self.is_open and self.host.link is not None:
+            self._reopen()
 
     def _reopen(self) -> None:
         when_done(self.ensure_open_steps(), self.on_reopened)
@@ -300,6 +313,9 @@ class Channel:
     def delivered(self, content: Content) -> None:
         """See :class:`postage.amqp.cutter.Lane`, here and below."""
 
+    def too_large(self, content: Content) -> None:
+        pass
+
     def returned(self, content: Content) -> None:
         pass
 
@@ -343,6 +359,9 @@ class Channel:
             try:
                 if not self._begin(self._pika, operation):
                     self._finish_operation(None)
+            except pika.exceptions.MethodNotImplemented as error:
+                self._operation = None
+                operation.future.set_exception(errors.OperationRefused(f'cannot {operation.doing}: {error}'))
             except Exception as error:
                 self._operation = None
                 operation.future.set_exception(error)

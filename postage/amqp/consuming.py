@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Callable, Container
 from typing import Any, Literal
 
+import pika.exceptions
+
 from postage import errors
 from postage.amqp.channel import Channel, Host
 from postage.amqp.control import Patience, replay, replay_exchanges, replay_queue
@@ -20,6 +22,7 @@ from postage.amqp.topology import Topology
 
 logger = logging.getLogger('postage')
 
+INBOX_SPARE = 1000  # deliveries that may come beyond those asked for; each change of that number leaves some behind
 ACKNOWLEDGEMENTS_HELD = 32  # at most, until the end of a batch
 RECOVERY_SECONDS = 10.0  # for which a queue that goes away again and again is declared and consumed again
 
@@ -56,6 +59,7 @@ class ConsumingChannel(Channel):
         self._slow_down: Callable[[], None] = _nothing
         self._watched_since: float | None = None
         self._is_resizing = False
+        self._most_prefetched = prefetch  # since it was opened
 
     # From any thread
 
@@ -109,6 +113,7 @@ class ConsumingChannel(Channel):
             while self.is_open and (wanted := self.wish()) != self.prefetch:
                 shrinks = 0 < wanted < self.prefetch or not self.prefetch
                 self.prefetch = wanted
+                self._most_prefetched = max(self._most_prefetched, wanted)
                 yield from (self._shrink() if shrinks else self._grow())
         except (errors.ConnectionLost, errors.ChannelLost):
             pass  # it is opened again with the new number
@@ -181,7 +186,7 @@ class ConsumingChannel(Channel):
 
     def _set_up(self) -> Steps:
         self._settled = Settled()
-        self.prefetch = self.wish()
+        self.prefetch = self._most_prefetched = self.wish()
         if self.prefetch:
             yield self._prefetch()
         # No delivery of an older generation is still to come.
@@ -204,10 +209,13 @@ class ConsumingChannel(Channel):
         queue = self._queues.get(tag.encode())
         if queue is None or self.consumers.get(queue) != tag:
             return
-        logger.warning('queue %r went away, or the broker ended its consumer: it is declared and consumed again', queue)
-        when_done(self._recover_steps(queue, tag), self._on_recovered)
+        text = 'queue %r went away, or the broker ended its consumer: it is declared and consumed again'
+        self._sparingly.log(logging.WARNING, text, queue)
+        when_done(self._recover_steps(queue, tag, self._pauses.next()), self._on_recovered)
 
-    def _recover_steps(self, queue: str, tag: str) -> Steps:
+    def _recover_steps(self, queue: str, tag: str, pause: float) -> Steps:
+        if pause:
+            yield self.host.io.pause(pause)
         declared = self.topology.queues.get(queue)
         patience = Patience(self.host, RECOVERY_SECONDS)
         while declared is not None:
@@ -268,7 +276,8 @@ class ConsumingChannel(Channel):
 
     def _on_lost(self, error: errors.BrokerError) -> None:
         if self.is_wanted and isinstance(error, errors.OperationRefused):
-            logger.warning('the channel of the consumer of %s was closed: %s', ', '.join(self.consumers), error)
+            text = 'the channel of the consumer of %s was closed: %s'
+            self._sparingly.log(logging.WARNING, text, ', '.join(self.consumers), error)
         # What was delivered on it comes again.
         self.inbox.clear()
 
@@ -288,8 +297,22 @@ class ConsumingChannel(Channel):
         else:
             self.hand_back(delivery)
 
+    def too_large(self, content: Content) -> None:
+        """Reject what must not be kept: it would come again and again."""
+        queue = self._queues.get(content.tag_or_text)
+        if queue is not None:
+            content.body = b''
+            delivery = Delivery(self, queue, content)
+            text = '%r is rejected: its body is larger than POSTAGE_MAX_BODY allows'
+            self._sparingly.log(logging.ERROR, text, delivery)
+            self.settle(delivery, requeue=False)
+
     def end_of_read(self) -> None:
         if self.inbox:
+            if self.prefetch and len(self.inbox) > INBOX_SPARE + 4 * self._most_prefetched * len(self.consumers):
+                raise pika.exceptions.InvalidFrameError(
+                    f'{len(self.inbox):,} deliveries, where {self.prefetch:,} were asked for'
+                )
             self.notify()
             if self._is_stuck is not None and self.prefetch != 1 and self._watched_since is None:
                 self._watched_since = time.monotonic()

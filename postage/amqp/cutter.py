@@ -26,7 +26,13 @@ from postage.amqp.frames import (
     HEADER,
     METHOD,
 )
+from postage.printable import shown
 
+FRAME_MAX: Final = 131_072  # bytes of a frame before any are agreed, and what is proposed
+HEADER_SLACK: Final = 1024 * 1024  # bytes that a content header may have above that
+DEFAULT_BODY_MAX: Final = 128 * 1024 * 1024  # bytes
+BROKERS_BODY_MAX: Final = 512 * 1024 * 1024  # bytes, beyond which RabbitMQ can be set to allow none
+PIECES: Final = 4096  # of a body, before they are joined
 PROTOCOL_HEADER: Final = ord('A')  # a broker that refuses the protocol version answers 'AMQP', which is no frame
 
 _DELIVER = BASIC_DELIVER.to_bytes(4, 'big')
@@ -47,6 +53,9 @@ class Lane(Protocol):
 
     def delivered(self, content: Content) -> None:
         """A message for one of the channel's consumers is complete."""
+
+    def too_large(self, content: Content) -> None:
+        """A message for one of the channel's consumers is complete, but for its body, which was not kept."""
 
     def returned(self, content: Content) -> None:
         """A mandatory message came back. Its confirm follows."""
@@ -69,6 +78,7 @@ class Content:
         'delivery_tag',
         'exchange',
         'is_return',
+        'joined',
         'missing',
         'parts',
         'properties',
@@ -88,19 +98,44 @@ class Content:
     body: bytes
     missing: int  # bytes of the body
     parts: list[bytes]
+    joined: int  # how many of them are joined already
     is_return: bool
+
+    def begin(self, size: int, properties: bytes, body_max: int) -> None:
+        """The header has come, which announces a body of that size."""
+        self.missing = size
+        self.properties = properties
+        self.parts = [] if size <= body_max else Dropped()
+        self.joined = 0
 
     def add(self, piece: bytes) -> None:
         """A piece of the body has come."""
-        self.parts.append(piece)
+        if piece:
+            self.parts.append(piece)
         self.missing -= len(piece)
+        if len(self.parts) - self.joined > PIECES:  # each costs memory of its own, however small it is
+            self.parts[self.joined :] = [b''.join(self.parts[self.joined :])]
+            self.joined += 1
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether its body was not kept, because it is too large."""
+        return isinstance(self.parts, Dropped)
 
 
-def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: int, end: int) -> int:
+class Dropped(list[bytes]):
+    """The pieces of a body that is too large: none of them is kept."""
+
+    def append(self, piece: bytes) -> None:
+        """Keep nothing."""
+
+
+def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: int, end: int, room: int) -> int:
     """Cut a delivery's method, and its header and body, one frame or none, where they have come with it, as usual.
 
     :param position: where the method's arguments begin
     :param header: where the next frame begins
+    :param room: bytes that the body may have
     :return: where the message ends; 0 where the rest has to be cut frame by frame
     """
     content = lane.content = Content()
@@ -117,7 +152,7 @@ def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: 
     kind, number, size, _, _, length = CONTENT_HEADER.unpack_from(data, header)
     after_header = header + size + FRAME_OVERHEAD
     after = after_header + length + FRAME_OVERHEAD if length else after_header
-    if kind != HEADER or number != channel or after > end:
+    if kind != HEADER or number != channel or after > end or length > room:
         return 0
     if length and data[after_header : after_header + 7] != FRAME_HEAD.pack(BODY, channel, length):
         return 0
@@ -145,13 +180,20 @@ def _cut_return(data: bytes, position: int) -> Content:
 class Cutter:
     """Cuts what was read into messages and confirms for the lanes, and into frames for pika, in order.
 
+    No more is kept of what comes than a frame, and a body of so many bytes; that is seen to before any memory is given.
+
     :param lanes: the channels that take the fast lane, by number
     :param pass_on: called with the bytes of each frame that is none of theirs
+    :param body_max: bytes that a body may have
     """
 
-    def __init__(self, lanes: Mapping[int, Lane], pass_on: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, lanes: Mapping[int, Lane], pass_on: Callable[[bytes], None], body_max: int = DEFAULT_BODY_MAX
+    ) -> None:
         self._lanes = lanes
         self._pass_on = pass_on
+        self.body_max = body_max
+        self.frame_max = FRAME_MAX
         self._chunks: list[bytes] = []  # of a frame that has not come to its end
         self._chunks_size = 0
         self._chunks_wanted = 0
@@ -162,65 +204,113 @@ class Cutter:
         """Act on what was read; keep what is not a whole frame until more comes.
 
         :return: how many bytes and frames the lanes have had
-        :raises pika.exceptions.InvalidFrameError: a frame does not end where it should
+        :raises pika.exceptions.InvalidFrameError: a frame is larger than was agreed, does not end where it should, or
+            cannot be read; it says which
         """
         touched: dict[Lane, None] = {}
-        lanes, taken, frames = self._lanes, 0, 0
-        position = 0
+        lanes, taken, frames, position = self._lanes, 0, 0, 0
+        room, body_room = self.frame_max - FRAME_OVERHEAD, self._body_room
+        if self._chunks or self._cut_short is not None:
+            data, position = self._resume(data, touched)
+            taken = position
+            if not data:
+                return taken, 0
+            frames = 1 if position else 0
+        end = len(data)
+        wanted = FRAME_OVERHEAD
+        frame_head = FRAME_HEAD.unpack_from
+        kind = channel = size = 0
+        try:
+            while end - position >= FRAME_OVERHEAD:
+                kind, channel, size = frame_head(data, position)
+                if size > room:
+                    if kind == PROTOCOL_HEADER and data[position : position + 4] == b'AMQP':
+                        self._pass_on(data[position:])
+                        return taken, frames
+                    self._check_size(kind, channel, size)
+                wanted = size + FRAME_OVERHEAD
+                if wanted > end - position:
+                    if kind == BODY and self._begin_body(lanes.get(channel), data, position, size):
+                        taken += end - position
+                        position = end
+                    break
+                after = position + wanted
+                if data[after - 1] != FRAME_END_BYTE:
+                    raise pika.exceptions.InvalidFrameError(f'{name_of(kind, channel, size)} without its end marker')
+                lane = lanes.get(channel)
+                if lane is not None and kind == METHOD and data[position + 7 : position + 11] == _DELIVER:
+                    whole = _cut_delivery(lane, channel, data, position + 11, after, end, body_room)
+                    touched[lane] = None
+                    frames += 3 if whole else 1
+                    after = whole or after
+                    taken += after - position
+                elif lane is not None and take(lane, kind, data, position + 7, after - 1, self.body_max):
+                    touched[lane] = None
+                    taken += wanted
+                    frames += 1
+                else:
+                    self._give(kind, data, position, after)
+                position = after
+                wanted = FRAME_OVERHEAD
+        except Exception as error:
+            raise unreadable(error, kind, channel, size) from error
+        if position < end:
+            self._keep(data[position:] if position else data, wanted)
+        for lane in touched:
+            lane.end_of_read()
+        return taken, frames
+
+    @property
+    def frame_max(self) -> int:
+        """Bytes that a frame may have, with its overhead: what was agreed, before that what any peer may send."""
+        return self._frame_max
+
+    @frame_max.setter
+    def frame_max(self, size: int) -> None:
+        self._frame_max = size
+        self._body_room = min(size - FRAME_OVERHEAD, self.body_max)
+
+    def _check_size(self, kind: int, channel: int, size: int) -> None:
+        """See to a frame that is larger than was agreed.
+
+        A content header may be: RabbitMQ adds to the headers of a message that it moves, and does not look at its size.
+        """
+        if kind != HEADER or size > self._frame_max + HEADER_SLACK:
+            raise pika.exceptions.InvalidFrameError(
+                f'{name_of(kind, channel, size)}, where a frame may have {self._frame_max:,}'
+            )
+
+    def _give(self, kind: int, data: bytes, position: int, after: int) -> None:
+        """Hand on a frame that is none of the lanes'; pika keeps whatever body is announced to it."""
+        if kind == HEADER:
+            check_body(_body_size.unpack_from(data, position + 11)[0], self.body_max)
+        self._pass_on(data[position:after])
+
+    def _keep(self, rest: bytes, wanted: int) -> None:
+        """Keep what is not a whole frame."""
+        self._chunks.append(rest)
+        self._chunks_size = len(rest)
+        self._chunks_wanted = wanted
+
+    def _resume(self, data: bytes, touched: dict[Lane, None]) -> tuple[bytes, int]:
+        """Go on with what was cut short by the end of the last read.
+
+        :param touched: gets the lane whose message went on
+        :return: what is to be cut now, empty where a frame has still not come to its end, and where to begin
+        """
         if self._chunks:
             self._chunks.append(data)
             self._chunks_size += len(data)
             if self._chunks_size < self._chunks_wanted:
-                return 0, 0
+                return b'', 0
             data = b''.join(self._chunks)
             self._chunks.clear()
-        elif self._cut_short is not None:
-            touched[self._cut_short] = None
-            position = self._continue_body(self._cut_short, data)
-            if not position:
-                return len(data), 0
-            taken, frames = position, 1
-        end = len(data)
-        wanted = FRAME_OVERHEAD
-        frame_head = FRAME_HEAD.unpack_from
-        while end - position >= FRAME_OVERHEAD:
-            kind, channel, size = frame_head(data, position)
-            if kind == PROTOCOL_HEADER:
-                self._pass_on(data[position:])
-                return taken, frames
-            wanted = size + FRAME_OVERHEAD
-            if wanted > end - position:
-                if kind == BODY and self._begin_body(lanes.get(channel), data, position, size):
-                    taken += end - position
-                    position = end
-                break
-            after = position + wanted
-            if data[after - 1] != FRAME_END_BYTE:
-                raise pika.exceptions.InvalidFrameError(f'frame of {size} bytes without its end marker')
-            lane = lanes.get(channel)
-            if lane is None:
-                self._pass_on(data[position:after])
-            elif kind == METHOD and data[position + 7 : position + 11] == _DELIVER:
-                whole = _cut_delivery(lane, channel, data, position + 11, after, end)
-                touched[lane] = None
-                frames += 3 if whole else 1
-                after = whole or after
-                taken += after - position
-            elif take(lane, kind, data, position + 7, after - 1):
-                touched[lane] = None
-                taken += wanted
-                frames += 1
-            else:
-                self._pass_on(data[position:after])
-            position = after
-            wanted = FRAME_OVERHEAD
-        if position < end:
-            self._chunks.append(data[position:] if position else data)
-            self._chunks_size = end - position
-            self._chunks_wanted = wanted
-        for lane in touched:
-            lane.end_of_read()
-        return taken, frames
+            return data, 0
+        lane = self._cut_short
+        assert lane is not None
+        touched[lane] = None
+        position = self._continue_body(lane, data)
+        return (data, position) if position else (b'', len(data))
 
     def _begin_body(self, lane: Lane | None, data: bytes, position: int, size: int) -> bool:
         """Take the beginning of a body frame, so that a big body is joined once, and not once for each frame, too.
@@ -255,8 +345,11 @@ class Cutter:
         return missing + 1
 
 
-def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
-    """Act on one frame of a lane, but for a delivery's method; ``False`` where it is none of the lane's."""
+def take(lane: Lane, kind: int, data: bytes, start: int, end: int, body_max: int) -> bool:
+    """Act on one frame of a lane, but for a delivery's method; ``False`` where it is none of the lane's.
+
+    :param body_max: bytes that a body may have; a larger one is not kept
+    """
     if kind == METHOD:
         (method,) = _method.unpack_from(data, start)
         if method in (BASIC_ACK, BASIC_NACK):
@@ -273,9 +366,9 @@ def take(lane: Lane, kind: int, data: bytes, start: int, end: int) -> bool:
     if content is None:
         return False  # the content of a basic.get, which pika asked for
     if kind == HEADER:
-        (content.missing,) = _body_size.unpack_from(data, start + 4)
-        content.properties = data[start + 12 : end]
-        content.parts = []
+        (size,) = _body_size.unpack_from(data, start + 4)
+        check_body(size, max(body_max, BROKERS_BODY_MAX))
+        content.begin(size, data[start + 12 : end], body_max)
     elif kind == BODY:
         content.add(data[start:end])
     else:
@@ -288,9 +381,46 @@ def complete(lane: Lane, content: Content) -> None:
     """Give a message to its lane, if all of its body has come."""
     if content.missing > 0:
         return
+    if content.missing < 0:
+        raise pika.exceptions.InvalidFrameError(
+            f'the body of a message is {-content.missing:,} bytes longer than was announced'
+        )
     lane.content = None
     content.body = content.parts[0] if len(content.parts) == 1 else b''.join(content.parts)
     if content.is_return:
         lane.returned(content)
+    elif content.is_dropped:
+        lane.too_large(content)
     else:
         lane.delivered(content)
+
+
+# Frames that cannot be read
+
+
+def check_body(size: int, limit: int) -> None:
+    """See that a body is not larger than it may be.
+
+    :raises pika.exceptions.InvalidFrameError: it is
+    """
+    if size > limit:
+        raise pika.exceptions.InvalidFrameError(
+            f'a message of {size:,} bytes is announced, where {limit:,} are allowed'
+        )
+
+
+def name_of(kind: int, channel: int, size: int) -> str:
+    """What to call a frame in an error."""
+    return f'a {_KINDS.get(kind, f"frame of the unknown type {kind}")} of {size:,} bytes on channel {channel}'
+
+
+def unreadable(error: Exception, kind: int, channel: int, size: int) -> pika.exceptions.InvalidFrameError:
+    """The error for a frame that cannot be read, which names it."""
+    text = str(error.args[0]) if isinstance(error, pika.exceptions.InvalidFrameError) and error.args else shown(error)
+    if kind == PROTOCOL_HEADER and not text.startswith(name_of(kind, channel, size)):
+        return pika.exceptions.InvalidFrameError(text)
+    name = name_of(kind, channel, size)
+    return pika.exceptions.InvalidFrameError(text if text.startswith(name) else f'{name} cannot be read: {text}')
+
+
+_KINDS = {METHOD: 'method frame', HEADER: 'content header', BODY: 'body frame', 8: 'heartbeat'}

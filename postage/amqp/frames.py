@@ -41,6 +41,7 @@ BASIC_NACK = (60 << 16) | 120
 
 EXPIRATION_MAX = 2**32 - 1  # milliseconds; RabbitMQ closes the channel for more
 DEPTH_MAX = 64  # tables within tables; RabbitMQ and its clients take more, but no message needs it
+READ_DEPTH_MAX = 128
 _REQUEUE = 2  # the second bit of a nack; the first one is "multiple"
 
 FRAME_HEAD: Final = Struct('>BHI')
@@ -271,8 +272,8 @@ def decode_properties(data: bytes) -> pika.BasicProperties:
             if flags & flag:
                 value, position = read(data, position)
                 setattr(properties, name, value)
-    except Exception as error:  # of any kind, RecursionError included: no publisher may end a consumer
-        raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
+    except Exception as error:  # of any kind: no publisher may end a consumer, nor fill its log with what is how deep
+        raise DecodingError(f'the AMQP properties cannot be decoded: {shown(error)}') from None
     return properties
 
 
@@ -356,7 +357,9 @@ def _read_timestamp(data: bytes, position: int) -> tuple[int, int]:
     return _uint64.unpack_from(data, position)[0], position + 8
 
 
-def _read_table(data: bytes, position: int) -> tuple[dict[str, Any], int]:
+def _read_table(data: bytes, position: int, depth: int = 0) -> tuple[dict[str, Any], int]:
+    if depth > READ_DEPTH_MAX:
+        raise ValueError(f'the headers are nested more than {READ_DEPTH_MAX} deep')
     (size,) = _length.unpack_from(data, position)
     position += 4
     end = position + size
@@ -365,11 +368,13 @@ def _read_table(data: bytes, position: int) -> tuple[dict[str, Any], int]:
     table: dict[str, Any] = {}
     while position < end:
         name, position = _read_short_string(data, position)
-        table[name], position = _read_field(data, position)
+        table[name], position = _read_field(data, position, depth)
     return table, position
 
 
-def _read_array(data: bytes, position: int) -> tuple[list[Any], int]:
+def _read_array(data: bytes, position: int, depth: int) -> tuple[list[Any], int]:
+    if depth > READ_DEPTH_MAX:
+        raise ValueError(f'the headers are nested more than {READ_DEPTH_MAX} deep')
     (size,) = _length.unpack_from(data, position)
     position += 4
     end = position + size
@@ -377,7 +382,7 @@ def _read_array(data: bytes, position: int) -> tuple[list[Any], int]:
         raise ValueError('an array reaches beyond the end')
     array = []
     while position < end:
-        value, position = _read_field(data, position)
+        value, position = _read_field(data, position, depth)
         array.append(value)
     return array, position
 
@@ -390,7 +395,7 @@ def _read_long_bytes(data: bytes, position: int) -> tuple[bytes, int]:
     return data[position + 4 : end], end
 
 
-def _read_field(data: bytes, position: int) -> tuple[Any, int]:
+def _read_field(data: bytes, position: int, depth: int) -> tuple[Any, int]:
     """One value with its type (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3)."""
     kind = data[position : position + 1]
     position += 1
@@ -404,9 +409,9 @@ def _read_field(data: bytes, position: int) -> tuple[Any, int]:
         except UnicodeDecodeError:
             return text, position
     if kind == b'F':
-        return _read_table(data, position)
+        return _read_table(data, position, depth + 1)
     if kind == b'A':
-        return _read_array(data, position)
+        return _read_array(data, position, depth + 1)
     if kind == b't':
         return data[position] != 0, position + 1
     if kind == b'V':

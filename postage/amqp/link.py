@@ -33,8 +33,8 @@ import pika
 import pika.exceptions
 from pika.adapters.utils.selector_ioloop_adapter import SelectorIOServicesAdapter
 
-from postage.amqp.cutter import Cutter, Lane
-from postage.amqp.frames import FRAME_MIN
+from postage.amqp.cutter import DEFAULT_BODY_MAX, Cutter, Lane, unreadable
+from postage.amqp.frames import FRAME_HEAD, FRAME_MIN
 from postage.amqp.server import UNKNOWN, Server, server_of
 
 logger = logging.getLogger('postage.amqp')
@@ -42,6 +42,7 @@ logger = logging.getLogger('postage.amqp')
 READ_SIZE = 64 * 1024  # bytes that one read takes at most
 PATIENCE = 1.0  # seconds that the end of a link waits for the thread that reads it
 CAN_READ = hasattr(os, 'eventfd') and hasattr(select, 'poll')  # another thread than its own: on Linux
+FRAMES_FOR_PIKA = 10_000  # that wait for the I/O thread at most; answers to operations, and there are never so many
 WATCH_SHARE = 0.95  # of two heartbeats, so that a silent connection is given up within them
 
 SEAM = (
@@ -195,6 +196,7 @@ class Link(pika.SelectConnection):
 
     :param services: pika's way to sockets, the ``custom_ioloop``
     :param is_direct: whether other threads may send and read, where the socket allows it
+    :param body_max: bytes that a body may have
     :ivar lanes: the channels for which frames are cut here, by number
     :ivar writing: held by the thread that sends
     :ivar turn: whose turn it is to read; ``None`` where the I/O thread alone does
@@ -209,7 +211,9 @@ class Link(pika.SelectConnection):
     :ivar reason: why it was given up, where pika does not know
     """
 
-    def __init__(self, *args: Any, services: Services, is_direct: bool, **kwds: Any) -> None:
+    def __init__(
+        self, *args: Any, services: Services, is_direct: bool, body_max: int = DEFAULT_BODY_MAX, **kwds: Any
+    ) -> None:
         self.lanes: dict[int, Lane] = {}
         self.writing = threading.Lock()
         self.turn: Turn | None = None
@@ -230,14 +234,14 @@ class Link(pika.SelectConnection):
         self._for_pika: deque[bytes] = deque()  # frames that a reading thread has met
         self._is_ending = False
         self._next_look: Any = None  # the timer of watch_for_silence
-        self._cutter = Cutter(self.lanes, self._pass_on)
+        self._cutter = Cutter(self.lanes, self._pass_on, body_max)
         super().__init__(*args, custom_ioloop=services, **kwds)  # type: ignore[misc]
 
     # Coming and going, on the I/O thread
 
     def note_agreement(self) -> None:
         """Note what was agreed with the broker, once the link is open."""
-        self.frame_max = int(self.params.frame_max)
+        self.frame_max = self._cutter.frame_max = int(self.params.frame_max)
         agreed = self.params.heartbeat
         self.heartbeat = float(agreed) if isinstance(agreed, int) else 0.0
 
@@ -395,11 +399,17 @@ class Link(pika.SelectConnection):
         try:
             taken, frames = self._cutter.cut(data)
         except Exception as error:  # it would end the loop, and with it the thread
-            logger.exception('what the broker sent could not be read; the connection is given up')
-            return error
+            return self._unreadable(error)
         self.bytes_received += taken
         self.frames_received += frames
         return None
+
+    def _unreadable(self, error: Exception) -> Exception:
+        """Say that a frame cannot be read, and why the connection is given up."""
+        self.reason = self.reason or error
+        logger.error('the connection is given up: the broker sent %s', error)
+        logger.debug('where that was found', exc_info=error)
+        return error
 
     def _on_readable(self) -> None:
         """There is something to be read, and the I/O thread has the turn."""
@@ -418,10 +428,15 @@ class Link(pika.SelectConnection):
         """Give a frame to pika, which is at home on the I/O thread; after those that are on their way to it."""
         if self.is_lost:
             return  # met by a thread that reads late
+        if data.startswith(b'AMQP'):
+            spoken = '.'.join(map(str, data[5:8]))
+            raise pika.exceptions.InvalidFrameError(f'the protocol header of AMQP {spoken}, for it speaks no 0-9-1')
         if (self.turn is None or self.turn.reader is None) and not self._for_pika:
             self._on_data_available(data)
             if self.server is UNKNOWN:
                 self._meet()
+        elif len(self._for_pika) >= FRAMES_FOR_PIKA:
+            raise pika.exceptions.InvalidFrameError(f'{FRAMES_FOR_PIKA:,} frames wait for the I/O thread')
         else:
             self._for_pika.append(data)
             self.ioloop.add_callback_threadsafe(self._feed)
@@ -445,5 +460,5 @@ class Link(pika.SelectConnection):
         try:
             self._on_data_available(data)
         except Exception as error:
-            logger.exception('what the broker sent could not be read; the connection is given up')
-            self.fail(error)
+            kind, channel, size = FRAME_HEAD.unpack_from(data)
+            self.fail(self._unreadable(unreadable(error, kind, channel, size)))

@@ -28,6 +28,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.steps import Steps, done, when_done
 from postage.amqp.threads import this_thread
+from postage.printable import shown
 
 logger = logging.getLogger('postage')
 
@@ -404,7 +405,8 @@ class PublishingChannel(Channel):
         if outgoing is not None:
             outgoing.returned = f'{content.tag_or_text.decode("utf-8", "replace")} ({content.reply_code})'
             return
-        logger.warning('a message to exchange %r with key %r came back unroutable', exchange, key)
+        text = 'a message to exchange %s with key %s came back unroutable'
+        self._sparingly.log(logging.WARNING, text, shown(exchange), shown(key))
 
     # Settling
 
@@ -509,7 +511,8 @@ class PublishingChannel(Channel):
                     self._failed.append(outgoing)
             self._pending.extendleft(reversed(again))
         if guilty and not (self.confirms or self.ALWAYS_AWAITED):
-            logger.error('%s; messages published without confirms may be lost', error)
+            text = '%s; messages published without confirms may be lost'
+            self._sparingly.log(logging.ERROR, text, error)
         if self._failed:
             self._fail()
         if again:

@@ -52,6 +52,11 @@ class ReplyChannel(PublishingChannel):
             'basic_consume', 'receive replies', queue=self.address, on_message_callback=_nothing, auto_ack=True
         )
 
+    def too_large(self, content: Content) -> None:
+        """Its caller is told that the reply is malformed, which an empty body is."""
+        content.body = b''
+        self.delivered(content)
+
     def _on_lost(self, error: errors.BrokerError) -> None:
         super()._on_lost(error)
         self._on_channel_lost(self, error)

@@ -32,8 +32,10 @@ from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
+from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
+_sparingly = Sparingly(logger)
 
 
 class RpcFuture(Future[MessageResult]):
@@ -360,7 +362,8 @@ class RpcClient:
             return None
         if len(address.calls) == 1 and not address.strays:
             return next(iter(address.calls.values()))
-        logger.warning(
+        _sparingly.log(
+            logging.WARNING,
             'a reply without a correlation id was dropped: %d calls are waiting, %d have stopped to, and it does not '
             'say which it answers; set reply_queue_per_call = True on the producer for a responder of that kind',
             len(address.calls),
