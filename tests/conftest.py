@@ -8,7 +8,7 @@ skips, and the last lines of the output say so; with ``POSTAGE_REQUIRE_RABBITMQ=
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +166,11 @@ def record_note(record_property: Callable[[str, object], None]) -> Callable[[str
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MissingServers())
     config.pluginmanager.register(Notes())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Escape lone surrogates in what was logged: a process that runs tests cannot send them to the one that reports."""
+    report = yield
+    report.sections = [(name, text.encode('utf-8', 'backslashreplace').decode()) for name, text in report.sections]
+    return report
