@@ -301,7 +301,7 @@ def test_a_set_that_is_cut_short_leaves_the_waking_to_the_next(stepped: Stepped)
         cuts = True
 
         def append(self, item: Any) -> None:
-            if self.cuts and item[1] is signal:
+            if self.cuts and item is signal.wait:
                 raise KeyboardInterrupt
             super().append(item)
 
@@ -339,6 +339,23 @@ def test_a_future_that_was_waited_for_before_ends_its_second_wait_once(stepped: 
     future.set_result(1)  # two callbacks: one of the interrupted wait
     stepped.step(6)
     assert stepped.got == [error, 1]
+
+
+def test_a_future_that_was_waited_for_is_freed_at_once(stepped: Stepped) -> None:
+    """Its result may be large, and the next run of the garbage collector far away."""
+    future: Future[None] = Future()
+    futures, reference = [future], weakref.ref(future)
+    gc.disable()
+    try:
+        stepped.add(futures.pop, Future)
+        stepped.step()
+        future.set_result(None)
+        del future
+        stepped.step(3)
+        assert stepped.got == [None]
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 # Signals and those that wait for them
