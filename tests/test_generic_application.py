@@ -78,13 +78,16 @@ def test_processes_are_reached_as_those_of_one_process_are(bench: Bench, run_pro
         from postage.generic_application import GenericApplication
 
         class Speaker(GenericApplication):
+            def start_consuming(self):
+                super().start_consuming()
+                print('ready')
+
             @messaging.MessageHandler('command', 'say')
             def msg_say(self, content):
                 print(content['parameters'])
 
         scheduler = microthreads.MicroScheduler()
         scheduler.add_microthread(Speaker(messaging.Fingerprint('speaker'), groups=['all']))
-        print('ready')
         scheduler.run()
     """
     speakers = [run_program(unindent(program)) for _ in range(2)]

@@ -16,7 +16,7 @@ A task is in one of four states::
 
 1. *A task is PARKED exactly while* ``task.wait`` *is not* ``None``. Only the own thread writes ``task.wait``, but
    for the first one, which the adding thread writes before any other thread knows the task.
-2. *A wait is an object of its own*, the pair ``(task, reason)``, made at each ``yield`` and never used again.
+2. *A wait is an object of its own*, the tuple ``(task,)``, made at each ``yield`` and never used again.
    ``wake(wait)`` says "this wait is over", not "this task may run". ``collect()`` makes the task ready only where
    ``task.wait is wait``. So a wake-up that comes late, twice, or for a wait that was interrupted is ignored, even
    where the task waits for the same future, signal or microthread again. (To compare the reasons is not enough: a
@@ -122,8 +122,12 @@ class Task:
                 wait[0].lot.wake(wait)
 
 
-Wait = tuple[Task, object]
-"""One wait of one task, compared by identity: see rule 2."""
+Wait = tuple[Task]
+"""One wait of one task, compared by identity: see rule 2.
+
+What it waits for is not in it: a future keeps the callback that has the wait, so that would be a circle of references,
+which keeps the future's result in memory.
+"""
 
 
 class Joinable:

@@ -38,7 +38,7 @@ class Turns:
 
     def add(self, task: Task) -> None:
         """Have a new task take its first turn in the next round. Any thread."""
-        wait = task.wait = (task, None)
+        wait = task.wait = (task,)
         self.tasks[task] = None
         self.lot.wake(wait)
 
@@ -101,7 +101,7 @@ class Turns:
 
         What cannot be waited for is raised at its ``yield``, for it is no fault of the scheduler.
         """
-        wait = task.wait = (task, wanted)
+        wait = task.wait = (task,)
         task.reason = wanted
         try:
             if isinstance(wanted, Signal):
@@ -111,16 +111,16 @@ class Turns:
                 wanted.wait = wait
                 if not wanted.is_set:
                     return True
-            elif self._is_parked_by(wait):
+            elif self._is_parked_by(wanted, wait):
                 return True
         except Exception as error:
             task.interruption, task.reason = error, None
         task.wait = None
         return False
 
-    def _is_parked_by(self, wait: Wait) -> bool:
+    def _is_parked_by(self, wanted: object, wait: Wait) -> bool:
         """Have a wait ended by what it is for, which is no signal; ``False`` where there is nothing to wait for."""
-        task, wanted = wait
+        (task,) = wait
         if isinstance(wanted, Future):
             wanted.add_done_callback(lambda _: task.lot.wake(wait))
         elif isinstance(wanted, sleep):
@@ -171,19 +171,13 @@ def generator_of(microthread: object, made: object) -> Generator[Any, Any, Any]:
 def _outcome_of(reason: object) -> tuple[Any, BaseException | None]:
     """What a task is resumed with whose wait is over: a value to send, or an exception to throw."""
     if isinstance(reason, Future):
-        error = _exception_of(reason)
-        return (None if error else reason.result()), error
+        try:
+            return reason.result(), None
+        except BaseException as error:  # its exception, or that it was cancelled
+            return None, error
     if isinstance(reason, Task):
         return reason.result, reason.failure
     return None, None
-
-
-def _exception_of(future: Future[Any]) -> BaseException | None:
-    """The exception a finished future carries, its cancellation included."""
-    try:
-        return future.exception()
-    except BaseException as cancelled:
-        return cancelled
 
 
 def _leave(task: Task) -> None:

@@ -6,6 +6,8 @@ Most tests step a loop by hand, so that the moment is not a matter of luck.
 from __future__ import annotations
 
 import gc
+import os
+import random
 import threading
 import time
 import weakref
@@ -299,7 +301,7 @@ def test_a_set_that_is_cut_short_leaves_the_waking_to_the_next(stepped: Stepped)
         cuts = True
 
         def append(self, item: Any) -> None:
-            if self.cuts and item[1] is signal:
+            if self.cuts and item is signal.wait:
                 raise KeyboardInterrupt
             super().append(item)
 
@@ -337,6 +339,23 @@ def test_a_future_that_was_waited_for_before_ends_its_second_wait_once(stepped: 
     future.set_result(1)  # two callbacks: one of the interrupted wait
     stepped.step(6)
     assert stepped.got == [error, 1]
+
+
+def test_a_future_that_was_waited_for_is_freed_at_once(stepped: Stepped) -> None:
+    """Its result may be large, and the next run of the garbage collector far away."""
+    future: Future[None] = Future()
+    futures, reference = [future], weakref.ref(future)
+    gc.disable()
+    try:
+        stepped.add(futures.pop, Future)
+        stepped.step()
+        future.set_result(None)
+        del future
+        stepped.step(3)
+        assert stepped.got == [None]
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 # Signals and those that wait for them
@@ -648,3 +667,105 @@ def test_what_interrupts_the_closing_of_one_does_not_keep_the_others_from_it() -
         loop.close()
     assert closed == ['c', 'b', 'a']
     assert scheduler.microthreads == []
+
+
+# All at once
+
+
+class Storm:
+    """Microthreads that wait for random things, threads that end the waits, and interruptions in between.
+
+    Each wait knows what it has to give, so that what goes to another wait is seen. Each is ended sooner or later, so
+    that a wake-up which is lost stops the storm.
+    """
+
+    def __init__(self, seed: int, microthreads: int, waits: int) -> None:
+        self.random = random.Random(seed)
+        self.scheduler = MicroScheduler(autoquit=True)
+        self.wrong: list[str] = []
+        self.number = self.interrupted = 0
+        self.waiting: list[MicroThread] = [Main(self.waits(waits)) for _ in range(microthreads)]
+        self.futures: deque[tuple[Future[int], int]] = deque()
+        self.signals: set[Signal] = set()
+        self.is_over = threading.Event()
+
+    def waits(self, number: int) -> Callable[[], Steps]:
+        """A microthread that waits so many times, and looks at what each wait gives."""
+
+        def main() -> Steps:
+            signal = Signal()
+            for _ in range(number):
+                self.number += 1
+                wanted, check = self.choose(signal, self.number)
+                try:
+                    got = yield wanted
+                except Interruption:
+                    self.interrupted += 1
+                else:
+                    if not check(got):
+                        self.wrong.append(f'{wanted!r} gave {got!r}')
+            self.signals.discard(signal)
+
+        return main
+
+    def choose(self, signal: Signal, number: int) -> tuple[Any, Callable[[Any], bool]]:
+        """Something to wait for, and what looks at what it gives."""
+        kind = self.random.choice(['future', 'future', 'signal', 'signal', 'sleep', 'microthread', 'nothing'])
+        if kind == 'future':
+            future: Future[int] = Future()
+            self.futures.append((future, number))
+            return future, lambda got: bool(got == number)
+        if kind == 'signal':
+            self.signals.add(signal)
+            return signal, lambda got: got is None
+        if kind == 'sleep':
+            due = time.monotonic() + 0.0005
+            return sleep(0.0005), lambda got: got is None and time.monotonic() >= due
+
+        def ends() -> Steps:
+            yield
+            return number
+
+        if kind == 'microthread':
+            other = Main(ends)
+            self.scheduler.add_microthread(other)
+            return other, lambda got: bool(got == number)
+        return None, lambda got: got is None
+
+    def interrupts(self) -> Steps:
+        """The microthread that interrupts the others."""
+        while any(each in self.scheduler.microthreads for each in self.waiting):
+            for _ in range(self.random.randrange(4)):
+                self.scheduler.interrupt(self.random.choice(self.waiting), Interruption())
+            yield sleep(self.random.random() / 1000)
+
+    def end_waits(self) -> None:
+        """What the other threads do."""
+        while not self.is_over.is_set():
+            try:
+                future, number = self.futures.popleft()
+            except IndexError:
+                self.is_over.wait(0.0002)
+            else:
+                future.set_result(number)
+            for signal in list(self.signals):
+                signal.set()
+
+
+def test_in_a_storm_of_wake_ups_each_wait_gets_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    seed = int(os.environ.get('SEED') or random.randrange(2**32))
+    print(f'seed {seed}')
+    storm = Storm(seed, microthreads=20, waits=1000)
+    threads = [threading.Thread(target=storm.end_waits) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        run(*storm.waiting, Main(storm.interrupts), scheduler=storm.scheduler)
+    finally:
+        storm.is_over.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert storm.wrong == []
+    assert storm.number == 20 * 1000
+    assert storm.interrupted > 0
+    assert [record for record in caplog.records if record.levelname == 'ERROR'] == []
