@@ -10,6 +10,7 @@
     ├── BrokerError                   the broker, or the way to it
     │   ├── BrokerUnavailable         no connection within the time given        (pika: AMQPConnectionError)
     │   ├── AuthenticationFailed      user or password refused          (pika: ProbableAuthenticationError)
+    │   ├── CertificateRefused        unknown authority, expired, wrong name; or the broker refuses ours
     │   ├── VirtualHostRefused        virtual host missing or forbidden   (pika: ProbableAccessDeniedError)
     │   ├── ConnectionLost            the connection went in the middle of an operation
     │   ├── ChannelLost               another operation was refused, which closed the channel before this one began
@@ -82,6 +83,10 @@ class BrokerUnavailable(BrokerError, pika.exceptions.AMQPConnectionError):
 
 class AuthenticationFailed(BrokerError, pika.exceptions.ProbableAuthenticationError):
     """Raised at once where the broker refuses the user or the password."""
+
+
+class CertificateRefused(BrokerError, pika.exceptions.AMQPConnectionError):
+    """Raised at once where the broker's certificate cannot be right, or the broker refuses that of this program."""
 
 
 class VirtualHostRefused(BrokerError, pika.exceptions.ProbableAccessDeniedError):

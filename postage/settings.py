@@ -33,6 +33,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 
 import pika
 import pika.connection
+import pika.credentials
 
 from postage.errors import ConfigurationError
 
@@ -45,7 +46,10 @@ DEFAULT_PASSWORD = 'guest'
 DEFAULT_CONNECT_TIMEOUT = 60.0
 DEFAULT_MAX_BODY = 128 * 1024 * 1024  # bytes: what RabbitMQ 3 allows, and eight times what RabbitMQ 4 does
 
-HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl')
+HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl', 'mechanism')
+
+PLAIN, EXTERNAL = 'PLAIN', 'EXTERNAL'  # SASL mechanisms: a password; the certificate of this program
+MECHANISMS = (PLAIN, EXTERNAL)
 
 # A short string of AMQP 0-9-1 (section 4.2.5.3) holds 255 bytes; connection.open sends the virtual host as one.
 SHORT_STRING_BYTES = 255
@@ -129,6 +133,7 @@ class BrokerSettings:
     :ivar user: the user name
     :ivar password: the password, which is in neither ``repr()`` nor ``str()``
     :ivar connect_timeout: seconds that a constructor waits for a broker that is down
+    :ivar mechanism: ``'PLAIN'``, or ``'EXTERNAL'`` where the certificate of this program says who it is
     :ivar max_body: bytes that the body of a message may have that comes from the broker
     """
 
@@ -138,6 +143,7 @@ class BrokerSettings:
     password: str = field(repr=False)
     connect_timeout: float = field(default=DEFAULT_CONNECT_TIMEOUT, compare=False)
     max_body: int = field(default=DEFAULT_MAX_BODY, compare=False)
+    mechanism: str = PLAIN
 
     def parameters(self) -> tuple[pika.connection.Parameters, ...]:
         """Return pika's connection parameters, new objects, one per endpoint in order.
@@ -152,14 +158,18 @@ class BrokerSettings:
         parameters.port = endpoint.port
         parameters.ssl_options = endpoint.ssl_options
         parameters.virtual_host = self.vhost
-        parameters.credentials = pika.PlainCredentials(self.user, self.password)
+        if self.mechanism == EXTERNAL:
+            parameters.credentials = pika.credentials.ExternalCredentials()
+        else:
+            parameters.credentials = pika.PlainCredentials(self.user, self.password)
         parameters.connection_attempts = 1
         return parameters
 
     def __str__(self) -> str:
         scheme = 'amqps' if any(endpoint.ssl_options for endpoint in self.endpoints) else 'amqp'
         hosts = ','.join(map(str, self.endpoints))
-        return f'{scheme}://{quote(self.user, safe="")}@{hosts}/{quote(self.vhost, safe="")}'
+        user = '' if self.mechanism == EXTERNAL else f'{quote(self.user, safe="")}@'
+        return f'{scheme}://{user}{hosts}/{quote(self.vhost, safe="")}'
 
 
 def broker_settings(
@@ -173,9 +183,9 @@ def broker_settings(
 ) -> BrokerSettings:
     """Return the broker to talk to, each field from the first source that names it.
 
-    A HUP is ``{'host': …, 'user': …, 'password': …}``, with optional ``'port'`` and ``'ssl'`` (``True``, an
-    ``ssl.SSLContext`` or ``pika.SSLOptions``), or an AMQP URL
-    (https://www.rabbitmq.com/docs/uri-spec), or several URLs separated by commas. A HUP's host may be a
+    A HUP is ``{'host': …, 'user': …, 'password': …}``, with optional ``'port'``, ``'ssl'`` (``True``, an
+    ``ssl.SSLContext`` or ``pika.SSLOptions``) and ``'mechanism'`` (``'EXTERNAL'`` in place of a password), or an AMQP
+    URL (https://www.rabbitmq.com/docs/uri-spec), or several URLs separated by commas. A HUP's host may be a
     comma-separated list. What it leaves out comes from the next source. Variables that are set but empty
     count as absent.
 
@@ -188,8 +198,15 @@ def broker_settings(
     :raises ConfigurationError: where a source is malformed, even if another one takes precedence; it names the source
     """
     sources = _sources(hup, vhost, class_hup, class_vhost, program, environ)
+    endpoints = _endpoints(sources)
+    mechanism = next((source.mechanism for source in sources if source.mechanism is not None), PLAIN)
+    if mechanism == EXTERNAL and not all(endpoint.ssl_options for endpoint in endpoints):
+        raise ConfigurationError(
+            "the mechanism 'EXTERNAL' needs TLS, with a certificate of this program: amqps, or ssl"
+        )
     return BrokerSettings(
-        endpoints=_endpoints(sources),
+        endpoints=endpoints,
+        mechanism=mechanism,
         vhost=_named(sources, 'vhost'),
         user=_named(sources, 'user'),
         password=_named(sources, 'password'),
@@ -260,6 +277,7 @@ class _Source(NamedTuple):
     vhost: str | None = None
     user: str | None = None
     password: str | None = None
+    mechanism: str | None = None
     deprecated: frozenset[str] = frozenset()
 
 
@@ -371,6 +389,7 @@ def _from_mapping(where: str, hup: Mapping[str, Any]) -> _Source:
         tls=_tls(f"{where}['ssl']", hup.get('ssl')),
         user=_text(f"{where}['user']", 'user', hup.get('user')),
         password=_text(f"{where}['password']", 'password', hup.get('password')),
+        mechanism=_mechanism(f"{where}['mechanism']", hup.get('mechanism')),
     )
 
 
@@ -438,6 +457,12 @@ def _text(where: str, name: str, value: object) -> str | None:
     return str(value)
 
 
+def _mechanism(where: str, value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or value.upper() not in MECHANISMS):
+        raise ConfigurationError(f'{where} must be one of {", ".join(MECHANISMS)}, not {value!r:.40}')
+    return None if value is None else str(value).upper()
+
+
 def _port(where: str, value: object) -> int | None:
     if value is None:
         return None
@@ -499,7 +524,7 @@ def _from_urls(where: str, urls: str) -> _Source:
     """Read one URL or several; several share user, password and virtual host, which one of them may name for all."""
     sources = [_from_url(where, url.strip()) for url in re.split(r',\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)', urls)]
 
-    def shared(name: Literal['vhost', 'user', 'password'], term: str) -> str | None:
+    def shared(name: Literal['vhost', 'user', 'password', 'mechanism'], term: str) -> str | None:
         values = {getattr(source, name) for source in sources} - {None}
         if len(values) > 1:
             raise ConfigurationError(
@@ -512,6 +537,7 @@ def _from_urls(where: str, urls: str) -> _Source:
         vhost=shared('vhost', 'virtual host'),
         user=shared('user', 'user'),
         password=shared('password', 'password'),
+        mechanism=shared('mechanism', 'mechanism'),
     )
 
 
@@ -528,7 +554,7 @@ def _from_url(where: str, url: str) -> _Source:
             f'{where} has an empty host or one that cannot be a name; each of several URLs needs its own amqp://'
         )
     default_port = DEFAULT_TLS_PORT if scheme == 'amqps' else DEFAULT_PORT
-    options, tls = _options(where, parts.query)
+    options, tls, mechanism = _options(where, parts.query)
     return _Source(
         hosts=(
             _Host(
@@ -541,6 +567,7 @@ def _from_url(where: str, url: str) -> _Source:
         vhost=_text(f'the virtual host in {where}', 'vhost', vhost or None),
         user=user or None,
         password=password,
+        mechanism=mechanism,
     )
 
 
@@ -565,13 +592,18 @@ def _split(where: str, url: str) -> tuple[str, SplitResult]:
     return scheme, parts
 
 
-def _options(where: str, query: str) -> tuple[tuple[tuple[str, str], ...], pika.SSLOptions | None]:
-    """Return the query parameters, each tried on pika, and the encryption that one of them may describe."""
+def _options(where: str, query: str) -> tuple[tuple[tuple[str, str], ...], pika.SSLOptions | None, str | None]:
+    """Return the query parameters, each tried on pika, and the encryption and mechanism that they may name."""
     options: dict[str, str] = {}
-    tls = None
+    tls = mechanism = None
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name in options or not text:
             raise ConfigurationError(f'{where} needs the query parameter {name!r} once, with a value')
+        if name == 'auth_mechanism':
+            if mechanism is not None:
+                raise ConfigurationError(f'{where} needs the query parameter {name!r} once')
+            mechanism = _mechanism(f'{name} in {where}', text)
+            continue
         try:
             if name == 'ssl_options':
                 tls = _tls_of_query(text)
@@ -582,7 +614,7 @@ def _options(where: str, query: str) -> tuple[tuple[tuple[str, str], ...], pika.
             # An error about the text of ssl_options may quote the password of a key file; one about a file does not.
             reason = f': {error}' if name != 'ssl_options' or isinstance(error, OSError) else ''
             raise ConfigurationError(f'{where} has the query parameter {name!r} that cannot be used{reason}') from None
-    return tuple(options.items()), tls
+    return tuple(options.items()), tls, mechanism
 
 
 def _check_sendable(parameters: pika.URLParameters) -> None:

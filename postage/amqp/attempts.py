@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from postage import errors
 from postage.amqp.channel import describe
 from postage.amqp.link import FrameMaxRefused, Link, Services
 from postage.printable import printable
-from postage.settings import BrokerSettings
+from postage.settings import EXTERNAL, BrokerSettings
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
@@ -56,6 +57,7 @@ class Attempts:
         self._host = 0
         self._round = 0
         self._failures: list[str] = []  # of this round
+        self._refused_hosts: set[int] = set()  # for their certificates
         self._was_open = self._is_over = False
         self._sparingly = Sparingly(logger)
         self._opened_at = 0.0
@@ -113,6 +115,11 @@ class Attempts:
             self._loop.stop()
             return
         permanent = permanent_error(error, self._settings)
+        if isinstance(permanent, errors.CertificateRefused) and (self._was_open or self._hosts > 1):
+            # Another host may have a right one; and who pretends to be the broker for a while must not end a program
+            # that runs. Nothing was sent that is secret.
+            self._sparingly.log(logging.ERROR, '%s', permanent)
+            permanent = permanent if self._is_refused_everywhere() else None
         if permanent is not None:
             self._on_refused(permanent)  # before the log says so, for what reads that may go by it
             if self._was_open:
@@ -122,6 +129,11 @@ class Attempts:
         self._failures.append(self.last_failure)
         self._host += 1
         self._loop.call_later(self._pause(), self._connect)
+
+    def _is_refused_everywhere(self) -> bool:
+        """Whether each host has shown a certificate that cannot be right, and none was ever connected to."""
+        self._refused_hosts.add(self._host % self._hosts)
+        return not self._was_open and len(self._refused_hosts) == self._hosts
 
     def _pause(self) -> float:
         """Seconds before the next attempt."""
@@ -168,6 +180,12 @@ def root_cause(error: BaseException) -> BaseException:
         error = inner
 
 
+# What a server says of its client's certificate (RFC 8446, section 6.2).
+# By TLS 1.3 it comes after the handshake, and pika has its text alone.
+_alert = re.compile(
+    'SSL.*alert.(bad.certificate|unsupported.certificate|certificate|unknown.ca|access.denied)', re.IGNORECASE
+)
+
 _reply = re.compile(r'ConnectionClosedByBroker: \((\d{3})\) (.*)', re.DOTALL)
 
 
@@ -178,11 +196,18 @@ def permanent_error(error: BaseException, settings: BrokerSettings) -> errors.Br
     certain, for a broker that is killed at that stage looks the same.
     """
     cause = root_cause(error)
+    text = printable(str(cause), 300)
     if isinstance(cause, FrameMaxRefused):
         return errors.BrokerError(f'the broker at {settings}, {cause}; see the query of its URL')
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return errors.CertificateRefused(f'the certificate of the broker at {settings} cannot be right: {text}')
+    if _alert.search(text):
+        return errors.CertificateRefused(f'the broker at {settings} refused the certificate of this program: {text}')
     match = _reply.search(describe(cause)) or _reply.search(repr(error))
     code = int(match.group(1)) if match else 0
     if code == 403:
+        if settings.mechanism == EXTERNAL:
+            return errors.AuthenticationFailed(f'the broker at {settings} has no user for the certificate it was shown')
         return errors.AuthenticationFailed(
             f'the broker at {settings} refused user {settings.user!r} or its password; '
             'see POSTAGE_USER and POSTAGE_PASSWORD'

@@ -209,7 +209,7 @@ class Cutter:
         """
         touched: dict[Lane, None] = {}
         lanes, taken, frames, position = self._lanes, 0, 0, 0
-        room, body_room = self.frame_max - FRAME_OVERHEAD, self._body_room
+        room, body_room = self._frame_max - FRAME_OVERHEAD, self._body_room
         if self._chunks or self._cut_short is not None:
             data, position = self._resume(data, touched)
             taken = position

@@ -505,7 +505,7 @@ def test_findings_can_be_read_by_programs(embedded: Embedded, doctor: Callable[.
 
 
 def test_a_warning_is_wrong_where_one_asks_for_that(embedded: Embedded, doctor: Callable[..., Result]) -> None:
-    target = 'support.declared:jobs'
+    target = 'support.declared:with_mode'
     assert doctor(embedded.url, target).exit_code == 0
     assert doctor(embedded.url, target, '--strict').exit_code == 1
 

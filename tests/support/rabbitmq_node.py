@@ -207,16 +207,32 @@ class RabbitMQNode:
         """Delete a virtual host with all that is in it; its connections are closed."""
         self.evaluate(f'rabbit_vhost:delete({binary(name)}, <<"tests">>), ""')
 
-    def listen_with_tls(self, certificate: Path) -> int:
+    def listen_with_tls(self, certificate: Path, authority: Path | None = None) -> int:
         """Speak TLS on a further port, until the node ends, and return that.
 
         :param certificate: file with the key and the certificate of 127.0.0.1
+        :param authority: file with the certificate of the authority that every client needs one of
         """
         (port,) = free_ports(1)
-        options = f'[{{certfile, "{certificate}"}}, {{keyfile, "{certificate}"}}]'
+        options = f'{{certfile, "{certificate}"}}, {{keyfile, "{certificate}"}}'
+        if authority is not None:
+            options += f', {{cacertfile, "{authority}"}}, {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}'
+        options = f'[{options}]'
         listen = f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, {options}, 2)'
         self.evaluate(f'rabbit_networking:ensure_ssl(), {listen}, ""')
         return port
+
+    def know_by_certificate(self, user: str) -> None:
+        """Let a user log in by a certificate whose common name is its name (the mechanism EXTERNAL)."""
+        name, all_names = binary(user), ', '.join(['<<".*">>'] * 3)
+        self.evaluate(
+            'rabbit_plugins:ensure([rabbitmq_auth_mechanism_ssl]),'
+            " application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN', 'EXTERNAL']),"
+            ' application:set_env(rabbit, ssl_cert_login_from, common_name),'
+            f' rabbit_auth_backend_internal:add_user({name}, <<"unused">>, <<"tests">>),'
+            f' rabbit_auth_backend_internal:set_permissions({name}, <<"/">>, {all_names}, <<"tests">>),'
+            ' ""'
+        )
 
     def close_all_connections(self, vhost: str | None = None) -> None:
         """Close every connection, or those of one virtual host, as ``rabbitmqctl close_all_connections`` does (320).
