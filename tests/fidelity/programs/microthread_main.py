@@ -34,8 +34,8 @@ class WithCreate(microthreads.MicroThread):
 
 
 scheduler = microthreads.MicroScheduler(autoquit=True)
+scheduler.add_microthread(WithCreate())
 scheduler.add_microthread(Own())
 scheduler.add_microthread(Bare())
-scheduler.add_microthread(WithCreate())
 for _ in scheduler.main():
     pass
