@@ -256,7 +256,7 @@ class LocalRun:
         self._dispatcher: Dispatcher = self.processor._dispatcher
         self._scheduler = MicroScheduler()
         self._scheduler.add_microthread(self.processor)
-        self._turns = self._scheduler.main()
+        self._turns = self._scheduler.main(block=True)
         self._pending: set[LocalDelivery] = set()
         self._failure: Exception | None = None
         self._lock = threading.Lock()
