@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import gc
 import logging
@@ -134,6 +135,9 @@ def test_a_constructor_that_fails_leaves_no_connection_behind(bench: Bench) -> N
 # Forking
 
 FORK = """
+import warnings
+# From Python 3.12 on a fork beside threads is warned of.
+warnings.simplefilter('ignore', DeprecationWarning)
 import os, sys
 from postage import messaging
 
@@ -171,6 +175,9 @@ def test_a_forked_child_opens_connections_of_its_own(bench: Bench, run_program: 
 
 
 FORK_UNDER_WAY = """
+import warnings
+# From Python 3.12 on a fork beside threads is warned of.
+warnings.simplefilter('ignore', DeprecationWarning)
 import os, sys
 from postage import messaging
 
@@ -476,7 +483,7 @@ def test_a_blocking_call_that_the_loss_interrupts_is_made_again(bench: Bench, pr
     producer = bench.producer()
     proxied.hold()
     declaring = InThread(lambda: producer.channel.queue_declare('queue', durable=True))
-    with contextlib.suppress(TimeoutError):
+    with contextlib.suppress(concurrent.futures.TimeoutError):  # another one than Python's own before 3.11
         declaring.outcome.result(0.1)
     proxied.resume()
     proxied.cut()

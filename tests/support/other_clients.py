@@ -31,9 +31,13 @@ class Got:
 
 
 class Client(Protocol):
-    """One connection with one channel in confirm mode. Everything blocks."""
+    """One connection with one channel in confirm mode. Everything blocks.
+
+    :cvar since: the Python from which on it can be installed beside the others
+    """
 
     name: ClassVar[str]
+    since: ClassVar[tuple[int, int]]
 
     def __init__(self, broker: Broker, password: str = 'guest', heartbeat: int = 0) -> None: ...
 
@@ -69,6 +73,7 @@ class PyAmqp:
     """py-amqp, the client below kombu and Celery."""
 
     name = 'amqp'
+    since = (3, 10)
 
     def __init__(self, broker: Broker, password: str = 'guest', heartbeat: int = 0) -> None:
         import amqp
@@ -173,6 +178,7 @@ class AmqpStorm:
     """AMQPStorm, which encodes by pamqp and reads in a thread."""
 
     name = 'amqpstorm'
+    since = (3, 11)
 
     def __init__(self, broker: Broker, password: str = 'guest', heartbeat: int = 0) -> None:
         import amqpstorm
@@ -256,6 +262,7 @@ class AioPika:
     """aio-pika on aiormq, for asyncio."""
 
     name = 'aio_pika'
+    since = (3, 10)
 
     def __init__(self, broker: Broker, password: str = 'guest', heartbeat: int = 0) -> None:
         import aio_pika

@@ -326,6 +326,8 @@ class RabbitMQNode:
             self._process.stdin.write(text + '\n')
             self._process.stdin.flush()
         except BrokenPipeError:
+            if self._reader is not None:
+                self._reader.join(COMMAND_TIMEOUT)  # it has still to read why
             raise NodeFailed(f'the node ended\n{self._log()}') from None
 
     def _read_answers(self, process: subprocess.Popen[str], answers: queue.Queue[str | None]) -> None:
