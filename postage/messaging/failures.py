@@ -14,9 +14,10 @@ from concurrent.futures import Future
 from postage import errors
 from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import encode_all
+from postage.amqp.retries import DELIVERY_COUNT, count_of
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
-from postage.messaging.delays import delay_queue
+from postage.messaging.delays import Spread, delay_queue
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of, text_of
 from postage.messaging.outcomes import Failure, Pause
@@ -47,6 +48,7 @@ class Failures:
         self._unsettled = unsettled
         self._begin_again = begin_again
         self._forwarder: Forwarder | None = None
+        self._spread = Spread()
 
     def close(self) -> None:
         """Give its connection back. Blocks."""
@@ -56,8 +58,16 @@ class Failures:
     # Another attempt
 
     def put_off(self, delivery: Delivery, pause: Pause, failure: Failure) -> None:
-        """Have a message come back after a pause: by way of the broker, or of this process for an exclusive queue."""
+        """Have a message come back after a pause.
+
+        It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
+        and in this process where its queue is exclusive.
+        """
         properties = delivery.properties
+        retries = delivery.retries
+        if retries is not None and retries.takes(count_of(properties.headers), pause.shortest, pause.longest):
+            delivery.channel.settle(delivery, requeue=True)
+            return
         queue = _declared(delivery)
         counted = {
             'attempts': whole_header(properties.headers or {}, notes.ATTEMPTS) + 1,
@@ -72,6 +82,8 @@ class Failures:
             return
         changed = notes.sent_on(properties, (delivery.exchange, delivery.routing_key), **counted)
         waiting = delay_queue(queue, delivery.queue, pause)
+        if pause.shortest < pause.longest:
+            changed.expiration = str(self._spread.wait(waiting.name, pause))
         try:
             encoded = encode_all(changed)
         except errors.EncodingError as error:
@@ -99,7 +111,7 @@ class Failures:
         """
         headers = delivery.headers
         if self._is_counted_by_broker(delivery):
-            return whole_header(headers, 'x-delivery-count')
+            return count_of(headers)
         return whole_header(headers, notes.DELIVERIES) + bool(delivery.redelivered)
 
     def has_to_be_counted(self, delivery: Delivery) -> bool:
@@ -110,7 +122,7 @@ class Failures:
         # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
         queue = _declared(delivery)
         kind = ((queue.flags.get('arguments') or {}) if queue is not None else {}).get('x-queue-type')
-        return kind == 'quorum' or 'x-delivery-count' in delivery.headers
+        return kind == 'quorum' or DELIVERY_COUNT in delivery.headers
 
     def count(self, delivery: Delivery) -> None:
         """Put a message back into its own queue, with a note of how often it was delivered."""
