@@ -17,6 +17,7 @@ from postage.amqp.control import Patience, replay, replay_exchanges, replay_queu
 from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
+from postage.amqp.retries import DelayedRetries, delayed_retries
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.topology import Topology
 
@@ -40,6 +41,7 @@ class ConsumingChannel(Channel):
     :ivar notify: called on the thread that reads, must not block: there are deliveries, or ``error`` has been set
     :ivar error: what ended it, once something has that no retry cures
     :ivar prefetch: the count that the broker was told; changed by the I/O thread alone
+    :ivar lets_broker_retry: whether failed messages of its queues may wait in them, where the broker delays them
     :ivar wish: says the count that is wanted; called on the I/O thread
     """
 
@@ -47,12 +49,14 @@ class ConsumingChannel(Channel):
         super().__init__(host)
         self.topology = topology
         self.prefetch = prefetch
+        self.lets_broker_retry = True
         self.wish: Callable[[], int] = lambda: prefetch
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
+        self._retries: dict[str, DelayedRetries] = {}  # of those queues that have them
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
         self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
@@ -174,7 +178,16 @@ class ConsumingChannel(Channel):
 
     def _consume(self, queue: str, tag: str) -> Steps:
         doing = f'consume from queue {queue!r}'
+        self._look_at_retries(queue)
         yield self.operate('basic_consume', doing, queue=queue, on_message_callback=_nothing, consumer_tag=tag)
+
+    def _look_at_retries(self, queue: str) -> None:
+        """See whether the broker delays the retries of a queue: as it is declared by now, on the present connection."""
+        retries = delayed_retries(self.topology.queues.get(queue), self.host.server)
+        if retries is not None and self.lets_broker_retry:
+            self._retries[queue] = retries
+        else:
+            self._retries.pop(queue, None)
 
     def _cancel(self, queue: str, tag: str) -> Any:
         return self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
@@ -292,6 +305,8 @@ class ConsumingChannel(Channel):
         if queue is None:
             return
         delivery = Delivery(self, queue, content)
+        if self._retries:
+            delivery.retries = self._retries.get(queue)
         if self.is_wanted:
             self.inbox.append(delivery)
         else:

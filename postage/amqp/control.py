@@ -21,7 +21,7 @@ import pika.exceptions
 from postage import errors
 from postage.amqp.channel import WITHOUT_ANSWER, Channel, Host, Operation
 from postage.amqp.steps import Steps, when_done
-from postage.amqp.topology import Binding, Queue, Topology
+from postage.amqp.topology import DELAYED_RETRY, Binding, Queue, Topology
 
 logger = logging.getLogger('postage')
 
@@ -119,6 +119,11 @@ def _adopt(queue: Queue, flag: str, found: str) -> bool:
     """Take over the value that a queue exists with; ``False`` where the broker's words do not tell it."""
     if flag in ('durable', 'auto_delete', 'exclusive') and found.strip("'") in ('true', 'false'):
         queue.flags[flag] = found.strip("'") == 'true'
+        return True
+    if found == 'none':
+        without = set(DELAYED_RETRY if flag in DELAYED_RETRY else (flag,))
+        arguments = queue.flags.get('arguments') or {}
+        queue.flags['arguments'] = {name: value for name, value in arguments.items() if name not in without}
         return True
     argument = _typed_value.search(found)
     if argument is None:

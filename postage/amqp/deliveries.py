@@ -15,6 +15,7 @@ from postage import errors
 from postage.amqp.cutter import Content
 from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
 from postage.amqp.publishing import Receipt
+from postage.amqp.retries import DelayedRetries
 from postage.amqp.topology import Topology
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
@@ -56,6 +57,7 @@ class Delivery:
     :ivar delivery_tag: its number on its channel
     :ivar consumer_tag: the consumer it was delivered to
     :ivar receipts: of what its handlers have published so far
+    :ivar retries: how the broker delays the retries of its queue, where it does
     """
 
     __slots__ = (
@@ -70,6 +72,7 @@ class Delivery:
         'queue',
         'receipts',
         'redelivered',
+        'retries',
     )
 
     def __init__(self, channel: Settler, queue: str, content: Content) -> None:
@@ -81,6 +84,7 @@ class Delivery:
         self.redelivered = content.redelivered
         self.consumer_tag = content.tag_or_text.decode()
         self.receipts: list[Receipt] | None = None
+        self.retries: DelayedRetries | None = None
         self.is_handled = False
         self._content = content
         self._properties: pika.spec.BasicProperties | None = None
@@ -112,6 +116,8 @@ class Delivery:
         """
         if self._properties is None:
             self._properties = decode_properties(self._content.properties)
+            if self.retries is not None:
+                self.retries.note(self._properties)
         return self._properties
 
     @property

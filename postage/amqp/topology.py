@@ -11,6 +11,9 @@ from typing import Any
 
 from postage import errors
 
+DELAYED_RETRY = ('x-delayed-retry-type', 'x-delayed-retry-min', 'x-delayed-retry-max')
+"""Arguments that belong together: see :mod:`postage.amqp.retries`."""
+
 QUEUE_FLAGS = ('durable', 'exclusive', 'auto_delete', 'arguments', 'passive')
 
 
@@ -20,11 +23,13 @@ class Queue:
 
     :ivar flags: what ``queue_declare`` is told
     :ivar spelled: those of them that the user wrote out; only the others may differ from what is found
+    :ivar retry: when its failed messages are handled again, where their handler does not say so; for the consumer
     """
 
     name: str
     flags: dict[str, Any]
     spelled: frozenset[str] = frozenset()
+    retry: Any = None
 
 
 @dataclass

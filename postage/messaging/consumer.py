@@ -69,14 +69,20 @@ class GenericConsumer(Connected):
         self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
         self._replies = ReplySender(self._settings)
+        self._lets_broker_retry = True
         with self._connecting('consuming'):
-            self._channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
+            self._channel = self._new_channel()
             self.add_eqk(self.eqk)
 
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
 
     # Life
+
+    def _new_channel(self) -> ConsumingChannel:
+        channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
+        channel.lets_broker_retry = self._lets_broker_retry
+        return channel
 
     def close(self) -> None:
         """Stop consuming and give the connection back; the last to do so closes it. Blocks."""
@@ -237,7 +243,7 @@ class GenericConsumer(Connected):
         """
         self._check_open()
         if not self._channel.is_wanted:
-            self._channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
+            self._channel = self._new_channel()
         channel = self._channel
         # To end and begin anew would make another consumer of such a queue the active one.
         arguments = [queue.flags.get('arguments') or {} for queue in self._topology.queues.values()]
@@ -298,6 +304,10 @@ class GenericConsumer(Connected):
         prefetch = self._prefetch
         if prefetch.pace is not None and prefetch.pace.observe(messages, seconds):
             prefetch.resize()
+
+    def keep_retries(self) -> None:
+        """Leave no retries to the broker, whatever its queues say: it would count them among all deliveries in vain."""
+        self._channel.lets_broker_retry = self._lets_broker_retry = False
 
     def set_aside(self, change: int) -> None:
         """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.

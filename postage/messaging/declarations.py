@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from postage import errors
-from postage.amqp.topology import QUEUE_FLAGS, Queue
+from postage.amqp.topology import DELAYED_RETRY, QUEUE_FLAGS, Queue
 from postage.messaging.exchanges import Exchange, check_exchange
+from postage.messaging.handlers import Retry
 
 logger = logging.getLogger('postage')
 
@@ -52,14 +53,14 @@ def _is_pair(value: Any) -> bool:
 def check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
     """A queue as given by the user, a name or a dictionary, with its flags checked."""
     flags: dict[str, Any] = {}
-    name = queue
+    name, retry = queue, None
     if isinstance(queue, Mapping):
-        unknown = sorted(set(queue) - {'name', 'flags'})
+        unknown = sorted(set(queue) - {'name', 'flags', 'retry'})
         if unknown or 'name' not in queue:
             raise errors.ConfigurationError(
                 f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {dict(queue)!r:.80}"
             )
-        name = queue['name']
+        name, retry = queue['name'], queue.get('retry')
         flags.update(queue.get('flags') or {})
     if not isinstance(name, str) or not name:
         raise errors.ConfigurationError(f'{where}: the name of a queue must be text and not empty, not {name!r:.80}')
@@ -70,7 +71,11 @@ def check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
             f'{where}: queue {name!r} has unknown flags {", ".join(map(repr, unknown))}; '
             f'there are {", ".join(QUEUE_FLAGS)}'
         )
-    return Queue(name, flags, frozenset(flags) | frozenset(flags.get('arguments') or ()))
+    spelled = frozenset(flags) | frozenset(flags.get('arguments') or ())
+    if retry is None:
+        return Queue(name, flags, spelled)
+    # Where the queue exists without, another way to wait is found.
+    return Queue(name, flags, spelled.difference(DELAYED_RETRY), as_retry(retry, where))
 
 
 # Presets
@@ -80,7 +85,10 @@ QueueDescription = dict[str, Any]
 
 
 def quorum(
-    name: str | Mapping[str, Any], delivery_limit: int | None = None, group_size: int | None = None
+    name: str | Mapping[str, Any],
+    delivery_limit: int | None = None,
+    group_size: int | None = None,
+    retry: Retry | Sequence[float] | None = None,
 ) -> QueueDescription:
     """A quorum queue: durable, replicated where the broker is a cluster, and it counts deliveries.
 
@@ -88,6 +96,9 @@ def quorum(
     :param delivery_limit: after how many deliveries in vain the broker itself drops a message, or dead-letters it; by
         default the broker's own, which is 20 from RabbitMQ 4.0 on and none before
     :param group_size: on how many nodes of a cluster it is kept
+    :param retry: when a message whose handler raises is handled again, where the handler itself has no ``Retry``: one,
+        or its delays in seconds. Where the delays are a first one and its multiples, up to a highest one, RabbitMQ 4.3
+        and later keep the message in its own queue until then; else it waits in another one.
     :raises errors.ConfigurationError: an argument has the wrong type or value
     :source: https://www.rabbitmq.com/docs/quorum-queues
     """
@@ -96,7 +107,12 @@ def quorum(
         arguments['x-delivery-limit'] = _count('delivery_limit', delivery_limit, 0)
     if group_size is not None:
         arguments['x-quorum-initial-group-size'] = _count('group_size', group_size, 1)
+    if retry is not None:
+        retry = as_retry(retry, 'quorum')
+        arguments |= _delayed_retry(retry)
     queue = _described(name, arguments, 'quorum')
+    if retry is not None:
+        queue['retry'] = retry
     for flag in ('exclusive', 'auto_delete'):
         if queue['flags'].get(flag):
             raise errors.ConfigurationError(f'quorum: queue {queue["name"]!r} is {flag}, which no quorum queue can be')
@@ -136,6 +152,25 @@ def with_dead_letter(
     if key is not None:
         arguments['x-dead-letter-routing-key'] = key
     return _careful(_described(name, arguments, 'with_dead_letter'))
+
+
+def as_retry(retry: Any, where: str) -> Retry:
+    """A ``Retry``, given as such or by its delays."""
+    if isinstance(retry, Retry):
+        return retry
+    if isinstance(retry, (str, bytes)) or not isinstance(retry, Sequence):
+        raise errors.ConfigurationError(f'{where}: retry must be a Retry or a list of seconds, not {retry!r:.80}')
+    return Retry(delays=retry, jitter=0)
+
+
+def _delayed_retry(retry: Retry) -> dict[str, Any]:
+    """The arguments by which the broker delays retries so; none where it has no such form."""
+    delays = [round(1000 * delay) for delay in retry.delays]
+    first, highest = delays[0], max(delays)
+    if not first or delays != [min(first * number, highest) for number in range(1, len(delays) + 1)]:
+        return {}
+    # Those that fail: what goes back untried is delivered again at once.
+    return dict(zip(DELAYED_RETRY, ('failed', first, highest), strict=True))
 
 
 def _described(queue: str | Mapping[str, Any], arguments: Mapping[str, Any], where: str) -> QueueDescription:

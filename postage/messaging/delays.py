@@ -2,13 +2,18 @@
 
 The broker moves a message out of such a queue, which has a TTL, back into the queue that it came from
 (https://www.rabbitmq.com/docs/dlx). A queue gives up its messages from its head only, so one that waits long would hold
-up those behind it: there is a queue for each original queue and each delay. For the same reason the jitter is no
-expiration of each message but a choice among a few delays, each with its queue.
+up those behind it: there is a queue for each original queue and each delay.
+
+The jitter makes no further queues: it is an expiration of the message. One that is held up leaves with the one before
+it, which was sent earlier and may wait no longer than the longest time of their delay, so neither does the one behind.
+But what failed together would leave together, behind the one that drew the longest. So each process sends its messages
+in the order in which they are to leave, each a little later than the one before: see :class:`Spread`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -23,14 +28,19 @@ from postage.messaging.letters import first_attempt_at
 from postage.messaging.outcomes import Pause
 from postage.messaging.properties import DELAY_PREFIX, whole_header
 
+GAPS = 8  # how much of the time that is left lies between two messages which failed together, on average: 1/16
 NAME_BYTES = 255  # of a queue, a short string of AMQP 0-9-1 (section 4.2.5.3)
 
 
 def pause_after(retries: Sequence[Retry], error: Exception, delivery: Delivery) -> Pause | None:
     """How long a message waits for its next attempt; ``None`` where there is none.
 
+    :param retries: those of the handler that raised; where it has none, that of the queue counts
     There is none, either, for a message that would have expired by then: the caller of an RPC is gone.
     """
+    if not retries:
+        queue = delivery.channel.topology.queues.get(delivery.queue)
+        retries = [queue.retry] if queue is not None and queue.retry is not None else []
     retry = next((retry for retry in retries if isinstance(error, retry.exceptions)), None)
     if retry is None:
         return None
@@ -53,8 +63,8 @@ def pause_after(retries: Sequence[Retry], error: Exception, delivery: Delivery) 
 def delay_queue(original: Queue | None, name: str, pause: Pause) -> Queue:
     """The queue in which a message waits.
 
-    A durable one, which the broker deletes when it has not been used for a while. It is a quorum queue where the
-    original is one: a message should be as safe while it waits.
+    It is for all messages that may wait as long as this one. A durable one, which the broker deletes when it has not
+    been used for a while; a quorum queue where the original is one: a message should be as safe while it waits.
 
     :param original: the queue to come back to, where its declaration is known
     :param name: that queue's name
@@ -62,8 +72,8 @@ def delay_queue(original: Queue | None, name: str, pause: Pause) -> Queue:
     arguments: dict[str, Any] = {
         'x-dead-letter-exchange': '',
         'x-dead-letter-routing-key': name,
-        'x-message-ttl': pause.milliseconds,
-        'x-expires': pause.milliseconds + LEASE * 1000,
+        'x-message-ttl': pause.longest,
+        'x-expires': pause.longest + LEASE * 1000,
     }
     kind = ((original.flags.get('arguments') or {}) if original is not None else {}).get('x-queue-type')
     if kind == 'quorum':
@@ -73,7 +83,30 @@ def delay_queue(original: Queue | None, name: str, pause: Pause) -> Queue:
             'x-dead-letter-strategy': 'at-least-once',
             'x-overflow': 'reject-publish',
         }
-    return Queue(_delay_name(name, pause.milliseconds), {'durable': True, 'arguments': arguments}, frozenset(arguments))
+    return Queue(_delay_name(name, pause.longest), {'durable': True, 'arguments': arguments}, frozenset(arguments))
+
+
+class Spread:
+    """When the messages leave that one process has put off. For one thread."""
+
+    def __init__(self) -> None:
+        self._due: dict[str, float] = {}  # by the name of the delay queue: when the last one leaves
+
+    def wait(self, name: str, pause: Pause) -> int:
+        """Milliseconds that a message is to wait in a delay queue, from now on.
+
+        As its pause says, where all that was sent there before will have left by then. Else a bit of what is left of
+        its time later than the last one.
+        """
+        now = time.monotonic() * 1000
+        before, latest = self._due.get(name, 0.0), now + pause.longest
+        if before <= now + pause.shortest:
+            due = now + pause.milliseconds
+        else:
+            before = min(before, latest)
+            due = before + random.random() * (latest - before) / GAPS
+        self._due[name] = due
+        return round(due - now)
 
 
 def _delay_name(name: str, milliseconds: int) -> str:

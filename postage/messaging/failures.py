@@ -16,9 +16,10 @@ from postage import errors
 from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import encode_all
 from postage.amqp.publishing import HEADER_OVERHEAD
+from postage.amqp.retries import DELIVERY_COUNT, count_of
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
-from postage.messaging.delays import delay_queue
+from postage.messaging.delays import Spread, delay_queue
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
 from postage.messaging.outcomes import Failure, Pause
@@ -51,6 +52,7 @@ class Failures:
         self._unsettled = unsettled
         self._begin_again = begin_again
         self._forwarder: Forwarder | None = None
+        self._spread = Spread()
 
     def close(self) -> None:
         """Give its connection back. Blocks."""
@@ -60,8 +62,16 @@ class Failures:
     # Another attempt
 
     def put_off(self, delivery: Delivery, pause: Pause, failure: Failure) -> None:
-        """Have a message come back after a pause: by way of the broker, or of this process for an exclusive queue."""
+        """Have a message come back after a pause.
+
+        It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
+        and in this process where its queue is exclusive.
+        """
         properties = delivery.properties
+        retries = delivery.retries
+        if retries is not None and retries.takes(count_of(properties.headers), pause.shortest, pause.longest):
+            delivery.channel.settle(delivery, requeue=True)
+            return
         queue = _declared(delivery)
         counted = {
             'attempts': whole_header(properties.headers or {}, notes.ATTEMPTS) + 1,
@@ -75,13 +85,14 @@ class Failures:
             self._later(pause.seconds, functools.partial(self._release, delivery))
             return
         waiting = delay_queue(queue, delivery.queue, pause)
+        expiration = self._spread.wait(waiting.name, pause) if pause.shortest < pause.longest else None
 
         def end(error: BaseException) -> None:
             logger.error('%r cannot be put off: %s', delivery, text_of(error))
             self.give_up(delivery, failure)
 
         try:
-            encoded = _encoded(delivery, BROKER_NOTES, counted)
+            encoded = _encoded(delivery, BROKER_NOTES, counted, expiration)
         except Exception as error:  # of any kind: there is an end for each message
             end(error)
             return
@@ -106,7 +117,7 @@ class Failures:
         """
         headers = delivery.headers
         if self._is_counted_by_broker(delivery):
-            return whole_header(headers, 'x-delivery-count')
+            return count_of(headers)
         return whole_header(headers, notes.DELIVERIES) + bool(delivery.redelivered)
 
     def has_to_be_counted(self, delivery: Delivery) -> bool:
@@ -117,7 +128,7 @@ class Failures:
         # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
         queue = _declared(delivery)
         kind = ((queue.flags.get('arguments') or {}) if queue is not None else {}).get('x-queue-type')
-        return kind == 'quorum' or 'x-delivery-count' in delivery.headers
+        return kind == 'quorum' or DELIVERY_COUNT in delivery.headers
 
     def count(self, delivery: Delivery, end: Callable[[BaseException], None]) -> None:
         """Put a message back into its own queue, with a note of how often it was delivered.
@@ -235,17 +246,20 @@ class _Later(MicroThread):
         self._callback()
 
 
-def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int]) -> bytes:
+def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int], expiration: int | None = None) -> bytes:
     """The properties of a message that is sent on, with counts in its headers.
 
     They have to fit into one frame. Where the publisher has left too little room, its origin is left out.
 
     :param spare: bytes to be left for what the broker adds
+    :param expiration: milliseconds after which it expires, if it does
     :raises errors.EncodingError: the counts do not fit, either
     """
     room = delivery.channel.frame_max - HEADER_OVERHEAD - spare
     for origin in ((delivery.exchange, delivery.routing_key), None):
-        encoded = encode_all(notes.sent_on(delivery.properties, origin, **counted))
+        changed = notes.sent_on(delivery.properties, origin, **counted)
+        changed.expiration = None if expiration is None else str(expiration)
+        encoded = encode_all(changed)
         if len(encoded) <= room:
             return encoded
     raise errors.EncodingError(

@@ -440,11 +440,11 @@ def raised(
     """
     outcome = outcome_of(error)
     if not outcome.acknowledge:
-        pause = pause_after(retries, error, delivery) if outcome.traceback and retries else None
+        pause = pause_after(retries, error, delivery) if outcome.traceback else None
         failure = Failure('exception' if outcome.traceback else 'rejected', error)
         outcome = dataclasses.replace(outcome, failure=failure, pause=pause)
     if outcome.pause is not None:
-        wait = f'it is handled again in {outcome.pause.seconds:.3g} s'
+        wait = f'it is handled again in about {outcome.pause.seconds:.3g} s'
         logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:

@@ -105,6 +105,9 @@ class LocalSource(Encoding):
     def __repr__(self) -> str:
         return f'<{type(self).__name__}>'
 
+    def keep_retries(self) -> None:
+        """There is no broker to leave them to."""
+
     @property
     def conn_broker(self) -> Any:
         """There is no connection.

@@ -11,8 +11,6 @@ from typing import Literal
 
 from postage.microthreads import ExitScheduler
 
-STEPS = 5  # delays that a jitter makes of one: each has a queue, see postage.messaging.delays
-
 
 class RejectMessage(Exception):
     """Raised by a handler to have its message rejected, without requeue and without a traceback in the log."""
@@ -47,14 +45,16 @@ class Pause:
 
     :param delay: seconds
     :param jitter: by which part of itself the delay may be shorter or longer
-    :ivar milliseconds: this once, jitter included
+    :ivar shortest: milliseconds, at least
+    :ivar longest: milliseconds, at most
+    :ivar milliseconds: a choice from the first half of that; the second is for those that fail together
     """
 
-    __slots__ = ('milliseconds',)
+    __slots__ = ('longest', 'milliseconds', 'shortest')
 
     def __init__(self, delay: float, jitter: float) -> None:
-        step = random.randrange(STEPS) / (STEPS - 1)  # 0 to 1
-        self.milliseconds = max(1, round(1000 * delay * (1 + jitter * (2 * step - 1))))
+        self.shortest, self.longest = (max(1, round(1000 * delay * (1 + sign * jitter))) for sign in (-1, 1))
+        self.milliseconds = random.randint(self.shortest, (self.shortest + self.longest) // 2)
 
     @property
     def seconds(self) -> float:

@@ -87,6 +87,8 @@ class MessageProcessor(MicroThread):
         self._timers: list[tuple[float, Callable[[], object]]] = []
         table = HandlerTable(self)  # a fault in it is told before anything is connected
         self.consumer = self._consumer_class()(eqk, hup, vhost)
+        if self.max_deliveries is not None:
+            self.consumer.keep_retries()
         if table.answers:
             self.consumer.prepare_replies()
         own, base = type(self), MessageProcessor

@@ -16,12 +16,11 @@ from typing import Any, Final
 
 import pika.spec
 
+from postage.amqp import retries
 from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY
 
-ATTEMPTS: Final = 'x-postage-attempts'
-"""How often the message has been handled in vain."""
-FIRST_ATTEMPT: Final = 'x-postage-first-attempt'
-"""When that was first done, in milliseconds since 1970."""
+ATTEMPTS: Final = retries.ATTEMPTS
+FIRST_ATTEMPT: Final = retries.FIRST_ATTEMPT
 DELIVERIES: Final = 'x-postage-deliveries'
 """How often a delivery of it came to no end."""
 EXCHANGE: Final = ORIGINAL_EXCHANGE
@@ -37,6 +36,7 @@ DELAY_PREFIX: Final = 'postage.retry.'
 """What the names of the queues begin with in which messages wait for their next attempt."""
 
 _PREFIX: Final = 'x-postage-'
+_COUNTS: Final = (retries.DELIVERY_COUNT, 'x-acquired-count')  # the broker's, of deliveries from one quorum queue
 _NAMES: Final = (
     *('content_type', 'content_encoding', 'headers', 'delivery_mode', 'priority', 'correlation_id', 'reply_to'),
     *('expiration', 'message_id', 'timestamp', 'type', 'user_id', 'app_id', 'cluster_id'),
@@ -79,7 +79,9 @@ def original(properties: Properties) -> Properties:
         restored.user_id = headers[USER_ID]
     if isinstance(headers.get(CC), list):
         headers['CC'] = headers[CC]
-    restored.headers = {name: value for name, value in headers.items() if not name.startswith(_PREFIX)}
+    restored.headers = {
+        name: value for name, value in headers.items() if not name.startswith(_PREFIX) and name not in _COUNTS
+    }
     _forget_delays(restored.headers)
     if not restored.headers:
         restored.headers = None
