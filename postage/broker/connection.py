@@ -43,6 +43,7 @@ from postage.broker.replies import (
     UNEXPECTED_FRAME,
     Refusal,
 )
+from postage.printable import shown_half_built
 
 if TYPE_CHECKING:
     from postage.broker.clock import Timer
@@ -127,6 +128,7 @@ class Connection:
         self._has_sent = False
         self._timer: Timer | None = node.transport_clock.call_later(HANDSHAKE_SECONDS, self._handshake_too_slow)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<Connection {self.peer} {self.state.name}>'
 

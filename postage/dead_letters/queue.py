@@ -32,6 +32,7 @@ from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
+from postage.printable import shown_half_built
 from postage.settings import BrokerSettings, broker_settings, program_settings
 
 LETTER: Final = 'x-postage-letter'
@@ -76,6 +77,7 @@ class QueueDeadLetters(DeadLetters):
     def __str__(self) -> str:
         return f'the queue {self.name!r}'
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.name}>'
 

@@ -15,6 +15,7 @@ from postage.missive.messages import Message
 from postage.missive.postage_message import PostageMessage
 from postage.missive.processor import Processor
 from postage.missive.test_adapter import TestAdapter
+from postage.printable import shown_half_built
 
 if TYPE_CHECKING:
     from postage.missive.adapter import Adapter
@@ -46,6 +47,7 @@ class Component(Processor[PostageMessage]):
         self._runs: dict[ProcessingContext[PostageMessage], LocalRun] = {}
         self.handle_for(_every)(self._handle)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self._processor_class.__name__}>'
 

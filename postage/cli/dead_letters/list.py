@@ -11,6 +11,7 @@ from rich.text import Text
 from postage.cli.dead_letters.common import console, letters, print_json, with_selection, with_store
 from postage.dead_letters.form import as_json, moment
 from postage.dead_letters.store import DeadLetters, GroupBy, Selection
+from postage.printable import printable
 
 GROUPS = ('exception', 'queue', 'reason', 'routing_key')
 
@@ -78,7 +79,7 @@ def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:
     for title in titles:
         table.add_column(title, justify='right' if title in ('letters', 'attempts') else 'left')
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console().print(table)
 
 

@@ -9,6 +9,7 @@ import click
 from postage.cli.dead_letters.common import print_json, with_store
 from postage.dead_letters.form import as_json
 from postage.dead_letters.store import DeadLetters, StoredLetter
+from postage.printable import printable, printable_lines
 
 LONG = ('properties', 'body', 'body_base64', 'traceback')
 
@@ -30,11 +31,12 @@ def _print(stored: StoredLetter) -> None:
     plain = as_json(stored)
     for name, value in plain.items():
         if name not in LONG and value not in (None, ''):
-            click.echo(f'{name.replace("_", " "):17} {value}')
-    click.echo(f'\nproperties\n{json.dumps(stored.letter.properties, indent=2, ensure_ascii=False)}')
-    click.echo(f'\nbody\n{_readable(plain)}')
+            click.echo(f'{name.replace("_", " "):17} {printable(str(value))}')
+    properties = json.dumps(stored.letter.properties, indent=2, ensure_ascii=False)
+    click.echo(f'\nproperties\n{printable_lines(properties)}')
+    click.echo(f'\nbody\n{printable_lines(_readable(plain))}')
     if stored.letter.traceback:
-        click.echo(f'\n{stored.letter.traceback.rstrip()}')
+        click.echo(f'\n{printable_lines(stored.letter.traceback.rstrip())}')
 
 
 def _readable(plain: dict[str, str]) -> str:
@@ -43,5 +45,5 @@ def _readable(plain: dict[str, str]) -> str:
         return f'(base64) {plain["body_base64"]}'
     try:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
