@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
-from typing import Final
+import traceback
+from collections.abc import Callable
+from typing import Any, Final
 
 SHOWN: Final = 80  # characters of a value in an error's text
 
@@ -45,6 +49,42 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as failure:
         return f'<{type(error).__name__}, whose str() raises {type(failure).__name__}>'
+
+
+def shown_half_built(method: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Have a ``__repr__`` work on an object whose constructor has not come to its end, too: a debugger shows those."""
+
+    @functools.wraps(method)
+    def wrapped(self: Any) -> str:
+        try:
+            return method(self)
+        except (AttributeError, TypeError):
+            return f'<{type(self).__name__}, not made to its end>'
+
+    return wrapped
+
+
+class _Printable(logging.Filter):
+    """Makes the text of log records printable: what they quote came from a message, or from a server."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record where it has to be. Never keeps one back."""
+        try:
+            text = record.getMessage()
+        except Exception:
+            return True  # logging itself tells of it
+        clean = printable(text)
+        if clean != text:
+            record.msg, record.args = clean, ()
+        if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None and not record.exc_text:
+            record.exc_text = printable_lines(''.join(traceback.format_exception(*record.exc_info)).rstrip('\n'))
+        return True
+
+
+_printable = _Printable()
+for _name in ('', '.amqp', '.microthreads', '.broker.channel', '.broker.connection', '.broker.server'):
+    logging.getLogger(f'postage{_name}').addFilter(_printable)
+logging.getLogger('postage.broker.virtual_host').addFilter(_printable)
 
 
 def _escape(found: re.Match[str]) -> str:

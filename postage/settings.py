@@ -398,6 +398,8 @@ def _from_variables(environ: Mapping[str, str]) -> _Source:
     deprecated = set()
     for name in ('user', 'password'):
         newer, older = environ.get(_variable(name)), environ.get(_older_variable(name))
+        if name == 'password' and not newer:
+            newer = _password_of_file(environ.get('POSTAGE_PASSWORD_FILE'))
         credentials[name] = newer or older or None
         if older and not newer:
             deprecated.add(name)
@@ -410,6 +412,18 @@ def _from_variables(environ: Mapping[str, str]) -> _Source:
         password=credentials['password'],
         deprecated=frozenset(deprecated),
     )
+
+
+def _password_of_file(path: str | None) -> str | None:
+    """The first line of a file, which is where a password is neither inherited nor seen by others."""
+    if not path:
+        return None
+    try:
+        with open(path, encoding='utf-8') as file:
+            return file.readline().rstrip('\r\n')
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else 'it is not UTF-8'
+        raise ConfigurationError(f'POSTAGE_PASSWORD_FILE cannot be read: {reason}') from None
 
 
 def _variable(name: str) -> str:

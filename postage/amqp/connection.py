@@ -32,6 +32,7 @@ from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
 from postage.amqp.turns import Readership
 from postage.amqp.upkeep import Upkeep
+from postage.printable import shown_half_built
 from postage.settings import BrokerSettings, FastLane, fast_lane
 
 logger = logging.getLogger('postage')
@@ -104,6 +105,7 @@ class Connection:
         self._start_over()
         _all.add(self)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.role} on {self.settings}>'
 

@@ -22,6 +22,7 @@ from postage import errors
 from postage.amqp.channel import WITHOUT_ANSWER, Channel, Host, Operation
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.topology import DELAYED_RETRY, Binding, Queue, Topology
+from postage.printable import shown_half_built
 
 logger = logging.getLogger('postage')
 
@@ -306,6 +307,7 @@ class BlockingAccess:
                 if about is not None:
                     raise
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} to channel {self.channel_number} of {self._connection}>'
 

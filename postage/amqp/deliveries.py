@@ -17,6 +17,7 @@ from postage.amqp.frames import Answerable, decode_answerable, decode_properties
 from postage.amqp.publishing import Receipt
 from postage.amqp.retries import DelayedRetries
 from postage.amqp.topology import Topology
+from postage.printable import shown_half_built
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
@@ -152,6 +153,7 @@ class Delivery:
             self.receipts = []
         self.receipts.append(receipt)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return (
             f'<Delivery {self.delivery_tag} from queue {self.queue!r}, exchange {self.exchange!r}, '

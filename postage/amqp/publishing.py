@@ -28,7 +28,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.steps import Steps, done, when_done
 from postage.amqp.threads import this_thread
-from postage.printable import shown
+from postage.printable import shown, shown_half_built
 
 logger = logging.getLogger('postage')
 
@@ -152,6 +152,7 @@ class Receipt:
         self._callbacks = None
         self.error = errors.PublishError(f"message {self.message_id} is the parent process's, which alone knows")
 
+    @shown_half_built
     def __repr__(self) -> str:
         state = 'failed' if self.error else 'under way' if self.unsettled else 'confirmed' if self._confirms else 'sent'
         return f'<Receipt {self.message_id} {state}>'

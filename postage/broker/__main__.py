@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import ssl
 import sys
@@ -23,7 +24,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--host', default='127.0.0.1', help='address or name to listen on (default: %(default)s)')
     parser.add_argument('--port', type=int, default=5672, help='0 for any free port (default: %(default)s)')
     parser.add_argument('--user', default='guest', help='name of the one user (default: %(default)s)')
-    parser.add_argument('--password', default='guest', help="that user's password (default: guest)")
+    parser.add_argument(
+        '--password',
+        help="that user's password (default: that of --password-file, else of POSTAGE_BROKER_PASSWORD, else guest); "
+        'other users of this machine can see the arguments of a command',
+    )
+    parser.add_argument('--password-file', metavar='FILE', help='take it from the first line of this file')
     parser.add_argument('--vhost', action='append', metavar='NAME', help='a virtual host; may be repeated (default: /)')
     which = 'the version of RabbitMQ to behave as (default: %(default)s)'
     parser.add_argument('--rules', choices=list(RULES), default=DEFAULT, help=which)
@@ -51,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tls = _tls(options.tls_certificate, options.tls_key)
     except OSError as error:
         return _failed(f'cannot use the certificate {options.tls_certificate}: {error.strerror or error}')
-    users = {options.user: options.password}
+    try:
+        users = {options.user: _password(options)}
+    except (OSError, ValueError) as error:
+        return _failed(f'cannot read the password from {options.password_file}: {error}')
     hosts = options.vhost or ['/']
     try:
         server = BrokerServer(
@@ -78,6 +87,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.flush()
     server.serve_forever()
     return 0
+
+
+def _password(options: argparse.Namespace) -> str:
+    if options.password is not None:
+        return str(options.password)
+    if options.password_file is not None:
+        with open(options.password_file, encoding='utf-8') as file:
+            return file.readline().rstrip('\r\n')
+    return os.environ.get('POSTAGE_BROKER_PASSWORD') or 'guest'
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -48,6 +48,7 @@ from postage.broker.replies import (
 from postage.broker.shared import Shared
 from postage.broker.users import Grant
 from postage.broker.virtual_host import VirtualHost
+from postage.printable import shown_half_built
 
 logger = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class Connection:
         self._pulse = Pulse(shared.transport_clock, peer, self.output, lambda: self._blocked, self.lost)
         self._pulse.limit(HANDSHAKE_SECONDS, self._handshake_too_slow)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<Connection {self.peer} {self.state.name}>'
 

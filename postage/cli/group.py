@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from postage.errors import PostageError
+from postage.printable import printable
 
 
 class LazyGroup(click.Group):
@@ -39,4 +40,4 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except PostageError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(printable(str(error))) from error

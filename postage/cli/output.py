@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -19,4 +20,14 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """Print something for other programs."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(as_line(value, indent=2))
+
+
+def as_line(value: Any, indent: int | None = None) -> str:
+    """A value as JSON, in which whatever a terminal would obey is an escape of JSON's own."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _TERMINAL.sub(lambda found: f'\\u{ord(found.group()):04x}', text)
+
+
+# JSON escapes the other controls by itself.
+_TERMINAL = re.compile('[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]')

@@ -44,4 +44,8 @@ def body_as_json(letter: DeadLetter) -> dict[str, str]:
 
 def moment(seconds: float) -> str:
     """A time as ISO 8601 has it, in UTC."""
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec='milliseconds').replace('+00:00', 'Z')
+    try:
+        at = datetime.fromtimestamp(seconds, timezone.utc)
+    except (ArithmeticError, OSError, ValueError):  # a store that others write to
+        at = datetime.fromtimestamp(0, timezone.utc)
+    return at.isoformat(timespec='milliseconds').replace('+00:00', 'Z')

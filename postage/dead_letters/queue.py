@@ -32,6 +32,7 @@ from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
+from postage.printable import shown_half_built
 from postage.program import program_settings
 from postage.settings import BrokerSettings, broker_settings
 
@@ -77,6 +78,7 @@ class QueueDeadLetters(DeadLetters):
     def __str__(self) -> str:
         return f'the queue {self.name!r}'
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.name}>'
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from postage import errors
 from postage.dead_letters.store import ALL, DeadLetters, Group, GroupBy, Handout, Selection, StoredLetter, edited
 from postage.messaging.letters import DeadLetter
+from postage.printable import shown_half_built
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x706F7374  # says, in the file's header, whose it is
@@ -87,6 +88,7 @@ class SQLiteDeadLetters(DeadLetters):
     def __str__(self) -> str:
         return f'the store {self.path}'
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.path}>'
 
@@ -221,6 +223,7 @@ class SQLiteDeadLetters(DeadLetters):
 
         The lock is that of an empty database beside the store, which the system gives back when a process dies.
         """
+        _make_private(Path(f'{self.path}.replay'))
         gate = sqlite3.connect(f'{self.path}.replay', timeout=0, isolation_level=None)
         try:
             with contextlib.closing(gate):
@@ -271,6 +274,7 @@ class SQLiteDeadLetters(DeadLetters):
             raise errors.StoreError(f'{self} does not exist')
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _make_private(self.path)
         except OSError as error:
             raise errors.StoreError(f'{self} cannot be made: {error}') from error
         database = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False)
@@ -362,13 +366,18 @@ class _SQLiteHandout(Handout):
             )
 
 
+def _make_private(path: Path) -> None:
+    """Make a file, where there is none, that its owner alone may read; SQLite gives its side files the same mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+
+
 def _conditions(selection: Selection) -> tuple[str, list[Any]]:
     """A selection as the rest of a WHERE clause."""
     clauses: list[str] = []
     values: list[Any] = []
     if selection.ids:
         clauses.append(f'id IN ({", ".join("?" * len(selection.ids))})')
-        values += [int(id) if id.isdecimal() else -1 for id in selection.ids]
+        values += map(_number_of, selection.ids)
     if selection.exception is not None:
         # The name itself, or the end of it behind a dot.
         clauses.append("(exception = ? OR substr('.' || exception, -length(?)) = ?)")
@@ -379,6 +388,11 @@ def _conditions(selection: Selection) -> tuple[str, list[Any]]:
             clauses.append(f'{name} = ?')
             values.append(value)
     return ''.join(f' AND {clause}' for clause in clauses), values
+
+
+def _number_of(id: str) -> int:
+    """The number of a row; -1, which none has, where SQLite could not hold it."""
+    return int(id) if id.isascii() and id.isdecimal() and len(id) < 19 else -1
 
 
 def _row(letter: DeadLetter) -> dict[str, Any]:

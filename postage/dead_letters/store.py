@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from postage import errors
 from postage.messaging.letters import DeadLetter
+from postage.printable import printable
 
 GroupBy = Literal['exception', 'queue', 'reason', 'routing_key']
 EDITABLE = ('body', 'properties', 'queue', 'exchange', 'routing_key')
@@ -156,7 +157,7 @@ class DeadLetters(ABC):
 
     def no_such_letter(self, id: str) -> errors.NoSuchLetter:
         """The error for a number that the store does not have."""
-        return errors.NoSuchLetter(f'{self} has no letter {id}')
+        return errors.NoSuchLetter(f'{self} has no letter {printable(id, 80)}')
 
 
 def edited(letter: DeadLetter, changes: Mapping[str, Any]) -> DeadLetter:

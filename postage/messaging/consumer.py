@@ -26,7 +26,7 @@ from postage.messaging.messages import MessageResult, MessageResultError
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
-from postage.printable import text_of
+from postage.printable import shown_half_built, text_of
 
 logger = logging.getLogger('postage')
 
@@ -74,6 +74,7 @@ class GenericConsumer(Connected):
             self._channel = self._new_channel()
             self.add_eqk(self.eqk)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
 

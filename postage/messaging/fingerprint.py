@@ -8,6 +8,7 @@ from collections.abc import KeysView, Mapping
 from typing import Any
 
 from postage.errors import ConfigurationError
+from postage.printable import shown_half_built
 from postage.program import program_settings
 from postage.settings import default_vhost
 
@@ -71,6 +72,7 @@ class Fingerprint:
 
     __hash__ = None  # type: ignore[assignment]  # it is mutable
 
+    @shown_half_built
     def __repr__(self) -> str:
         fields = ', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())
         return f'{type(self).__name__}({fields})'

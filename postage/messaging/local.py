@@ -26,6 +26,7 @@ from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
+from postage.printable import shown_half_built
 
 Answer = Callable[[bytes, str], object]
 """Sends an encoded answer of some content type back to the sender of a message."""
@@ -102,6 +103,7 @@ class LocalSource(Encoding):
         self._given: weakref.WeakSet[LocalDelivery] = weakref.WeakSet()
         self.add_eqk(self.eqk if eqk is None else eqk)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__}>'
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from postage.errors import EnvelopeError
+from postage.printable import shown_half_built
 
 VERSION: Final = '2'
 CATEGORIES: Final = ('message', 'rpc')
@@ -78,6 +79,7 @@ class Message:
     def __str__(self) -> str:
         return str(self.body)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.body}>'
 

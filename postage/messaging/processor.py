@@ -23,6 +23,7 @@ from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
+from postage.printable import shown_half_built
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
@@ -117,6 +118,7 @@ class MessageProcessor(MicroThread):
             return consumer_class
         return type(consumer_class.__name__, (consumer_class,), {'prefetch_count': self.concurrency})
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.fingerprint.get("name") or ""} {self.consumer!r}>'
 

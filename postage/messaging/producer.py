@@ -35,6 +35,7 @@ from postage.messaging.options import (
 )
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
 from postage.microthreads import running_scheduler
+from postage.printable import shown_half_built
 
 logger = logging.getLogger('postage')
 
@@ -93,6 +94,7 @@ class GenericProducer(Connected):
             self._ledger = Ledger(self._publisher)
             self._look_at_eks()
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} on {self._connection.settings}>'
 

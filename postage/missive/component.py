@@ -16,6 +16,7 @@ from postage.missive.errors import ProcessorEnded
 from postage.missive.messages import Message
 from postage.missive.postage_message import PostageMessage
 from postage.missive.processor import Processor
+from postage.printable import shown_half_built
 
 
 class Component(Processor[PostageMessage]):
@@ -44,6 +45,7 @@ class Component(Processor[PostageMessage]):
         self._runs: dict[ProcessingContext[PostageMessage], LocalRun] = {}
         self.handle_for(_every)(self._handle)
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self._processor_class.__name__}>'
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from postage import errors
+from postage.printable import shown_half_built
 
 
 class Message:
@@ -37,6 +38,7 @@ class Message:
     def __hash__(self) -> int:
         return hash(self.message_id)
 
+    @shown_half_built
     def __repr__(self) -> str:
         data = self.raw_data if len(self.raw_data) <= 60 else self.raw_data[:60] + b'...'
         return f'<{type(self).__name__} {self.message_id.hex()} {data!r}>'

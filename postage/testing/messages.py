@@ -10,6 +10,7 @@ import pika
 
 from postage.amqp import frames
 from postage.broker.messages import Message
+from postage.printable import shown_half_built
 
 _BEFORE_FLAGS = 12  # octets of a content header before its property flags (AMQP 0-9-1 section 4.2.6.1)
 
@@ -28,6 +29,7 @@ class SeenMessage:
         self.raw = message.body
         self._header = message.header.payload
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.exchange!r} {self.routing_key!r} {self.body!r}>'
 

@@ -226,9 +226,12 @@ class RabbitMQNode:
         """Let a user log in by a certificate whose common name is its name (the mechanism EXTERNAL)."""
         name, all_names = binary(user), ', '.join(['<<".*">>'] * 3)
         self.evaluate(
-            'rabbit_plugins:ensure([rabbitmq_auth_mechanism_ssl]),'
+            # What the plugin does when it is started, which this node cannot be told to enable.
+            'application:load(rabbitmq_auth_mechanism_ssl),'
+            ' rabbit_registry:register(auth_mechanism, <<"EXTERNAL">>, rabbit_auth_mechanism_ssl),'
             " application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN', 'EXTERNAL']),"
             ' application:set_env(rabbit, ssl_cert_login_from, common_name),'
+            ' application:set_env(rabbit, ssl_options, [{verify, verify_peer}, {fail_if_no_peer_cert, true}]),'
             f' rabbit_auth_backend_internal:add_user({name}, <<"unused">>, <<"tests">>),'
             f' rabbit_auth_backend_internal:set_permissions({name}, <<"/">>, {all_names}, <<"tests">>),'
             ' ""'

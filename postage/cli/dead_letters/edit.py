@@ -9,6 +9,7 @@ import click
 
 from postage.cli.dead_letters.common import target_of, with_store
 from postage.dead_letters.store import DeadLetters
+from postage.printable import printable
 
 
 @click.command('edit')
@@ -69,4 +70,6 @@ def _check_json(old: bytes, new: bytes) -> None:
     try:
         json.loads(new)
     except ValueError as error:
-        raise click.ClickException(f'the new body is not JSON, as the old one is: {error}; see --force') from None
+        raise click.ClickException(
+            f'the new body is not JSON, as the old one is: {printable(str(error))}; see --force'
+        ) from None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TextIO
 
 import click
 
 from postage.cli.dead_letters.common import check_ids, letters, progress_of, with_selection, with_store
+from postage.cli.output import as_line
 from postage.dead_letters.form import as_json
 from postage.dead_letters.store import DeadLetters, Selection
 
@@ -23,7 +23,7 @@ def command(store: DeadLetters, selection: Selection, output: TextIO) -> None:
     count = 0
     with progress_of('exporting', store.count(selection)) as progress:
         for stored in store.letters(selection):
-            output.write(json.dumps(as_json(stored), ensure_ascii=False) + '\n')
+            output.write(as_line(as_json(stored)) + '\n')
             progress(1)
             count += 1
     click.echo(f'{letters(count)} written', err=True)

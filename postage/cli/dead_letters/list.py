@@ -12,6 +12,7 @@ from postage.cli.dead_letters.common import letters, with_selection, with_store
 from postage.cli.output import console, print_json
 from postage.dead_letters.form import as_json, moment
 from postage.dead_letters.store import DeadLetters, GroupBy, Selection
+from postage.printable import printable
 
 GROUPS = ('exception', 'queue', 'reason', 'routing_key')
 
@@ -79,7 +80,7 @@ def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:
     for title in titles:
         table.add_column(title, justify='right' if title in ('letters', 'attempts') else 'left')
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console().print(table)
 
 

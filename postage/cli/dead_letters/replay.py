@@ -18,6 +18,7 @@ from postage.cli.output import print_json
 from postage.dead_letters.replay import Replayed, replay
 from postage.dead_letters.store import DeadLetters, Selection
 from postage.messaging.forwarding import Forwarder
+from postage.printable import printable
 from postage.settings import broker_settings
 
 
@@ -56,6 +57,6 @@ def _report(done: Replayed, as_data: bool) -> None:
     if done.repeated:
         click.echo(f'{letters(done.repeated)} of these may have been sent before, by a replay that was cut short')
     for id, why in list(done.failures.items())[:20]:
-        click.echo(f'letter {id} was not sent: {why}', err=True)
+        click.echo(f'letter {printable(id)} was not sent: {printable(why)}', err=True)
     if done.failures:
         click.echo(f'{letters(len(done.failures))} not sent, and still in the store', err=True)

@@ -10,6 +10,7 @@ from postage.cli.dead_letters.common import with_store
 from postage.cli.output import print_json
 from postage.dead_letters.form import as_json
 from postage.dead_letters.store import DeadLetters, StoredLetter
+from postage.printable import printable, printable_lines
 
 LONG = ('properties', 'body', 'body_base64', 'traceback')
 
@@ -31,11 +32,12 @@ def _print(stored: StoredLetter) -> None:
     plain = as_json(stored)
     for name, value in plain.items():
         if name not in LONG and value not in (None, ''):
-            click.echo(f'{name.replace("_", " "):17} {value}')
-    click.echo(f'\nproperties\n{json.dumps(stored.letter.properties, indent=2, ensure_ascii=False)}')
-    click.echo(f'\nbody\n{_readable(plain)}')
+            click.echo(f'{name.replace("_", " "):17} {printable(str(value))}')
+    properties = json.dumps(stored.letter.properties, indent=2, ensure_ascii=False)
+    click.echo(f'\nproperties\n{printable_lines(properties)}')
+    click.echo(f'\nbody\n{printable_lines(_readable(plain))}')
     if stored.letter.traceback:
-        click.echo(f'\n{stored.letter.traceback.rstrip()}')
+        click.echo(f'\n{printable_lines(stored.letter.traceback.rstrip())}')
 
 
 def _readable(plain: dict[str, str]) -> str:
@@ -44,5 +46,5 @@ def _readable(plain: dict[str, str]) -> str:
         return f'(base64) {plain["body_base64"]}'
     try:
         return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

@@ -19,6 +19,7 @@ from postage.dead_letters.store import Selection, StoredLetter
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties, as_plain, from_plain, original
 from postage.missive.messages import Message, RawMessage, UnreadableMessage
+from postage.printable import shown_half_built
 
 HEX: Final = 'hex:'  # before a message id that is not plain text
 
@@ -54,6 +55,7 @@ class SQLiteDLQ(MutableMapping[bytes, tuple[Message, str]]):
         self.letters = SQLiteDeadLetters(path, timeout=timeout, max_bytes=max_bytes)
         self.message_cls = message_cls
 
+    @shown_half_built
     def __repr__(self) -> str:
         return f'<{type(self).__name__} {self.letters.path}>'
 
