@@ -196,7 +196,8 @@ def between(events: Sequence[Event], begin: str) -> Iterator[list[Event]]:
             way = []
         is_handled = is_handled or event[0] == 'handled'
         if event[0] == 'send' and is_handled:
-            yield way
+            if not begin or (way and way[0][0] == begin):  # else the I/O thread has read it, this thread being late
+                yield way
             way, is_handled = [], False
             if not begin:
                 return

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Literal
 
 from postage.errors import ConfigurationError
+from postage.printable import shown_half_built
 from postage.settings import HUP_KEYS, BrokerSettings, broker_settings
 
 NAMES = ('global_hup', 'global_vhost', 'global_user', 'global_password', 'debug_mode')
@@ -55,6 +56,7 @@ class ProgramHup(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self._effective())
 
+    @shown_half_built
     def __repr__(self) -> str:
         return repr({key: value for key, value in self.items() if key != 'password'})
 

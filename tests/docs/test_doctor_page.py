@@ -26,9 +26,9 @@ def run(line: str, directory: Path, run_module: Callable[..., Module]) -> list[s
         assert program.wait() == 1
         assert list(broker.queues('/')) == []
     where = broker.url.replace('guest:guest', 'guest')
-    return program.output.replace(f'Postage 4.3 at {where}', 'RabbitMQ 4.3.6 at amqp://guest@localhost:5672/%2F').split(
-        '\n'
-    )
+    return program.output.replace(
+        f'Postage 4.3.6 at {where}', 'RabbitMQ 4.3.6 at amqp://guest@localhost:5672/%2F'
+    ).split('\n')
 
 
 def test_the_example_has_the_findings_of_the_page(tmp_path: Path, run_module: Callable[..., Module]) -> None:

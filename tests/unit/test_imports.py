@@ -20,7 +20,7 @@ MAY_IMPORT = {
     'printable': set(),
     'sparingly': set(),
     'settings': {'errors', 'printable'},
-    'program': {'errors', 'settings'},
+    'program': {'errors', 'printable', 'settings'},
     'microthreads': set(),
     'amqp': {'errors', 'printable', 'settings', 'sparingly'},
     'messaging': {'errors', 'printable', 'settings', 'sparingly', 'program', 'microthreads', 'amqp'},
