@@ -74,6 +74,11 @@ class LocalDelivery(Delivery):
     salvaged = answerable
 
     @property
+    def reply_to(self) -> str | None:
+        """That of its properties."""
+        return self.properties.reply_to  # type: ignore[no-any-return]
+
+    @property
     def correlation_id(self) -> str | None:
         """That of its properties."""
         return self.properties.correlation_id  # type: ignore[no-any-return]

@@ -19,6 +19,7 @@ import pytest
 from pika.adapters.utils import io_services_utils
 
 from postage import messaging
+from postage.amqp.steps import Steps
 from postage.broker.server import BrokerServer
 from support.brokers import Broker
 from support.leftovers import postage_threads
@@ -488,6 +489,37 @@ def test_a_blocking_call_that_the_loss_interrupts_is_made_again(bench: Bench, pr
     proxied.resume()
     proxied.cut()
     assert declaring.result().method.queue == 'queue'
+
+
+def test_a_close_fails_those_who_ask(bench: Bench, proxied: Proxy) -> None:
+    producer = bench.producer()
+    connection = producer.conn_broker
+    proxied.hold()
+    under_way = InThread(lambda: connection.ask(lambda: declared(connection)))
+    eventually(lambda: connection.io._asked)
+    connection.close(0.5)
+    with pytest.raises(messaging.BrokerError) as caught:
+        under_way.result()
+    assert isinstance(caught.value, (messaging.Closed, messaging.ConnectionLost))
+    with pytest.raises(messaging.Closed):
+        connection.ask(lambda: declared(connection))
+
+
+def test_a_close_fails_those_who_wait_for_a_connection(bench: Bench, proxied: Proxy) -> None:
+    connection = bench.producer().conn_broker
+    proxied.refuse()
+    proxied.cut()
+    bench.log.expect('was lost')
+    waiting = [InThread(lambda: connection.ask(lambda: declared(connection))) for _ in range(3)]
+    eventually(lambda: len(connection.io._asked) == 3)
+    connection.close(0.5)
+    for each in waiting:
+        with pytest.raises(messaging.Closed):
+            each.result()
+
+
+def declared(connection: Any) -> Steps:
+    return (yield connection.control.operate('queue_declare', queue='declared', durable=True))
 
 
 # Losses

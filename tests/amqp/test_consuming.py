@@ -8,11 +8,14 @@ import types
 from typing import Any
 
 import pika.exceptions
+import pika.frame
+import pika.spec
 import pytest
 
 from postage import messaging
 from postage.amqp import deliveries
 from postage.amqp.deliveries import Delivery, Settled
+from postage.amqp.link import Link
 from support.brokers import connect
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer, Seen, eventually
 from support.proxy import Proxy
@@ -397,7 +400,83 @@ def test_consumers_come_and_go_without_a_trace(bench: Bench) -> None:
     assert bench.consumers(QUEUE) == 0
 
 
-# What waits in an inbox that nobody touches
+# How what is not acknowledged goes back: RabbitMQ 4.3 and later count a reject against a delivery limit, and no nack
+
+
+@pytest.fixture
+def settlements(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """The methods by which deliveries are rejected or returned, as they are sent."""
+    seen = Seen()
+    write = Link.write
+
+    def noting(link: Link, data: bytes) -> None:
+        rest = data
+        while rest:
+            length, frame = pika.frame.decode_frame(rest)
+            method = getattr(frame, 'method', None)
+            if isinstance(method, (pika.spec.Basic.Reject, pika.spec.Basic.Nack)):
+                seen.put((method.NAME, method.requeue))
+            rest = rest[length:] if length else b''
+        write(link, data)
+
+    monkeypatch.setattr(Link, 'write', noting)
+    return seen
+
+
+@pytest.mark.parametrize('requeue', [True, False])
+def test_what_was_tried_and_failed_is_rejected(bench: Bench, settlements: Seen, requeue: bool) -> None:
+    consuming = Consuming(bench, cls=OneAtATime)
+    bench.producer().message_echo('text').wait(TIMEOUT)
+    method, _ = consuming.next()
+    consuming.consumer.reject(method, requeue=requeue)
+    assert settlements.next() == ('Basic.Reject', requeue)
+    if requeue:
+        again, _ = consuming.next()
+        consuming.consumer.ack(again)
+    consuming.close()
+    assert settlements.empty()
+    assert bench.count(QUEUE) == 0
+
+
+def test_what_was_not_tried_goes_back_by_a_nack_when_its_consumer_stops(bench: Bench, settlements: Seen) -> None:
+    producer = bench.producer()
+    handling, released = threading.Event(), threading.Event()
+
+    def callback(_channel: Any, method: Any, *_: Any) -> None:
+        handling.set()
+        released.wait(TIMEOUT)
+        consumer.ack(method)
+
+    consumer = bench.consumer()
+    for number in range(4):
+        producer.message_echo(number)
+    producer.flush(TIMEOUT)
+    consuming = threading.Thread(target=consumer.start_consuming, args=(callback,))
+    consuming.start()
+    assert handling.wait(TIMEOUT)
+    eventually(lambda: len(consumer._channel.inbox) == 3)
+    consumer.stop_consuming()
+    released.set()
+    consuming.join(TIMEOUT)
+    assert settlements.take(3) == [('Basic.Nack', True)] * 3
+    eventually(lambda: bench.count(QUEUE) == 3)
+    consumer.close()
+    assert settlements.empty()
+
+
+def test_what_was_not_tried_goes_back_by_a_nack_when_its_channel_is_closed(bench: Bench, settlements: Seen) -> None:
+    producer, consumer = bench.producer(), bench.consumer()
+    for number in range(3):
+        producer.message_echo(number)
+    producer.flush(TIMEOUT)
+    consumer.begin(lambda: None)
+    eventually(lambda: len(consumer._channel.inbox) == 3)
+    consumer.end()
+    assert settlements.take(3) == [('Basic.Nack', True)] * 3
+    eventually(lambda: bench.count(QUEUE) == 3)
+
+
+# What waits in an inbox that no thread touches
 
 
 def test_an_inbox_is_looked_after_again_when_its_channel_is_open_again(bench: Bench) -> None:
