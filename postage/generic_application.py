@@ -134,11 +134,13 @@ class GenericApplication(MessageProcessor):
     @MessageHandler('command', 'join_group')
     def msg_join_group(self, content: dict[str, Any]) -> None:
         """Join the group that ``parameters['group_name']`` names."""
+        self.authorise('join_group')
         self.join_group(_group_of(content))
 
     @MessageHandler('command', 'leave_group')
     def msg_leave_group(self, content: dict[str, Any]) -> None:
         """Leave the group that ``parameters['group_name']`` names."""
+        self.authorise('leave_group')
         self.leave_group(_group_of(content))
 
 

@@ -15,6 +15,7 @@ from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
 from postage.messaging import deadlocks
+from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
@@ -68,6 +69,8 @@ class MessageProcessor(MicroThread):
     :cvar max_deliveries: how often a message is delivered, without ever being handled to its end, before it is dead;
         so that one that kills its process does not do so for ever. With it, no more messages are fetched than are
         handled at the same time, unless ``prefetch_count`` says so, for a crash counts against each that was fetched
+    :cvar remote_commands: whether ``quit``, ``restart`` and the commands about groups of a ``GenericApplication`` are
+        obeyed: ``True``, ``False``, or a method that gets the delivery and returns ``True`` where they are
     :ivar consumer: the consumer it reads from
     :ivar fingerprint: its fingerprint, as a dictionary
     :ivar state: what its hooks and handlers keep
@@ -78,6 +81,7 @@ class MessageProcessor(MicroThread):
     timeout: float | None = None
     dead_letters: DeadLetterStore | None = None
     max_deliveries: int | None = None
+    remote_commands: Any = True
 
     def __init__(self, fingerprint: Any = None, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
@@ -103,6 +107,7 @@ class MessageProcessor(MicroThread):
             check_timeout(f'{name}.timeout', self.timeout)
         if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
             raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
+        check_decision(f'{name}.remote_commands', self.remote_commands)
         most = self.max_deliveries
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
@@ -235,6 +240,7 @@ class MessageProcessor(MicroThread):
             if isinstance(microthread, MessageProcessor):
                 microthread._dispatcher.stop_now()
         close_all()
+        slow_down_restarts()
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -246,12 +252,22 @@ class MessageProcessor(MicroThread):
     @MessageHandler('command', 'quit')
     def msg_quit(self, content: dict[str, Any]) -> None:
         """End the scheduler's loop."""
+        self.authorise('quit')
         raise ExitScheduler
 
     @MessageHandler('command', 'restart')
     def msg_restart(self, content: dict[str, Any]) -> None:
         """Run the program again."""
+        self.authorise('restart')
         raise AckAndRestart
+
+    def authorise(self, command: str) -> None:
+        """See whether a command is to be obeyed, by :attr:`remote_commands`, and log that. For its handler.
+
+        :param command: its name
+        :raises FilterError: it is not; the message is dropped
+        """
+        authorise(command, self.remote_commands, self.consumer.decode)
 
     # Hooks, to be overridden
 
