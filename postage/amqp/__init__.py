@@ -19,8 +19,9 @@ Threads and one socket:
 
 What is on a connection, and the connection:
 
-``channel.py``, ``topology.py``, ``retries.py``, ``control.py``
-    a channel that is opened again; what was declared; retries that the broker delays; declaring, and blocking access
+``channel.py``, ``streams.py``, ``topology.py``, ``retries.py``, ``control.py``
+    a channel that is opened again; how far a stream was handled; what was declared; retries that the broker delays;
+    declaring, and blocking access
 ``publishing.py``, ``replies.py``, ``deliveries.py``, ``consuming.py``
     messages out; requests out and replies in; one delivery; messages in
 ``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``

@@ -19,6 +19,7 @@ from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
 from postage.amqp.retries import DelayedRetries, delayed_retries
 from postage.amqp.steps import Steps, when_done
+from postage.amqp.streams import OFFSET, Position
 from postage.amqp.topology import Topology
 
 logger = logging.getLogger('postage')
@@ -57,6 +58,7 @@ class ConsumingChannel(Channel):
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
         self._retries: dict[str, DelayedRetries] = {}  # of those queues that have them
+        self._positions: dict[str, Position] = {}  # of those queues that are streams
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
         self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
@@ -73,6 +75,8 @@ class ConsumingChannel(Channel):
         :param requeue: for one that failed: whether it goes back to its queue, or is dropped or dead-lettered
         """
         fate: Fate = 'ack' if requeue is None else 'requeue' if requeue else 'reject'
+        if delivery.position is not None:
+            fate = self._leave_behind(delivery)
         self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
         self.host.outbox.submit(self)
         if len(self._outbox) >= ACKNOWLEDGEMENTS_HELD:
@@ -80,8 +84,21 @@ class ConsumingChannel(Channel):
 
     def hand_back(self, delivery: Delivery) -> None:
         """Have a delivery that was not tried delivered again. Never blocks."""
-        self._outbox.append((delivery.generation, delivery.delivery_tag, 'return'))
+        # A stream takes nothing back; what is not handled is where it goes on when it is consumed again.
+        fate: Fate = 'return' if delivery.position is None else 'ack'
+        self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
         self.host.outbox.submit(self)
+
+    def _leave_behind(self, delivery: Delivery) -> Fate:
+        """A message of a stream was handled, or given up, which is all the same to the broker: it stays in there."""
+        assert delivery.position is not None
+        try:
+            offset = delivery.offset
+        except errors.DecodingError:
+            offset = None
+        if offset is not None:
+            delivery.position.handled(offset)
+        return 'ack'
 
     # Consumers, on the I/O thread
 
@@ -128,6 +145,8 @@ class ConsumingChannel(Channel):
         """Begin new consumers before the old ones end, so that no queue which deletes itself is left without one."""
         yield self._prefetch()
         for queue, tag in list(self.consumers.items()):
+            if self._position(queue) is not None:
+                continue  # a second consumer would begin with what the first one has in hand
             if self.consumers.get(queue) == tag:  # else it was ended meanwhile
                 yield from self._consume_anew(queue)
                 yield self._cancel(queue, tag)
@@ -149,7 +168,13 @@ class ConsumingChannel(Channel):
 
     def _is_shared(self, queue: str) -> bool:
         declared = self.topology.queues.get(queue)
-        return declared is not None and not (declared.flags.get('exclusive') or declared.flags.get('auto_delete'))
+        if declared is None or declared.position is not None:
+            return False
+        return not (declared.flags.get('exclusive') or declared.flags.get('auto_delete'))
+
+    def _position(self, queue: str) -> Position | None:
+        declared = self.topology.queues.get(queue)
+        return declared.position if declared is not None else None
 
     def _return_inbox(self, queues: Container[str]) -> None:
         """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
@@ -179,7 +204,21 @@ class ConsumingChannel(Channel):
     def _consume(self, queue: str, tag: str) -> Steps:
         doing = f'consume from queue {queue!r}'
         self._look_at_retries(queue)
-        yield self.operate('basic_consume', doing, queue=queue, on_message_callback=_nothing, consumer_tag=tag)
+        declared = self.topology.queues.get(queue)
+        arguments = dict(declared.consume) if declared is not None else {}
+        if declared is not None and declared.position is not None:
+            self._positions[queue] = declared.position
+            offset = declared.position.where_from(arguments.get(OFFSET))
+            if offset is not None:
+                arguments[OFFSET] = offset
+        yield self.operate(
+            'basic_consume',
+            doing,
+            queue=queue,
+            on_message_callback=_nothing,
+            consumer_tag=tag,
+            arguments=arguments or None,
+        )
 
     def _look_at_retries(self, queue: str) -> None:
         """See whether the broker delays the retries of a queue: as it is declared by now, on the present connection."""
@@ -307,6 +346,8 @@ class ConsumingChannel(Channel):
         delivery = Delivery(self, queue, content)
         if self._retries:
             delivery.retries = self._retries.get(queue)
+        if self._positions:
+            self._note_position(delivery)
         if self.is_wanted:
             self.inbox.append(delivery)
         else:
@@ -321,6 +362,16 @@ class ConsumingChannel(Channel):
             text = '%r is rejected: its body is larger than POSTAGE_MAX_BODY allows'
             self._sparingly.log(logging.ERROR, text, delivery)
             self.settle(delivery, requeue=False)
+
+    def _note_position(self, delivery: Delivery) -> None:
+        delivery.position = self._positions.get(delivery.queue)
+        if delivery.position is not None:
+            try:
+                offset = delivery.offset
+            except errors.DecodingError:
+                return  # it is rejected later, and comes again after a loss
+            if offset is not None:
+                delivery.position.delivered(offset)
 
     def end_of_read(self) -> None:
         if self.inbox:

@@ -190,6 +190,11 @@ def replay_queue(control: Channel, topology: Topology, queue: Queue) -> Steps:
     which takes up to three heartbeats where that was lost without a word: that is waited out. One that was declared
     elsewhere with other flags meanwhile is used as found; an error in the log says so.
     """
+    if queue.position is not None:
+        try:
+            yield control.operate('queue_declare', f'find stream {queue.name!r}', queue=queue.name, passive=True)
+        except errors.NotFound:
+            queue.position.start_over()
     patience = Patience(control.host, 3 * control.host.heartbeat + 5)
     while True:
         try:

@@ -16,6 +16,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
 from postage.amqp.publishing import Receipt
 from postage.amqp.retries import DelayedRetries
+from postage.amqp.streams import OFFSET, Position
 from postage.amqp.topology import Topology
 from postage.printable import shown_half_built
 
@@ -58,6 +59,7 @@ class Delivery:
     :ivar delivery_tag: its number on its channel
     :ivar consumer_tag: the consumer it was delivered to
     :ivar receipts: of what its handlers have published so far
+    :ivar position: how far its stream has been handled, where it comes from one
     :ivar retries: how the broker delays the retries of its queue, where it does
     """
 
@@ -70,6 +72,7 @@ class Delivery:
         'delivery_tag',
         'generation',
         'is_handled',
+        'position',
         'queue',
         'receipts',
         'redelivered',
@@ -86,6 +89,7 @@ class Delivery:
         self.consumer_tag = content.tag_or_text.decode()
         self.receipts: list[Receipt] | None = None
         self.retries: DelayedRetries | None = None
+        self.position: Position | None = None
         self.is_handled = False
         self._content = content
         self._properties: pika.spec.BasicProperties | None = None
@@ -144,6 +148,15 @@ class Delivery:
         :raises errors.DecodingError: as :attr:`properties`
         """
         return self.properties.headers or {}
+
+    @property
+    def offset(self) -> int | None:
+        """Which message of a stream it is, counted from 0; ``None`` where it comes from another kind of queue.
+
+        :raises errors.DecodingError: as :attr:`properties`
+        """
+        offset = self.headers.get(OFFSET)
+        return int(offset) if self.position is not None and isinstance(offset, int) else None
 
     def published(self, receipt: Receipt) -> None:
         """Hold back this delivery's acknowledgement until that message is confirmed."""

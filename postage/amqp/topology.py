@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postage import errors
+from postage.amqp.streams import Position
 
 DELAYED_RETRY = ('x-delayed-retry-type', 'x-delayed-retry-min', 'x-delayed-retry-max')
 """Arguments that belong together: see :mod:`postage.amqp.retries`."""
@@ -23,6 +24,8 @@ class Queue:
 
     :ivar flags: what ``queue_declare`` is told
     :ivar spelled: those of them that the user wrote out; only the others may differ from what is found
+    :ivar consume: arguments of ``basic_consume``
+    :ivar position: how far it has been handled, where it is a stream
     :ivar retry: when its failed messages are handled again, where their handler does not say so; for the consumer
     """
 
@@ -30,6 +33,12 @@ class Queue:
     flags: dict[str, Any]
     spelled: frozenset[str] = frozenset()
     retry: Any = None
+    consume: dict[str, Any] = field(default_factory=dict)
+    position: Position | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if (self.flags.get('arguments') or {}).get('x-queue-type') == 'stream':
+            self.position = Position()
 
 
 @dataclass

@@ -35,7 +35,7 @@ from postage.errors import (
     VirtualHostRefused,
 )
 from postage.messaging.consumer import GenericConsumer
-from postage.messaging.declarations import quorum, with_dead_letter
+from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
@@ -142,5 +142,6 @@ __all__ = [
     'VirtualHostRefused',
     'current_delivery',
     'quorum',
+    'stream',
     'with_dead_letter',
 ]

@@ -246,12 +246,15 @@ class GenericConsumer(Connected):
         if not self._channel.is_wanted:
             self._channel = self._new_channel()
         channel = self._channel
-        # To end and begin anew would make another consumer of such a queue the active one.
-        arguments = [queue.flags.get('arguments') or {} for queue in self._topology.queues.values()]
-        is_single_active = any(known.get('x-single-active-consumer') for known in arguments)
-        channel.prefetch = self._prefetch.begin(
-            at_once, is_single_active, lambda: self._connection.tell(channel.resize_steps)
-        )
+        # To end and begin anew would make another consumer of such a queue the active one, and have a stream deliver
+        # again what is in hand.
+        queues = self._topology.queues.values()
+        arguments = [queue.flags.get('arguments') or {} for queue in queues]
+        is_stream = any(queue.position is not None for queue in queues)
+        is_fixed = is_stream or any(known.get('x-single-active-consumer') for known in arguments)
+        channel.prefetch = self._prefetch.begin(at_once, is_fixed, lambda: self._connection.tell(channel.resize_steps))
+        if is_stream and not channel.prefetch:
+            raise errors.ConfigurationError(f'{type(self).__name__}.prefetch_count is 0; a stream has to have a limit')
         channel.wish = lambda: self._prefetch.count
         if self._prefetch.pace is not None:
             channel.watch_with(self._prefetch.pace.is_stuck, self._prefetch.slow_down)
@@ -359,8 +362,13 @@ class GenericConsumer(Connected):
         """Reject a message: back into its queue, or to the queue's dead-letter exchange, if it has one.
 
         Does not block; any thread.
+
+        :raises errors.ConfigurationError: ``requeue`` for a message of a stream, which takes none back
         """
-        self._delivery(method).channel.settle(method, requeue=bool(requeue))
+        delivery = self._delivery(method)
+        if requeue and delivery.position is not None:
+            raise errors.ConfigurationError(f'{delivery!r} is of a stream, which takes no message back')
+        delivery.channel.settle(method, requeue=bool(requeue))
 
     def give_up(self, delivery: Delivery, failure: Failure) -> None:
         """Reject a message for good, with a warning where that loses it. Does not block; any thread.
@@ -369,8 +377,9 @@ class GenericConsumer(Connected):
         """
         self.reject(delivery, requeue=False)
         queue = self._topology.queues.get(delivery.queue)
+        is_kept = delivery.position is not None  # in its stream
         has_dead_letters = queue is not None and 'x-dead-letter-exchange' in (queue.flags.get('arguments') or {})
-        if not has_dead_letters and delivery.queue not in self._queues_warned:
+        if not is_kept and not has_dead_letters and delivery.queue not in self._queues_warned:
             self._queues_warned.add(delivery.queue)
             logger.warning(
                 'a message rejected from queue %r is lost: the queue was declared without x-dead-letter-exchange '

@@ -10,9 +10,11 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 from postage import errors
+from postage.amqp.streams import OFFSET, check_offset
 from postage.amqp.topology import DELAYED_RETRY, QUEUE_FLAGS, Queue
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.handlers import Retry
@@ -54,13 +56,14 @@ def check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
     """A queue as given by the user, a name or a dictionary, with its flags checked."""
     flags: dict[str, Any] = {}
     name, retry = queue, None
+    consume: dict[str, Any] = {}
     if isinstance(queue, Mapping):
-        unknown = sorted(set(queue) - {'name', 'flags', 'retry'})
+        unknown = sorted(set(queue) - {'name', 'flags', 'retry', 'consume'})
         if unknown or 'name' not in queue:
             raise errors.ConfigurationError(
                 f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {dict(queue)!r:.80}"
             )
-        name, retry = queue['name'], queue.get('retry')
+        name, retry, consume = queue['name'], queue.get('retry'), _check_consume(queue.get('consume'), where)
         flags.update(queue.get('flags') or {})
     if not isinstance(name, str) or not name:
         raise errors.ConfigurationError(f'{where}: the name of a queue must be text and not empty, not {name!r:.80}')
@@ -73,9 +76,9 @@ def check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
         )
     spelled = frozenset(flags) | frozenset(flags.get('arguments') or ())
     if retry is None:
-        return Queue(name, flags, spelled)
+        return Queue(name, flags, spelled, consume=consume)
     # Where the queue exists without, another way to wait is found.
-    return Queue(name, flags, spelled.difference(DELAYED_RETRY), as_retry(retry, where))
+    return Queue(name, flags, spelled.difference(DELAYED_RETRY), as_retry(retry, where), consume)
 
 
 # Presets
@@ -113,13 +116,39 @@ def quorum(
     queue = _described(name, arguments, 'quorum')
     if retry is not None:
         queue['retry'] = retry
-    for flag in ('exclusive', 'auto_delete'):
-        if queue['flags'].get(flag):
-            raise errors.ConfigurationError(f'quorum: queue {queue["name"]!r} is {flag}, which no quorum queue can be')
-    if queue['flags'].get('durable') is False:
-        raise errors.ConfigurationError(f'quorum: queue {queue["name"]!r} is not durable, which a quorum queue must be')
-    queue['flags']['durable'] = True
-    return _careful(queue)
+    return _careful(_durable(queue, 'quorum queue'))
+
+
+def stream(
+    name: str | Mapping[str, Any],
+    offset: Literal['first', 'last', 'next'] | int | datetime = 'next',
+    max_age: str | None = None,
+    max_bytes: int | None = None,
+) -> QueueDescription:
+    """A stream: durable, replicated where the broker is a cluster, and it keeps its messages, handled or not.
+
+    Each consumer reads all of it, from an offset on. A program that starts again has to say which: it can note
+    ``current_delivery().offset``.
+
+    :param name: its name, or a description to be added to
+    :param offset: where to begin: with the ``'first'`` message that it has, with the ``'last'`` of its blocks, with the
+        ``'next'`` one that is published; with the message of that number; with what was published from a time on, whose
+        time zone has to be known, as exactly as its blocks allow
+    :param max_age: how long messages are kept at least, as in ``'7D'`` or ``'12h'``; by default for ever
+    :param max_bytes: how many bytes of messages are kept at least; by default all
+    :raises errors.ConfigurationError: an argument has the wrong type or value
+    :source: https://www.rabbitmq.com/docs/streams
+    """
+    arguments: dict[str, Any] = {'x-queue-type': 'stream'}
+    if max_age is not None:
+        if not isinstance(max_age, str) or re.fullmatch(r'[1-9][0-9]*[YMDhms]', max_age) is None:
+            raise errors.ConfigurationError(f"stream: max_age must be a time as in '7D' or '12h', not {max_age!r:.80}")
+        arguments['x-max-age'] = max_age
+    if max_bytes is not None:
+        arguments['x-max-length-bytes'] = _count('max_bytes', max_bytes, 1, 'stream')
+    queue = _durable(_described(name, arguments, 'stream'), 'stream')
+    queue['consume'] = _check_consume({**_check_consume(queue.get('consume'), 'stream'), OFFSET: offset}, 'stream')
+    return queue
 
 
 def with_dead_letter(
@@ -187,6 +216,32 @@ def _described(queue: str | Mapping[str, Any], arguments: Mapping[str, Any], whe
     return {**description, 'flags': flags}
 
 
+def _durable(queue: QueueDescription, kind: str) -> QueueDescription:
+    """Have a queue of a kind that is always durable be so, and neither exclusive nor deleted with its consumer."""
+    where = kind.partition(' ')[0]
+    for flag in ('exclusive', 'auto_delete'):
+        if queue['flags'].get(flag):
+            raise errors.ConfigurationError(f'{where}: queue {queue["name"]!r} is {flag}, which no {kind} can be')
+    if queue['flags'].get('durable') is False:
+        raise errors.ConfigurationError(f'{where}: queue {queue["name"]!r} is not durable, which a {kind} must be')
+    queue['flags']['durable'] = True
+    return queue
+
+
+def _check_consume(arguments: Any, where: str) -> dict[str, Any]:
+    """Arguments of ``basic_consume`` as given by the user."""
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise errors.ConfigurationError(f"{where}: 'consume' must be arguments by their names, not {arguments!r:.80}")
+    if OFFSET in arguments:
+        try:
+            check_offset(arguments[OFFSET])
+        except ValueError as error:
+            raise errors.ConfigurationError(f'{where}: {error}') from None
+    return dict(arguments)
+
+
 def _careful(queue: QueueDescription) -> QueueDescription:
     """Have a quorum queue with a dead-letter exchange lose nothing on the way there.
 
@@ -199,9 +254,9 @@ def _careful(queue: QueueDescription) -> QueueDescription:
     return queue
 
 
-def _count(name: str, value: Any, lowest: int) -> int:
+def _count(name: str, value: Any, lowest: int, where: str = 'quorum') -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise errors.ConfigurationError(f'quorum: {name} must be a number, {lowest} or more, not {value!r:.80}')
+        raise errors.ConfigurationError(f'{where}: {name} must be a number, {lowest} or more, not {value!r:.80}')
     return value
 
 

@@ -65,7 +65,7 @@ class Failures:
         """Have a message come back after a pause.
 
         It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
-        and in this process where its queue is exclusive.
+        and in this process where its queue is exclusive, or a stream.
         """
         properties = delivery.properties
         retries = delivery.retries
@@ -77,8 +77,9 @@ class Failures:
             'attempts': whole_header(properties.headers or {}, notes.ATTEMPTS) + 1,
             'first_attempt': int(first_attempt_at(properties) * 1000),
         }
-        if queue is not None and queue.flags.get('exclusive'):
-            # Without the broker's help: what goes with this connection need not outlive it.
+        if delivery.position is not None or (queue is not None and queue.flags.get('exclusive')):
+            # Without the broker's help: what goes with this connection need not outlive it, and a message that came
+            # back into a stream would be there twice, for all that read it.
             headers = {notes.ATTEMPTS: counted['attempts'], notes.FIRST_ATTEMPT: counted['first_attempt']}
             properties.headers = {**(properties.headers or {}), **headers}
             self._source.set_aside(1)
