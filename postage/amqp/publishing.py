@@ -569,18 +569,18 @@ def _nothing(*_: object) -> None:
     """What pika is to call with each confirm or delivery: the cutter brings them, and it is never called."""
 
 
-def new_message_id() -> str:
-    """An id that no other message has, of this process or any other. Cheap; any thread."""
-    return f'{_prefix}-{next(_numbers):x}'
+class MessageIds:
+    """Gives each message an id that no other one has, of this process or any other."""
+
+    def __init__(self) -> None:
+        self.start_over()
+
+    def start_over(self) -> None:
+        """At first, and in a forked child, whose ids must not be those of its parent."""
+        prefix = os.urandom(8).hex()
+        # All of it runs in C, in one step: no two threads get the same, and on the way of each message it is no call.
+        self.new: Callable[[], str] = map(f'{prefix}-%x'.__mod__, itertools.count(1)).__next__
 
 
-def _start_over() -> None:
-    """At import and in a forked child: nothing here may be the parent's."""
-    global _prefix
-    _prefix = os.urandom(8).hex()
-
-
-_prefix = ''
-_numbers = itertools.count(1)
-_start_over()
-call_in_child(Stage.LOCKS, _start_over)
+ids = MessageIds()
+call_in_child(Stage.LOCKS, ids.start_over)

@@ -13,7 +13,7 @@ from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.control import BlockingAccess, declare_exchange, declare_queue
 from postage.amqp.deliveries import current
-from postage.amqp.publishing import Ledger, Outgoing, Receipt, new_message_id
+from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
 from postage.amqp.turns import alarm_of_thread, read_by_this_thread
@@ -212,7 +212,7 @@ class GenericProducer(Connected):
             self._look_at_eks()
         routes = self._routes_of(options) if options or not self._routes else self._routes
         encoded = self.encode(body)
-        message_id = new_message_id()
+        message_id = ids.new()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
         further = further_properties(options) if options else None
         if further is None:
@@ -364,7 +364,7 @@ class GenericProducer(Connected):
         if settings.is_debugging:
             self._log_sending(exchange, key, message.body)
         encoded = self.encode(message.body)
-        message_id = new_message_id()
+        message_id = ids.new()
         queue = Queue(
             f'postage.rpc-{message_id}',
             {'durable': True, 'arguments': {'x-expires': int(self.rpc_queue_expires * 1000)}},

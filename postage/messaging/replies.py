@@ -11,7 +11,7 @@ from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery, current
-from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, new_message_id
+from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, ids
 from postage.amqp.registry import acquire, release
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
@@ -71,7 +71,7 @@ class ReplySender:
         if self._publisher is None or not self._publisher.is_wanted:
             self.open()
         assert self._publisher is not None
-        receipt = Receipt(new_message_id(), 1, True, self._ledger)
+        receipt = Receipt(ids.new(), 1, True, self._ledger)
         properties = frames.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()

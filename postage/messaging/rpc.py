@@ -27,7 +27,7 @@ from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
 from postage.amqp.forks import Stage, call_in_child
-from postage.amqp.publishing import Outgoing, new_message_id
+from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
@@ -156,7 +156,7 @@ class Call(Outgoing):
         self.timeout = timeout
         self.max_retry = max_retry
         self.queue_per_call = queue_per_call
-        self.correlation_id = new_message_id()
+        self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
