@@ -199,7 +199,10 @@ def test_two_threads_that_wait_for_a_failed_message_are_told_the_same(bench: Ben
     assert [type(error) for error in in_threads(2, receipt.wait)] == [errors.Unroutable] * 2
 
 
-def test_a_message_given_up_while_it_is_being_sent_is_settled_once(bench: Bench) -> None:
+def test_a_message_given_up_while_it_is_being_sent_is_settled_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('POSTAGE_FAST_LANE', 'direct')  # else the I/O thread does both
     producer = bench.producer()
     over = give_up_in_the_middle_of_sending(producer)
     receipt = producer.message_echo()

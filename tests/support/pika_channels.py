@@ -13,6 +13,7 @@ import pika.frame
 import pika.spec
 
 from postage.amqp.channel import Channel
+from postage.amqp.server import UNKNOWN
 from postage.amqp.steps import drive
 from postage.amqp.tick import Tick
 from support.loops import StepLoop
@@ -125,6 +126,7 @@ class Host:
 
     heartbeat = 0.0
     error = None
+    server = UNKNOWN
 
     def __init__(self) -> None:
         self.link: Any = Link()
