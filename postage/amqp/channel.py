@@ -157,6 +157,10 @@ class Channel:
     def _on_lost(self, error: errors.BrokerError) -> None:
         """Called when an open channel has gone, before it is opened again."""
 
+    def on_not_restored(self, error: errors.BrokerError) -> None:
+        """Called when it could not be opened on a connection that was made again."""
+        self.on_refused(error)
+
     def on_refused(self, error: errors.PostageError) -> None:
         """Called when it cannot be set up again, for a reason that no retry cures."""
         logger.error('%s', error)

@@ -336,7 +336,7 @@ class Connection:
             except errors.ConnectionLost:
                 raise
             except errors.BrokerError as error:
-                channel.on_refused(error)
+                channel.on_not_restored(error)
 
     def _on_restored(self, error: BaseException | None) -> None:
         if isinstance(error, errors.ConnectionLost) or self.state is not State.RESTORING:

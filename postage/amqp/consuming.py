@@ -266,26 +266,38 @@ class ConsumingChannel(Channel):
         when_done(self._recover_steps(queue, tag, self._pauses.next()), self._on_recovered)
 
     def _recover_steps(self, queue: str, tag: str, pause: float) -> Steps:
+        """Declare and consume again; for a while also where that is refused, for more may go than this queue.
+
+        Where a virtual host is deleted, its exchanges, queues and permissions go some time before the connection.
+        """
         if pause:
             yield self.host.io.pause(pause)
-        declared = self.topology.queues.get(queue)
         patience = Patience(self.host, RECOVERY_SECONDS)
-        while declared is not None:
+        while True:
+            declared = self.topology.queues.get(queue)
             try:
-                yield from replay_exchanges(self.host.control, self.topology)
-                yield from replay_queue(self.host.control, self.topology, declared)
-                break
-            except errors.NotFound:  # it went away again before it was bound
-                if patience.is_over:
+                if declared is not None:
+                    yield from replay_exchanges(self.host.control, self.topology)
+                    yield from replay_queue(self.host.control, self.topology, declared)
+                if self.is_open and self.consumers.get(queue) == tag:
+                    yield from self._consume_anew(queue)
+                return
+            except errors.OperationRefused as error:
+                if patience.is_over or not self.is_wanted:
                     raise
+                logger.debug('queue %r is not back yet: %s', queue, error)
                 yield patience.pause()
-        if self.is_open and self.consumers.get(queue) == tag:
-            yield from self._consume_anew(queue)
 
     def _on_recovered(self, error: BaseException | None) -> None:
         # Where the channel was lost meanwhile, it is opened again, and that consumes from all its queues.
         if self.is_open or not self.is_wanted:
             self.on_reopened(error)
+
+    def on_not_restored(self, error: errors.BrokerError) -> None:
+        if isinstance(error, errors.OperationRefused) and self.is_wanted:
+            self._reopen()  # a queue may have gone between its declaration and its consumption
+        else:
+            self.on_refused(error)
 
     def _reopen(self) -> None:
         when_done(self._declare_and_open_steps(), self.on_reopened)
@@ -302,7 +314,7 @@ class ConsumingChannel(Channel):
             try:
                 yield from self.ensure_open_steps()
                 return
-            except errors.NotFound:
+            except errors.OperationRefused:
                 if patience.is_over:
                     raise
                 yield patience.pause()

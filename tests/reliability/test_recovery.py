@@ -342,6 +342,29 @@ def test_a_virtual_host_that_is_gone_is_told_once_and_ends_the_processor(
     assert len(told) <= 2, 'one for each connection'
 
 
+def test_a_virtual_host_that_is_gone_is_told_as_such_whatever_went_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ deletes exchanges, queues and connections one after the other; in which order depends on its version."""
+    queues: Any = ['one', 'two', messaging.quorum('three')]
+    for number in range(6):
+        bench.broker.add_vhost(f'doomed-{number}')
+        monkeypatch.setenv('POSTAGE_URL', bench.broker.url_of(f'doomed-{number}'))
+        echo = bench.closing(Echo([(EchoExchange, [(queue, 'echo-rk') for queue in queues])]))
+        producer = bench.producer()
+        scheduler = microthreads.MicroScheduler()
+        scheduler.add_microthread(echo)
+        loop = Loop(scheduler)
+        eventually(lambda echo=echo: echo.consumer.is_consuming and echo.consumer.conn_broker.is_open)
+        producer.message_echo(number).wait(TIMEOUT)
+        assert echo.seen.next() == number
+        bench.broker.delete_vhost(f'doomed-{number}')
+        if isinstance(bench.broker, Embedded):
+            bench.broker.close_all_connections()
+        with pytest.raises(errors.VirtualHostRefused, match=f"'doomed-{number}'"):
+            loop.wait()
+
+
 # Calls
 
 
