@@ -14,6 +14,7 @@ from postage import errors, messaging
 from postage.amqp.frames import decode_properties
 from postage.amqp.publishing import Ledger, Outgoing, Receipt
 from postage.dead_letters import SQLiteDeadLetters
+from support.brokers import Broker
 from support.messaging import EQK, TIMEOUT, Bench, EchoExchange, EchoProducer, Processor, eventually
 from support.soak import IS_SOAK, SEED
 
@@ -21,6 +22,9 @@ from .corpus import BODIES, HEADERS, hostile, properties_of
 
 MESSAGES = 100_000 if IS_SOAK else 2_000
 BATCH = 100  # of them, with a good one behind each
+
+
+UNBENT = frozenset(properties_of(headers) for headers in HEADERS)
 
 
 class Component(Processor):
@@ -52,18 +56,25 @@ class Component(Processor):
         raise KeyError(content)
 
 
-def is_taken(properties: bytes) -> bool:
+def is_taken(broker: Broker, properties: bytes) -> bool:
     """Whether brokers take such properties: they decode them, and close the connection of one who sends others.
 
-    What Python has no value for they take: times beyond its years, and tables that are nested too deep for it.
+    What Postage does not decode they take: times beyond Python's years, and tables that are nested too deep.
     """
-    if not is_whole(properties):
+    if not is_whole(properties) or (broker.name == 'rabbitmq' and not is_taken_by_rabbitmq(properties)):
         return False
     try:
         decode_properties(properties)
     except errors.DecodingError as error:
-        return 'year' in str(error) or 'nested' in str(error)
+        return properties in UNBENT and ('year' in str(error) or 'nested' in str(error))
     return True
+
+
+def is_taken_by_rabbitmq(properties: bytes) -> bool:
+    """Whether RabbitMQ does not stumble over them (541): the corpus as it is, without what it cannot decode."""
+    if not properties[0] & 1 << 5:
+        return True
+    return any(headers in properties for headers in HEADERS[3:] if b'd\x7f\xf8' not in headers)
 
 
 def is_whole(properties: bytes) -> bool:
@@ -101,7 +112,7 @@ def test_good_messages_between_hostile_ones_are_all_handled(
     links = component.consumer.conn_broker.link, producer.conn_broker.link
     corpus = [(properties_of(headers), body) for headers in HEADERS for body in BODIES]
     drawn = itertools.chain(corpus, iter(lambda: hostile(numbers), None))
-    taken = (message for message in drawn if is_taken(message[0]))
+    taken = (message for message in drawn if is_taken(bench.broker, message[0]))
     for batch in range(MESSAGES // BATCH // 2):
         for properties, body in itertools.islice(taken, BATCH):
             send(sender, properties, body)
