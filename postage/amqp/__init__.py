@@ -22,8 +22,8 @@ What is on a connection, and the connection:
 ``channel.py``, ``streams.py``, ``topology.py``, ``retries.py``, ``control.py``
     a channel that is opened again; how far a stream was handled; what was declared; retries that the broker delays;
     declaring, and blocking access
-``publishing.py``, ``replies.py``, ``deliveries.py``, ``consuming.py``
-    messages out; requests out and replies in; one delivery; messages in
+``publishing.py``, ``replies.py``, ``deliveries.py``, ``origins.py``, ``consuming.py``
+    messages out; requests out and replies in; one delivery; what is known of its queue; messages in
 ``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
     the thread of a connection; attempts to connect; bindings that went away; the connection; all of them
 ``recording.py``

@@ -17,9 +17,8 @@ from postage.amqp.control import Patience, replay, replay_exchanges, replay_queu
 from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
-from postage.amqp.retries import DelayedRetries, delayed_retries
+from postage.amqp.origins import Origins, leave_behind
 from postage.amqp.steps import Steps, when_done
-from postage.amqp.streams import OFFSET, Position
 from postage.amqp.topology import Topology
 
 logger = logging.getLogger('postage')
@@ -42,7 +41,7 @@ class ConsumingChannel(Channel):
     :ivar notify: called on the thread that reads, must not block: there are deliveries, or ``error`` has been set
     :ivar error: what ended it, once something has that no retry cures
     :ivar prefetch: the count that the broker was told; changed by the I/O thread alone
-    :ivar lets_broker_retry: whether failed messages of its queues may wait in them, where the broker delays them
+    :ivar origins: what is known of its queues
     :ivar wish: says the count that is wanted; called on the I/O thread
     """
 
@@ -50,15 +49,13 @@ class ConsumingChannel(Channel):
         super().__init__(host)
         self.topology = topology
         self.prefetch = prefetch
-        self.lets_broker_retry = True
+        self.origins = Origins(topology)
         self.wish: Callable[[], int] = lambda: prefetch
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
-        self._retries: dict[str, DelayedRetries] = {}  # of those queues that have them
-        self._positions: dict[str, Position] = {}  # of those queues that are streams
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
         self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
@@ -76,7 +73,8 @@ class ConsumingChannel(Channel):
         """
         fate: Fate = 'ack' if requeue is None else 'requeue' if requeue else 'reject'
         if delivery.position is not None:
-            fate = self._leave_behind(delivery)
+            leave_behind(delivery)
+            fate = 'ack'  # to the broker it is all the same: the message stays in there
         self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
         self.host.outbox.submit(self)
         if len(self._outbox) >= ACKNOWLEDGEMENTS_HELD:
@@ -88,17 +86,6 @@ class ConsumingChannel(Channel):
         fate: Fate = 'return' if delivery.position is None else 'ack'
         self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
         self.host.outbox.submit(self)
-
-    def _leave_behind(self, delivery: Delivery) -> Fate:
-        """A message of a stream was handled, or given up, which is all the same to the broker: it stays in there."""
-        assert delivery.position is not None
-        try:
-            offset = delivery.offset
-        except errors.DecodingError:
-            offset = None
-        if offset is not None:
-            delivery.position.handled(offset)
-        return 'ack'
 
     # Consumers, on the I/O thread
 
@@ -145,7 +132,7 @@ class ConsumingChannel(Channel):
         """Begin new consumers before the old ones end, so that no queue which deletes itself is left without one."""
         yield self._prefetch()
         for queue, tag in list(self.consumers.items()):
-            if self._position(queue) is not None:
+            if self.origins.is_stream(queue):
                 continue  # a second consumer would begin with what the first one has in hand
             if self.consumers.get(queue) == tag:  # else it was ended meanwhile
                 yield from self._consume_anew(queue)
@@ -168,13 +155,9 @@ class ConsumingChannel(Channel):
 
     def _is_shared(self, queue: str) -> bool:
         declared = self.topology.queues.get(queue)
-        if declared is None or declared.position is not None:
+        if declared is None or self.origins.is_stream(queue):
             return False
         return not (declared.flags.get('exclusive') or declared.flags.get('auto_delete'))
-
-    def _position(self, queue: str) -> Position | None:
-        declared = self.topology.queues.get(queue)
-        return declared.position if declared is not None else None
 
     def _return_inbox(self, queues: Container[str]) -> None:
         """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
@@ -203,30 +186,15 @@ class ConsumingChannel(Channel):
 
     def _consume(self, queue: str, tag: str) -> Steps:
         doing = f'consume from queue {queue!r}'
-        self._look_at_retries(queue)
-        declared = self.topology.queues.get(queue)
-        arguments = dict(declared.consume) if declared is not None else {}
-        if declared is not None and declared.position is not None:
-            self._positions[queue] = declared.position
-            offset = declared.position.where_from(arguments.get(OFFSET))
-            if offset is not None:
-                arguments[OFFSET] = offset
+        arguments = self.origins.consume_arguments(queue, self.host.server)
         yield self.operate(
             'basic_consume',
             doing,
             queue=queue,
             on_message_callback=_nothing,
             consumer_tag=tag,
-            arguments=arguments or None,
+            arguments=arguments,
         )
-
-    def _look_at_retries(self, queue: str) -> None:
-        """See whether the broker delays the retries of a queue: as it is declared by now, on the present connection."""
-        retries = delayed_retries(self.topology.queues.get(queue), self.host.server)
-        if retries is not None and self.lets_broker_retry:
-            self._retries[queue] = retries
-        else:
-            self._retries.pop(queue, None)
 
     def _cancel(self, queue: str, tag: str) -> Any:
         return self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
@@ -356,10 +324,8 @@ class ConsumingChannel(Channel):
         if queue is None:
             return
         delivery = Delivery(self, queue, content)
-        if self._retries:
-            delivery.retries = self._retries.get(queue)
-        if self._positions:
-            self._note_position(delivery)
+        if self.origins.has_marks:
+            self.origins.mark(delivery)
         if self.is_wanted:
             self.inbox.append(delivery)
         else:
@@ -374,16 +340,6 @@ class ConsumingChannel(Channel):
             text = '%r is rejected: its body is larger than POSTAGE_MAX_BODY allows'
             self._sparingly.log(logging.ERROR, text, delivery)
             self.settle(delivery, requeue=False)
-
-    def _note_position(self, delivery: Delivery) -> None:
-        delivery.position = self._positions.get(delivery.queue)
-        if delivery.position is not None:
-            try:
-                offset = delivery.offset
-            except errors.DecodingError:
-                return  # it is rejected later, and comes again after a loss
-            if offset is not None:
-                delivery.position.delivered(offset)
 
     def end_of_read(self) -> None:
         if self.inbox:

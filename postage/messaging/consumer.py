@@ -82,7 +82,7 @@ class GenericConsumer(Connected):
 
     def _new_channel(self) -> ConsumingChannel:
         channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
-        channel.lets_broker_retry = self._lets_broker_retry
+        channel.origins.lets_broker_retry = self._lets_broker_retry
         return channel
 
     def close(self) -> None:
@@ -311,7 +311,7 @@ class GenericConsumer(Connected):
 
     def keep_retries(self) -> None:
         """Leave no retries to the broker, whatever its queues say: it would count them among all deliveries in vain."""
-        self._channel.lets_broker_retry = self._lets_broker_retry = False
+        self._channel.origins.lets_broker_retry = self._lets_broker_retry = False
 
     def set_aside(self, change: int) -> None:
         """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.

@@ -12,7 +12,7 @@ from postage import messaging
 from postage.amqp.streams import Position
 from postage.messaging import stream
 from support.fixtures import bench_on
-from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, eventually
+from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, command, eventually
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_stream_that_was_deleted_and_declared_again_is_read_from_its_beginning
     bench.bare.queue_delete('log')
     eventually(lambda: 'log' in bench.broker.queues())
     for number in range(3):
-        written.message_echo(number).wait(TIMEOUT)
+        bench.publish(command(parameters=number), key='log', exchange='')  # to the queue: it is bound a moment later
     assert reader.seen.take(3) == numbers(0, 3)
 
 
