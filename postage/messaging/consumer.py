@@ -112,7 +112,9 @@ class GenericConsumer(Connected):
         self._check_open()
         for exchange, queue, key in list(check_eqk(eqk, 'eqk')):
             checked = check_queue(queue, {}, 'eqk')
-            self.queue_bind(exchange, checked.name, key, **checked.flags)
+            # Programs of 1.2.1 override queue_bind, and get what it got: a name, and flags.
+            spelled = {} if isinstance(queue, str) else {part: queue[part] for part in queue if part != 'flags'}
+            self.queue_bind(exchange, spelled if len(spelled) > 1 else checked.name, key, **checked.flags)
 
     @property
     def qk_list(self) -> list[tuple[str, str]]:
