@@ -128,13 +128,13 @@ class ArgumentRules:
 
     :ivar checks: by argument, a function that returns why a value is wrong; others may be anything
     :ivar allowed: by queue type, which of these arguments it takes
-    :ivar queue_keys: the arguments of a queue that have to be equal when it is declared again, in the order of looking
+    :ivar queue_keys: by the type of a queue, the arguments that have to be equal when it is declared again
     :ivar knows_default_type: True where a queue that names no type is as one that names the classic one
     """
 
     checks: Mapping[str, Check]
     allowed: Mapping[str, frozenset[str]]
-    queue_keys: tuple[str, ...]
+    queue_keys: Mapping[str, tuple[str, ...]]
     knows_default_type: bool
 
 
@@ -184,33 +184,45 @@ _QUORUM: Final = _COMMON | {
     'x-quorum-initial-group-size',
     'x-queue-leader-locator',
 }
-_QUEUE_KEYS: Final = (
+# In the order in which RabbitMQ looks, and so finds the first that differs.
+_CLASSIC_KEYS: Final = (
     'x-expires',
     'x-message-ttl',
     'x-dead-letter-exchange',
     'x-dead-letter-routing-key',
+    'x-max-length',
+    'x-max-length-bytes',
+    'x-max-priority',
+    'x-overflow',
+    'x-queue-mode',
+    'x-queue-version',
+    'x-single-active-consumer',
+    'x-queue-type',
+    'x-queue-master-locator',
+)
+_QUORUM_KEYS: Final = (
+    'x-dead-letter-exchange',
+    'x-dead-letter-routing-key',
     'x-dead-letter-strategy',
+    'x-expires',
     'x-max-length',
     'x-max-length-bytes',
     'x-max-in-memory-length',
     'x-max-in-memory-bytes',
-    'x-max-priority',
     'x-overflow',
-    'x-queue-mode',
     'x-single-active-consumer',
     'x-queue-type',
-    'x-queue-master-locator',
-    'x-queue-leader-locator',
-    'x-delivery-limit',
     'x-quorum-initial-group-size',
-    'x-queue-version',
+    'x-delivery-limit',
+    'x-message-ttl',
+    'x-queue-leader-locator',
 )
 _RETRY_KEYS: Final = ('x-consumer-timeout', 'x-delayed-retry-type', 'x-delayed-retry-min', 'x-delayed-retry-max')
 
 RULES_OF_3_10: Final = ArgumentRules(
     checks=_CHECKS,
     allowed={'classic': _CLASSIC, 'quorum': _QUORUM},
-    queue_keys=_QUEUE_KEYS,
+    queue_keys={'classic': _CLASSIC_KEYS, 'quorum': _QUORUM_KEYS},
     knows_default_type=False,
 )
 RULES_OF_4_3: Final = ArgumentRules(
@@ -221,7 +233,10 @@ RULES_OF_4_3: Final = ArgumentRules(
         **dict.fromkeys(_RETRY_KEYS, _anything),
     },
     allowed={'classic': _CLASSIC | {'x-queue-leader-locator'}, 'quorum': _QUORUM | set(_RETRY_KEYS)},
-    queue_keys=(*_QUEUE_KEYS, *_RETRY_KEYS),
+    queue_keys={
+        'classic': (*_CLASSIC_KEYS, 'x-queue-leader-locator'),
+        'quorum': (*_QUORUM_KEYS, *_RETRY_KEYS),
+    },
     knows_default_type=True,
 )
 

@@ -139,7 +139,7 @@ class Declaring:
                 method.arguments or {},
             )
         self._last_queue = queue.name
-        return spec.Queue.DeclareOk(queue.name, len(queue.ready), len(queue.consumers))
+        return spec.Queue.DeclareOk(queue.name, len(queue.ready), queue.consumer_count)
 
     def _reply_queue_declared(self, name: str) -> amqp_object.Method:
         if name != REPLY_TO and name not in self._host.reply_addresses:
@@ -163,9 +163,10 @@ class Declaring:
     def on_queue_unbind(self, method: spec.Queue.Unbind) -> amqp_object.Method:
         """Take that back."""
         name, key = self._binding_of(method)
-        # RabbitMQ lets any client take a binding back, also from a queue that another connection owns.
-        queue = self._host.queues.get(name)
-        self._host.unbind(method.exchange, queue, key, method.arguments or {})
+        queue, arguments = self._host.queues.get(name), method.arguments or {}
+        if queue is not None and self._host.is_bound(method.exchange, queue, key, arguments):
+            self._host.queue(name, self._client)  # RabbitMQ asks whose it is only where there is something to take back
+        self._host.unbind(method.exchange, queue, key, arguments)
         return spec.Queue.UnbindOk()
 
     def on_queue_purge(self, method: spec.Queue.Purge) -> amqp_object.Method:

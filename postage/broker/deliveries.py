@@ -149,10 +149,11 @@ class Unsettled:
         self._by_tag = dict(sorted({**self._by_tag, **taken}.items()))
 
 
-def requeue(settled: Iterable[Unacknowledged], counts: bool = True) -> None:
+def requeue(settled: Iterable[Unacknowledged], counts: bool = True, by_client: bool = True) -> None:
     """Give deliveries back to their queues, as far as those exist and have not taken them back themselves.
 
     :param counts: whether each was an attempt that failed
+    :param by_client: whether the client has returned them; their channel has ended where it has not
     """
     by_queue: dict[Queue, list[QueuedMessage]] = {}
     for delivery in settled:
@@ -160,4 +161,4 @@ def requeue(settled: Iterable[Unacknowledged], counts: bool = True) -> None:
             by_queue.setdefault(delivery.queue, []).append(delivery.entry)
     for queue, entries in by_queue.items():
         if not queue.deleted:
-            queue.requeue(entries, counts)
+            queue.requeue(entries, counts, by_client)

@@ -20,7 +20,14 @@ from postage.broker.deliveries import ChannelConsumer, Unacknowledged, Unsettled
 from postage.broker.messages import Message, QueuedMessage
 from postage.broker.publisher import Publisher
 from postage.broker.queues import Queue
-from postage.broker.replies import ACCESS_REFUSED, NOT_ALLOWED, NOT_IMPLEMENTED, PRECONDITION_FAILED, Refusal
+from postage.broker.replies import (
+    ACCESS_REFUSED,
+    NOT_ALLOWED,
+    NOT_IMPLEMENTED,
+    PRECONDITION_FAILED,
+    RESOURCE_LOCKED,
+    Refusal,
+)
 from postage.broker.transactions import Transactions
 from postage.broker.virtual_host import REPLY_TO, generated_name
 
@@ -76,7 +83,9 @@ class Delivering:
         for consumer in self._consumers.values():
             consumer.queue.remove_consumer(consumer)
         self._consumers.clear()
-        requeue(self._unsettled.take_all().values())
+        left = list(self._unsettled.take_all().values())
+        self._count_down(left)
+        requeue(left, by_client=False)
 
     # --- messages out ---
 
@@ -118,6 +127,10 @@ class Delivering:
     def on_get(self, method: spec.Basic.Get) -> amqp_object.Method | None:
         """Hand out one message."""
         queue = self._declaring.readable_queue(method.queue)
+        if queue.is_quorum and queue.single_active:
+            wrong = f'basic.get operations are not supported by {self._rules.quorum_in_get} queues with single active'
+            where = f"queue '{queue.name}' in vhost '{self._host.name}'"
+            raise Refusal(RESOURCE_LOCKED, f'cannot obtain access to locked {where}. {wrong} consumer')
         entry = queue.get()
         if entry is None:
             return spec.Basic.GetEmpty()
@@ -128,6 +141,7 @@ class Delivering:
         if method.no_ack:
             queue.settle(1)
         else:
+            queue.unsettled_gets += 1
             self._unsettled.add(tag, Unacknowledged(entry, queue, None, self._due(queue), False))
         if self._host.observers:
             self._tell(queue.name, message, entry.redelivered)
@@ -176,6 +190,8 @@ class Delivering:
         return None
 
     def _check_exclusive_use(self, queue: Queue, exclusive: bool) -> None:
+        if queue.is_quorum:
+            return  # which are not particular about it
         in_use = any(consumer.exclusive for consumer in queue.consumers)
         if in_use or (exclusive and (queue.consumers or queue.single_active)):
             where = f"queue '{queue.name}' in vhost '{self._host.name}'"
@@ -300,7 +316,9 @@ class Delivering:
 
     def _count_down(self, settled: Deliveries) -> None:
         for delivery in settled:
-            if (consumer := delivery.consumer) is not None:
+            if (consumer := delivery.consumer) is None:
+                delivery.queue.unsettled_gets -= 1
+            else:
                 consumer.unacknowledged -= 1
                 consumer.overdue -= delivery.is_overdue
                 self.in_flight -= 1

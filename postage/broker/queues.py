@@ -40,6 +40,7 @@ class Queue:
     :ivar owner: the connection that may use it alone, or ``None``
     :ivar single_active: True where only the first of its consumers gets messages
     :ivar unacknowledged: how many messages are with consumers
+    :ivar unsettled_gets: how many of these were handed out by ``basic.get``
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Queue:
         self.arguments = arguments or {}
         self.consumers = Turns()
         self.unacknowledged = 0
+        self.unsettled_gets = 0
         self.deleted = False
         self._host = host
         self._rules = host.rules
@@ -96,6 +98,22 @@ class Queue:
         if not isinstance(limit, int):
             return self._rules.delivery_limit
         return None if limit < 0 and self._rules.negative_limit_is_none else limit
+
+    @property
+    def consumer_count(self) -> int:
+        """How many consumers a declaration tells of.
+
+        To a quorum queue each unsettled get is one, and those that wait behind a single active consumer are none.
+        """
+        count = len(self.consumers)
+        if not self.is_quorum:
+            return count
+        return (min(count, 1) if self.single_active else count) + self.unsettled_gets
+
+    @property
+    def type(self) -> str:
+        """``quorum`` or ``classic``."""
+        return 'quorum' if self.is_quorum else 'classic'
 
     @property
     def held_back(self) -> int:
@@ -163,10 +181,12 @@ class Queue:
             consumer.deliver(entry)
             return True
         self.ready.append(entry)
-        if self._is_limited and self._overflow == 'drop-head':
-            self._drop_surplus()
-        if entry.expires_at is not None:
-            self._have_lifetimes = True
+        self._have_lifetimes = self._have_lifetimes or entry.expires_at is not None
+        has_dropped = self._is_limited and self._overflow == 'drop-head' and self._drop_surplus()
+        # RabbitMQ looks for what has expired only where there may be a new head. It thinks of a queue without
+        # priorities there, in which the new message is the last.
+        if self._have_lifetimes and (has_dropped or self.ready.count == 1 or self.is_quorum):
+            self._drop_expired()
             self._watch_lifetimes()
         return True
 
@@ -194,16 +214,19 @@ class Queue:
             self._max_bytes is not None and ready.bytes + size > self._max_bytes
         )
 
-    def _drop_surplus(self) -> None:
+    def _drop_surplus(self) -> bool:
+        """Give up what is too much, and tell whether that was anything."""
+        before = self.ready.count
         while self.ready and self._is_over():
             self._host.dead_letter(self, self.ready.pop().message, 'maxlen')
+        return self.ready.count < before
 
     # --- messages out ---
 
     def dispatch(self) -> None:
         """Hand out messages as long as a consumer has room."""
         if self._have_lifetimes:
-            self._drop_expired()
+            self._drop_what_is_due()
         while self.ready:
             consumer = self._next_consumer()
             if consumer is None:
@@ -224,7 +247,7 @@ class Queue:
     def get(self) -> QueuedMessage | None:
         """Return the next message for a ``basic.get``, or ``None``; it then counts as unacknowledged."""
         self.touch()
-        self._drop_expired()
+        self._drop_what_is_due()
         entry = self.ready.pop() if self.ready else None
         if entry is not None:
             self.unacknowledged += 1
@@ -239,10 +262,11 @@ class Queue:
         """Forget messages that were acknowledged, or sent without asking for that."""
         self.unacknowledged -= count
 
-    def requeue(self, entries: Iterable[QueuedMessage], counts: bool = True) -> None:
+    def requeue(self, entries: Iterable[QueuedMessage], counts: bool = True, by_client: bool = True) -> None:
         """Put messages back where they were, marked as redelivered.
 
         :param counts: False where that is no failed attempt, which the delivery limit of a quorum queue would count
+        :param by_client: False where they return because their channel has ended
         """
         back = []
         for entry in entries:
@@ -254,18 +278,22 @@ class Queue:
                 self._host.dead_letter(self, entry.message, 'delivery_limit')
             elif self._retries is None or not self._retries.hold_back(entry, counts):
                 back.append(entry)
-        self._put_back(back)
+        self._put_back(back, by_client)
 
-    def _put_back(self, back: list[QueuedMessage]) -> None:
+    def _put_back(self, back: list[QueuedMessage], by_client: bool = True) -> None:
+        # One that went straight to a consumer was not looked at before.
+        self._have_lifetimes = self._have_lifetimes or any(entry.expires_at is not None for entry in back)
         if not self.is_quorum:
             self.ready.restore(back)
         for entry in back if self.is_quorum else ():
-            if self._rules.returns_to_front or self._delivery_limit is not None:
+            if self._rules.returns_to_front or self._delivery_limit is not None or not by_client:
                 self.ready.put_first(entry)
             else:
                 self.ready.append(entry)
         if self._is_limited and self._overflow == 'drop-head':
             self._drop_surplus()
+        if self._have_lifetimes:
+            self._drop_expired()
         self.dispatch()
 
     def _retry_now(self, entry: QueuedMessage) -> None:
@@ -329,6 +357,15 @@ class Queue:
         now = self._clock.now()
         while (head := self.ready.head()) is not None and head.expires_at is not None and head.expires_at <= now:
             self._host.dead_letter(self, self.ready.pop().message, 'expired')
+
+    def _drop_what_is_due(self) -> None:
+        """Do what the clock would do in a moment.
+
+        A classic queue looks no further than that: the head of a priority that came in between is not watched.
+        """
+        timer = self._expiry_timer
+        if self.is_quorum or (timer is not None and timer.due <= self._clock.now()):
+            self._drop_expired()
 
     def _watch_lifetimes(self) -> None:
         """Come back when the message at the head dies."""

@@ -36,13 +36,14 @@ class Rules:
     :ivar names_rights: True where a refusal says which right is missing
     :ivar passive_needs_configure: True where a passive declaration asks for the right to configure
     :ivar replies_are_routed: True where a message to a reply address counts as routed
+    :ivar quorum_in_get: how the refusal of a get from a quorum queue calls the type
     :ivar counts_first_get: True where ``basic.get`` from a quorum queue says that a message came 0 times before
     :ivar counts_acquired: True where quorum queues count how often a message was handed out, too
     :ivar nack_counts: True where ``basic.nack`` and ``basic.recover`` count towards the delivery limit
     :ivar delivery_limit: the limit of a quorum queue that names none
     :ivar negative_limit_is_none: True where a negative delivery limit stands for none, False where it is one
     :ivar returns_to_front: True where a message always returns to the front of a quorum queue, False where it goes to
-        the end of one without a limit
+        the end of one without a limit if the client returns it
     :ivar quorum_priorities: True where quorum queues know priorities
     :ivar delayed_retries: True where a quorum queue may wait before it delivers again what came back
     :ivar timeout_cancels: True where only quorum queues ask for acknowledgements in time, and take back what comes late
@@ -61,6 +62,7 @@ class Rules:
     names_rights: bool
     passive_needs_configure: bool
     replies_are_routed: bool
+    quorum_in_get: str
     counts_first_get: bool
     counts_acquired: bool
     nack_counts: bool
@@ -124,6 +126,7 @@ RULES: Final[dict[str, Rules]] = {
         names_rights=False,
         passive_needs_configure=False,
         replies_are_routed=False,
+        quorum_in_get='quorum',
         counts_first_get=True,
         counts_acquired=False,
         nack_counts=True,
@@ -147,6 +150,7 @@ RULES: Final[dict[str, Rules]] = {
         names_rights=True,
         passive_needs_configure=True,
         replies_are_routed=True,
+        quorum_in_get='<<"quorum">>',
         counts_first_get=False,
         counts_acquired=True,
         nack_counts=False,

@@ -167,6 +167,11 @@ class VirtualHost:
         self._routes.forget()
         logger.debug('%s: %r bound to exchange %r with key %r', self.name, destination.name, source, routing_key)
 
+    def is_bound(self, source: str, destination: Queue, routing_key: str, arguments: Mapping[str, Any]) -> bool:
+        """Tell whether an exchange sends to a queue by just that binding."""
+        exchange = self.exchanges.get(source)
+        return exchange is not None and Binding(destination, routing_key, arguments) in exchange.bindings
+
     def unbind(
         self, source: str, destination: Queue | Exchange | None, routing_key: str, arguments: Mapping[str, Any]
     ) -> None:
@@ -250,7 +255,7 @@ class VirtualHost:
         queue = Queue(name, self, durable, owner, auto_delete, arguments)
         self.queues[queue.name] = queue
         self._routes.forget()
-        logger.debug('%s: %s queue %r declared', self.name, 'quorum' if queue.is_quorum else 'classic', queue.name)
+        logger.debug('%s: %s queue %r declared', self.name, queue.type, queue.name)
         return queue
 
     def _check_queue(
@@ -271,7 +276,7 @@ class VirtualHost:
                 new, old = args.text_of(received), args.text_of(current)
                 raise args.inequivalent(what, flag, f"'{new}'", f"'{old}'")
         received_all, current_all = self._with_types(arguments, found.arguments)
-        args.check_equivalent(what, received_all, current_all, self.rules.arguments.queue_keys)
+        args.check_equivalent(what, received_all, current_all, self.rules.arguments.queue_keys[found.type])
 
     def _with_types(
         self, received: Mapping[str, Any], current: Mapping[str, Any]
@@ -281,7 +286,7 @@ class VirtualHost:
         if self.rules.arguments.knows_default_type:
             return {**default, **received}, {**default, **current}
         # Naming the default type is the same as not naming it.
-        received_all = {**default, **received} if 'x-queue-type' in current else received
+        received_all = {**default, **received} if current.get('x-queue-type') == 'classic' else received
         return received_all, {**default, **current} if received.get('x-queue-type') == 'classic' else current
 
     def _check_quorum(self, name: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
@@ -304,7 +309,7 @@ class VirtualHost:
 
         :raises Refusal: 406, where it does not; 540 for a quorum queue, which knows no conditions
         """
-        for flag, is_set in (('if-empty', if_empty), ('if-unused', if_unused)):
+        for flag, is_set in (('if-unused', if_unused), ('if-empty', if_empty)):
             if is_set and queue.is_quorum:
                 wrong = f'queue.delete operations with {flag} flag set are not supported by quorum queues'
                 raise Refusal(NOT_IMPLEMENTED, f'cannot delete {self._queue_text(queue.name)}. {wrong}')

@@ -242,6 +242,12 @@ for _rule, _declarations in DECLARATIONS.items():
 # Messages
 
 
+@experiment('a get from a quorum queue with a single active consumer is')
+def get_from_single_active(broker: Broker) -> Any:
+    with quorum_queue(broker, x_single_active_consumer=True) as channel:
+        return outcome(channel.basic_get, 'q')
+
+
 @experiment('a mandatory reply is')
 def mandatory_reply(broker: Broker) -> str:
     with channel_to(broker) as channel:

@@ -45,6 +45,10 @@ ACCEPTED = 'accepted'
 INVALID = "PRECONDITION_FAILED - invalid arg '{}' for queue 'q' in vhost '{{vhost}}'"
 INEQUIVALENT = "PRECONDITION_FAILED - inequivalent arg '{}' for queue 'q' in vhost '{{vhost}}'"
 NOT_OF_CLASSIC = ' of queue type rabbit_classic_queue'
+LOCKED = (
+    "RESOURCE_LOCKED - cannot obtain access to locked queue 'q' in vhost '{{vhost}}'. basic.get operations are not "
+    'supported by {} queues with single active consumer'
+)
 LATE = (
     'PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: {} ms. '
     'This timeout value can be configured, see consumers doc guide to learn more'
@@ -136,6 +140,9 @@ TABLE: dict[str, Row] = {
         ACCEPTED, (406, INEQUIVALENT.format('x-delayed-retry-min') + ": received '700' but current is '500'")
     ),
     # Messages
+    'a get from a quorum queue with a single active consumer is': since_4_3(
+        (405, LOCKED.format('quorum')), (405, LOCKED.format('<<"quorum">>'))
+    ),
     'a mandatory reply is': since_4_3('returned', 'not returned'),
     'a global prefetch count of 2 lets two consumers have, before and after they acknowledge that': since_4_3(
         SHARED, EACH_ALONE

@@ -31,6 +31,16 @@ class Delivery(NamedTuple):
     redelivered: bool
     exchange: str
     routing_key: str
+    headers: Any
+
+
+def comparable(value: Any) -> Any:
+    """Return headers without the times of deaths, which are never the same."""
+    if isinstance(value, dict):
+        return {name: comparable(each) for name, each in sorted(value.items()) if name != 'time'}
+    if isinstance(value, list):
+        return [comparable(each) for each in value]
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class Client:
@@ -190,8 +200,8 @@ class Client:
         awaited = 2 if asked.synchronous else 1
         answer: Outcome = DONE
         while awaited:
-            method, body = self._read_event()
-            if self._take(method, body):
+            method, body, headers = self._read_event()
+            if self._take(method, body, headers):
                 continue
             if isinstance(method, spec.Channel.Close):
                 self._send(CHANNEL, spec.Channel.CloseOk())
@@ -204,25 +214,25 @@ class Client:
                 return ('Connection.Close', method.reply_code, method.reply_text, method.class_id, method.method_id)
             awaited -= 1
             if answer == DONE or not isinstance(method, spec.Exchange.DeclareOk):
-                answer = self._described(method, body, asked)
+                answer = self._described(method, body, headers, asked)
         return answer if asked.synchronous else DONE
 
-    def _described(self, method: Any, body: bytes, asked: Any) -> Outcome:
+    def _described(self, method: Any, body: bytes, headers: Any, asked: Any) -> Outcome:
         fields = {name: value for name, value in vars(method).items() if name not in ('delivery_tag', 'cluster_id')}
         if isinstance(method, spec.Basic.GetOk):
             if not asked.no_ack:
                 self.unsettled.setdefault((f'get {asked.queue}', body), []).append(method.delivery_tag)
-            return (method.NAME, body, *sorted(fields.items()))
+            return (method.NAME, body, headers, *sorted(fields.items()))
         if isinstance(method, spec.Queue.DeclareOk):
             # How many messages and consumers there are is compared once everything has settled.
             return (method.NAME, method.queue)
         return (method.NAME, *sorted(fields.items()))
 
-    def _take(self, method: Any, body: bytes) -> bool:
+    def _take(self, method: Any, body: bytes, headers: Any) -> bool:
         """Remember what comes by itself, and tell whether this is such a thing."""
         if isinstance(method, spec.Basic.Deliver):
             self.deliveries.append(
-                Delivery(method.consumer_tag, body, method.redelivered, method.exchange, method.routing_key)
+                Delivery(method.consumer_tag, body, method.redelivered, method.exchange, method.routing_key, headers)
             )
             if method.consumer_tag not in self._no_ack:
                 self.unsettled.setdefault((method.consumer_tag, body), []).append(method.delivery_tag)
@@ -238,8 +248,8 @@ class Client:
 
     def _await_aside(self) -> Any:
         while True:
-            method, body = self._read_event()
-            if not self._take(method, body):
+            method, body, headers = self._read_event()
+            if not self._take(method, body, headers):
                 return method
 
     def _expect(self, kind: Any) -> Any:
@@ -247,16 +257,17 @@ class Client:
             pass
         return method
 
-    def _read_event(self) -> tuple[Any, bytes]:
-        """Return the next method, and the body of its message where it has one."""
+    def _read_event(self) -> tuple[Any, bytes, Any]:
+        """Return the next method, and the body and the headers of its message where it has one."""
         method = self._read_frame().method
         if not isinstance(method, (spec.Basic.Deliver, spec.Basic.GetOk, spec.Basic.Return)):
-            return method, b''
-        missing, parts = self._read_frame().body_size, []
+            return method, b'', None
+        header = self._read_frame()
+        missing, parts = header.body_size, []
         while missing:
             parts.append(self._read_frame().fragment)
             missing -= len(parts[-1])
-        return method, b''.join(parts)
+        return method, b''.join(parts), comparable(header.properties.headers or {})
 
     def _read_frame(self) -> Any:
         while True:
