@@ -267,7 +267,8 @@ class MessageProcessor(MicroThread):
         :param command: its name
         :raises FilterError: it is not; the message is dropped
         """
-        authorise(command, self.remote_commands, self.consumer.decode)
+        # Not consumer.decode, which a program may have overridden to count its messages.
+        authorise(command, self.remote_commands, self.consumer.encoder.decode)
 
     # Hooks, to be overridden
 

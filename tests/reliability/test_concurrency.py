@@ -196,6 +196,7 @@ def test_two_processors_share_one_queue_and_every_message_is_handled_once(bench:
     first, second = Echo(), Echo()
     bench.run(first)
     bench.run(second)
+    eventually(lambda: bench.consumers('echo-queue') == 2)
     producer = bench.producer()
     for number in range(1000):
         producer.message_echo(number)
