@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.brokers import Broker, RabbitMQ
+from support.cluster import Cluster
 from support.messaging import memory_alarm
 from support.programs import Program
 from support.proxy import Proxy, Side
@@ -106,22 +107,27 @@ class Life(Program):
 
 
 class Player:
-    """One of the cast: a program that may be killed and started again, and its own way to the broker.
+    """One of the cast: a program that may be killed and started again.
+
+    :param environment: variables that lead it to the broker
 
     :ivar lives: all that it has had; the last is that of now
     """
 
     def __init__(
-        self, name: str, role: Sequence[str], broker: Broker, cwd: Path, hear: Callable[[str, Entry], None]
+        self,
+        name: str,
+        role: Sequence[str],
+        environment: dict[str, str],
+        cwd: Path,
+        hear: Callable[[str, Entry], None],
     ) -> None:
         self.name = name
         self.role = role
-        self.proxy = Proxy.before(broker)
         self.lives: list[Life] = []
         self._hear = hear
         self._cwd = cwd
-        url = self.proxy.url(broker.url, heartbeat=HEARTBEAT, stack_timeout=STACK_TIMEOUT)
-        self._environment = {'POSTAGE_URL': url, 'POSTAGE_CONNECT_TIMEOUT': str(LIMIT)}
+        self._environment = {**environment, 'POSTAGE_CONNECT_TIMEOUT': str(LIMIT)}
         self.start()
 
     @property
@@ -145,7 +151,6 @@ class Player:
         self.life.stop()
         for life in self.lives:
             life.stop()
-        self.proxy.close()
 
 
 class Chain:
@@ -154,10 +159,12 @@ class Chain:
     :param has_retries: the last stage fails now and then, and tries again. Not where the broker is killed: it may lose
         what waits in a queue for its next attempt.
     :ivar arrived: the items that have been handled by the last stage, with the time of the first time
+    :ivar proxies: by name, each program's own way to the broker
     """
 
-    def __init__(self, broker: Broker, cwd: Path, has_retries: bool = True) -> None:
+    def __init__(self, broker: Broker | Cluster, cwd: Path, has_retries: bool = True) -> None:
         self.broker = broker
+        self.proxies: dict[str, Proxy] = {}
         self.arrived: dict[str, float] = {}
         self._begin = time.monotonic()
         self._handled = 0
@@ -168,10 +175,20 @@ class Chain:
             for names in (STAGES, [*PRODUCERS, 'r']):
                 for name in names:
                     role = UNTRYING if name == LAST and not has_retries else CAST[name]
-                    self.players[name] = Player(name, role, broker, cwd, self._heard)
+                    self.players[name] = Player(name, role, self._way(name, stack), cwd, self._heard)
                     stack.callback(self.players[name].close)
                 self._await(self._is_ready, 'the beginning')
             self._end = stack.pop_all()
+
+    def _way(self, name: str, stack: contextlib.ExitStack) -> dict[str, str]:
+        """Return the variables that lead a program to the broker: through a proxy, or to each node of a cluster."""
+        broker = self.broker
+        if isinstance(broker, Cluster):
+            where = {'POSTAGE_HOST': broker.hosts, 'POSTAGE_PORT': str(broker.port), 'POSTAGE_VHOST': broker.vhost}
+            return {**where, 'LINK_QUEUES': 'quorum'}
+        proxy = self.proxies[name] = Proxy.before(broker)
+        stack.callback(proxy.close)
+        return {'POSTAGE_URL': proxy.url(broker.url, heartbeat=HEARTBEAT, stack_timeout=STACK_TIMEOUT)}
 
     def __enter__(self) -> Chain:
         return self
@@ -208,18 +225,22 @@ class Chain:
             goal = self._handled + items
             self._changed.wait_for(lambda: self._handled >= goal, patience)
 
-    def await_everybody(self) -> None:
-        """Wait until each program has done again, by itself, what it is there for.
+    def await_everybody(self, limit: float = LIMIT) -> float:
+        """Wait until each program has done again, by itself, what it is there for, and return how long that took.
 
         Each producer has had a message confirmed that it published from now on, and it came out at the end; each stage
         has handled a message that was published from now on; a call that was asked from now on was answered.
+
+        :param limit: seconds for all of that
         """
         now = time.monotonic()
+        end = now + limit
         for name in PRODUCERS:
-            self._await(lambda name=name: self._has_delivered(name, now), f'a message from {name}')  # type: ignore[misc]
+            self._await(lambda name=name: self._has_delivered(name, now), f'a message from {name}', end)  # type: ignore[misc]
         for name in STAGES:
-            self._await(lambda name=name: self._has_handled(name, now), f'a message handled by {name}')  # type: ignore[misc]
-        self._await(lambda: self._has_been_answered(now), 'an answer')
+            self._await(lambda name=name: self._has_handled(name, now), f'a message handled by {name}', end)  # type: ignore[misc]
+        self._await(lambda: self._has_been_answered(now), 'an answer', end)
+        return time.monotonic() - now
 
     def _has_delivered(self, name: str, begin: float) -> bool:
         life = self.players[name].life
@@ -241,16 +262,17 @@ class Chain:
         new = {entry.words[0] for entry in life.entries('asks') if entry.time > begin}
         return any(entry.words[0] in new for entry in life.entries('answered'))
 
-    def _await(self, condition: Callable[[], bool], what: str) -> None:
+    def _await(self, condition: Callable[[], bool], what: str, deadline: float | None = None) -> None:
         """Look again and again: what has to come about may be in any of many journals."""
-        deadline = time.monotonic() + LIMIT
+        begin = time.monotonic()
+        deadline = begin + LIMIT if deadline is None else deadline
         pause = threading.Event()
         while not condition():
             for name, player in self.players.items():
                 assert player.life.may_end or not player.life.has_ended, self._told_by_all(
                     f'{name} has ended by itself'
                 )
-            assert time.monotonic() < deadline, self._told_by_all(f'no sign of {what} within {LIMIT:g} s')
+            assert time.monotonic() < deadline, self._told_by_all(f'no sign of {what} within {deadline - begin:.1f} s')
             pause.wait(0.02)
 
     # The end
@@ -334,7 +356,7 @@ def on_networks(act: Callable[[Proxy, Fault], object], lasts: bool = False) -> C
     """A fault of the ways to the broker that some programs have; where it lasts, they are good again later."""
 
     def begin(chain: Chain, fault: Fault) -> Undo | None:
-        proxies = [chain.players[name].proxy for name in fault.targets]
+        proxies = [chain.proxies[name] for name in fault.targets]
         for proxy in proxies:
             act(proxy, fault)
         return (lambda: [proxy.resume() for proxy in proxies]) if lasts else None
@@ -352,10 +374,12 @@ def cut_after(proxy: Proxy, fault: Fault) -> None:
 
 
 def close_connections(chain: Chain, fault: Fault) -> None:
+    assert not isinstance(chain.broker, Cluster)
     chain.broker.close_all_connections()
 
 
 def raise_alarm(chain: Chain, fault: Fault) -> Undo:
+    assert not isinstance(chain.broker, Cluster)
     alarm = contextlib.ExitStack()
     alarm.enter_context(memory_alarm(chain.broker))
     return alarm.close

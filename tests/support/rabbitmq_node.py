@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 from support.ports import free_ports
@@ -41,13 +42,22 @@ wait $epmd
 exit $status
 """
 
+# Of a cluster, one epmd serves all nodes; it ends when its input is closed.
+SHARED_EPMD_SCRIPT = """
+epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 &
+epmd=$!
+cat >/dev/null
+kill $epmd
+wait $epmd
+"""
+
 # rabbit:await_startup() and rabbit_boot_state:wait_for() both return early where the boot has not begun.
 AWAIT_BOOT = """
 (fun Wait() -> case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Wait() end end)()
 """
 
 CONFIGURATION = """
-listeners.tcp.1 = 127.0.0.1:{port}
+listeners.tcp.1 = {host}:{port}
 log.console = false
 log.file.level = info
 disk_free_limit.absolute = 1MB
@@ -59,6 +69,20 @@ class NodeFailed(Exception):
     """The node did not start, did not answer or did not end in time; the text carries its log."""
 
 
+class Member(NamedTuple):
+    """What a node of a cluster shares with the others, and its own name and address.
+
+    :ivar epmd_port: that of the epmd which all of them use
+    :ivar port: for AMQP, the same for all, each at its own address
+    """
+
+    name: str
+    host: str
+    port: int
+    epmd_port: int
+    cookie: str
+
+
 class RabbitMQNode:
     """A RabbitMQ node of our own on 127.0.0.1, user ``guest``, password ``guest``.
 
@@ -67,6 +91,8 @@ class RabbitMQNode:
 
     :param version: which RabbitMQ, see :mod:`support.rabbitmq_versions`; by default that of this run of tests
     :param configuration: further lines for its ``rabbitmq.conf``
+    :param member: its place in a cluster, for one that is to join one
+    :ivar host: the address where it listens for AMQP
     :ivar port: where it listens for AMQP
     :ivar version: its whole version once it has started, such as ``4.3.6``
     :raises NodeFailed: where there is no such RabbitMQ here
@@ -75,13 +101,16 @@ class RabbitMQNode:
     running: set[int] = set()
     """Process ids that belong to nodes which run now: the check for left-over processes passes them over."""
 
-    def __init__(self, version: str = WANTED, configuration: str = '') -> None:
+    def __init__(self, version: str = WANTED, configuration: str = '', member: Member | None = None) -> None:
         server = find_server(version)
         if server is None:
             raise NodeFailed(not_installed(version))
         self._server = server
         self._directory = Path(tempfile.mkdtemp(prefix='postage-rabbitmq-'))
         self.port, self._distribution_port, self._epmd_port = free_ports(3)
+        self.host, self.name, self._cookie, self._has_epmd = '127.0.0.1', 'postage-tests@localhost', '', member is None
+        if member is not None:
+            self.name, self.host, self.port, self._epmd_port, self._cookie = member
         self._process: subprocess.Popen[str] | None = None
         self._pid = 0
         self._answers: queue.Queue[str | None] = queue.Queue()
@@ -103,7 +132,7 @@ class RabbitMQNode:
             return
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
-            self._server.command('/bin/sh', '-c', START_SCRIPT, 'sh', self._server.path),
+            self._server.command('/bin/sh', '-c', START_SCRIPT if self._has_epmd else '"$@"', 'sh', self._server.path),
             env=self._environment(),
             cwd=self._directory,
             stdin=subprocess.PIPE,
@@ -140,6 +169,14 @@ class RabbitMQNode:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
         self._await_end()
+
+    def suspend(self) -> None:
+        """Have the node stand still, as one does that the network has left alone."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it go on."""
+        os.kill(self._pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Stop the node in good order and start it again on the same ports, with its data."""
@@ -280,7 +317,7 @@ class RabbitMQNode:
 
     def url(self, vhost: str) -> str:
         """Return the AMQP URL of a virtual host of this node."""
-        return f'amqp://guest:guest@127.0.0.1:{self.port}/{quote(vhost, safe="")}'
+        return f'amqp://guest:guest@{self.host}:{self.port}/{quote(vhost, safe="")}'
 
     @contextlib.contextmanager
     def new_vhost(self) -> Iterator[str]:
@@ -296,8 +333,11 @@ class RabbitMQNode:
 
     def _write_configuration(self, more: str) -> None:
         directory = self._directory
-        (directory / 'rabbitmq.conf').write_text(CONFIGURATION.format(port=self.port) + more)
+        (directory / 'rabbitmq.conf').write_text(CONFIGURATION.format(host=self.host, port=self.port) + more)
         (directory / 'enabled_plugins').write_text('[].\n')
+        if self._cookie:
+            (directory / '.erlang.cookie').write_text(self._cookie)
+            (directory / '.erlang.cookie').chmod(0o400)
 
     def _environment(self) -> dict[str, str]:
         directory = self._directory
@@ -309,7 +349,7 @@ class RabbitMQNode:
             'ERL_EPMD_PORT': str(self._epmd_port),
             'ERL_EPMD_ADDRESS': '127.0.0.1',
             'RABBITMQ_ALLOW_INPUT': '1',
-            'RABBITMQ_NODENAME': 'postage-tests@localhost',
+            'RABBITMQ_NODENAME': self.name,
             'RABBITMQ_NODE_PORT': str(self.port),
             'RABBITMQ_DIST_PORT': str(self._distribution_port),
             'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '-kernel inet_dist_use_interface {127,0,0,1}',

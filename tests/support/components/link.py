@@ -11,8 +11,9 @@
 ``caller``
     calls, again and again
 
-Each says what it does in a line of its standard output that is written before the next step is taken: what stands
-there has happened, even where the program is killed a moment later. SIGTERM ends it in good order.
+With ``LINK_QUEUES=quorum`` the queues are quorum queues. Each says what it does in a line of its standard output that
+is written before the next step is taken: what stands there has happened, even where the program is killed a moment
+later. SIGTERM ends it in good order.
 """
 
 from __future__ import annotations
@@ -54,13 +55,21 @@ def publish(producer: Producer, item: str, **options: Any) -> None:
     receipt.add_done_callback(lambda: tell('confirmed' if receipt.confirmed else 'failed', item, receipt.message_id))
 
 
+def described(queue: str) -> Any:
+    """Return a queue as it is to be declared."""
+    if os.environ.get('LINK_QUEUES') != 'quorum':
+        return queue
+    # Nodes that die cost deliveries, which is no reason to give a message up.
+    return messaging.quorum(queue, delivery_limit=1000)
+
+
 class Stage(messaging.MessageProcessor):
     """Hands each item on to the next queue, if there is one, with the ``message_id`` that it had in the first."""
 
     def __init__(self, queue: str, following: str) -> None:
         self._next = following
         self._producer = Producer()
-        super().__init__({}, [(ChainExchange, [(queue, queue), ('questions', 'question')])])
+        super().__init__({}, [(ChainExchange, [(described(queue), queue), (described('questions'), 'question')])])
 
     @messaging.MessageHandler('command', 'item')
     def msg_item(self, content: dict[str, Any]) -> None:
