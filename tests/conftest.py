@@ -8,6 +8,7 @@ skips, and the last lines of the output say so; with ``POSTAGE_REQUIRE_RABBITMQ=
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from support.notes import NOTE, Notes
 from support.programs import Module, Program
 from support.rabbitmq_node import RabbitMQNode
 from support.rabbitmq_versions import find_server, not_installed
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A job in the background of a shell ignores Ctrl-C, and so do its children; the programs of the tests must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Brokers
 
