@@ -74,6 +74,6 @@ def test_a_handler_that_outlives_its_consumer_ends_neither_the_connection_nor_th
     assert set(seen) == {'long', 'behind', 'later'}
     eventually(lambda: not dozing.is_busy)
     running.stop()
-    assert bench.broker.messages()['echo-queue'] == 0, 'all are acknowledged'
+    eventually(lambda: bench.broker.messages()['echo-queue'] == 0)  # a quorum queue counts every few seconds only
     assert not bench.log.find('(consuming) was lost'), bench.log.text
     assert not bench.log.find('ERROR'), bench.log.text
