@@ -175,6 +175,10 @@ class Channel:
         """A future that is done once nothing sent on this channel is unsettled."""
         return done()
 
+    def give_back_steps(self) -> Steps:
+        """The connection is about to be closed: what was fetched and not begun goes back. Never raises."""
+        yield from ()
+
     def give_up(self, error: errors.PostageError) -> None:
         """The connection is being closed: what is unsettled now will stay so."""
 

@@ -288,21 +288,32 @@ class ConsumingChannel(Channel):
                 yield patience.pause()
                 yield from replay(self.host.control, self.topology)
 
-    def close_steps(self) -> Steps:
-        """As :meth:`Channel.close_steps`; what was not tried goes back first.
+    def stop_steps(self) -> Steps:
+        """End all consumers. Nothing comes any more after this; what has come is still to be settled."""
+        ended = list(self.consumers)
+        for queue in ended:
+            yield from self.cancel_steps(queue)
+        if ended and self.is_open:
+            yield self._prefetch()  # as in _shrink
+
+    def give_back_steps(self) -> Steps:
+        """End all consumers for good, and hand back what was not begun. Never raises.
 
         What a closed channel leaves unsettled goes back as well, but counts as tried: RabbitMQ 4.3 and later, quorum
         queues.
         """
         self.is_wanted = False
         try:
-            for queue in list(self.consumers):
-                yield from self.cancel_steps(queue)
+            yield from self.stop_steps()
         except errors.BrokerError as error:
             logger.debug('ending a consumer: %s', error)
         if self.is_open:
             self._return_inbox(set(self._queues.values()))
         self.inbox.clear()
+
+    def close_steps(self) -> Steps:
+        """As :meth:`Channel.close_steps`; what was not tried goes back first."""
+        yield from self.give_back_steps()
         self.host.tick.remove(self._look)
         yield from super().close_steps()
 

@@ -11,7 +11,8 @@
 ``caller``
     calls, again and again
 
-With ``LINK_QUEUES=quorum`` the queues are quorum queues. Each says what it does in a line of its standard output that
+With ``LINK_QUEUES=quorum`` the queues are quorum queues; ``LINK_PAUSE`` has the seconds that lie between two bursts at
+most. Each says what it does in a line of its standard output that
 is written before the next step is taken: what stands there has happened, even where the program is killed a moment
 later. SIGTERM ends it in good order.
 """
@@ -30,6 +31,7 @@ from typing import Any
 from postage import messaging, microthreads
 
 FLUSH_TIMEOUT = 60.0
+PAUSE = float(os.environ.get('LINK_PAUSE') or 0.2)
 
 
 class ChainExchange(messaging.Exchange):
@@ -132,7 +134,7 @@ def produce(name: str, life: str) -> None:
     producer = Producer()
     tell('begins')
     number = 0
-    while not stop.wait(bursts.uniform(0.0, 0.2)):
+    while not stop.wait(bursts.uniform(0.0, PAUSE)):
         for _ in range(bursts.randint(1, 15)):
             item = f'{name}.{life}.{number}'
             tell('publishes', item)
