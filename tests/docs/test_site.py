@@ -31,7 +31,7 @@ def test_every_page_is_in_one_table_of_contents(page: str) -> None:
     times = listed().count(page)
     assert times == 1, (
         f'docs/{page}.rst is in {times} tables of contents. Add the line `   {page}` to docs/index.rst, once: below '
-        'Guides where it answers a question, below Reference where it is looked up, below Explanation where it says why.'
+        'Guides if it answers a question, below Reference where it is looked up, under Explanation where it says why.'
     )
 
 
