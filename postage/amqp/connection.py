@@ -88,6 +88,9 @@ class Connection:
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
     :ivar io: its I/O thread
+    :ivar opened_at: since when it is open, or was last, as ``time.time()`` has it; ``None`` before that
+    :ivar reconnects: how often it was made again after a loss
+    :ivar blocked_at: since when the broker takes no messages on it, as it said; ``None`` where it does
     :ivar tick: at which the I/O thread looks after what busy threads left undone
     """
 
@@ -125,6 +128,9 @@ class Connection:
         self._waiting_for_open: list[Future[Any]] = []
         self._was_open = self._is_to_close = False
         self._lost_at = 0.0
+        self.opened_at: float | None = None
+        self.blocked_at: float | None = None
+        self.reconnects = 0
         self._attempts = Attempts(
             self.settings,
             self.role,
@@ -181,6 +187,11 @@ class Connection:
             return f'the broker has taken no messages for {now - link.blocked_at:.1f} s, to save memory or disk space'
         silence = now - link.read_at if link.read_at else 0.0
         return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages the broker has not confirmed yet. Any thread; never blocks."""
+        return sum(publisher.in_flight for publisher in list(self.publishers.values()))
 
     def awaited(self) -> contextlib.AbstractContextManager[None]:
         """Round everything in which a thread blocks until this connection has brought something."""
@@ -334,6 +345,8 @@ class Connection:
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
         self.heartbeat, self.server = link.heartbeat, link.server
+        link.add_on_connection_blocked_callback(lambda *_: self._on_blocked(time.time()))
+        link.add_on_connection_unblocked_callback(lambda *_: self._on_blocked(None))
         self._enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
@@ -354,8 +367,10 @@ class Connection:
             return  # _on_lost has taken it from here
         if error is not None:
             logger.error('could not restore what was on the connection to %s', self.settings, exc_info=error)
-        self._enter(State.OPEN)
+        self.opened_at = time.time()  # before the state, for other threads look at both
         was_open, self._was_open = self._was_open, True
+        self.reconnects += was_open
+        self._enter(State.OPEN)
         if not was_open:
             logger.debug('connected to %s (%s)', self.settings, self.role)
         else:
@@ -368,6 +383,9 @@ class Connection:
                 sum(len(topology.queues) for topology in self.topologies),
             )
 
+    def _on_blocked(self, at: float | None) -> None:
+        self.blocked_at = at
+
     def _on_refused(self, error: errors.BrokerError) -> None:
         """An error that no attempt cures: told once, to all that wait."""
         self.error = error
@@ -377,7 +395,7 @@ class Connection:
 
     def _on_lost(self, link: Link, error: BaseException) -> None:
         """pika's connection has gone. pika has told every channel before."""
-        self.link = self.readership.link = None
+        self.link = self.readership.link = self.blocked_at = None
         self.outbox.lost()
         if self.is_closed:
             self._loop.stop()

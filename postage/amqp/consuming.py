@@ -105,6 +105,24 @@ class ConsumingChannel(Channel):
         if tag is not None and self.is_open:
             yield self._cancel(queue, tag)
 
+    def pause_steps(self) -> Steps:
+        """Stop consuming from all queues, and hand back what is not begun. What is in hand is settled as usual.
+
+        A queue that deletes itself without a consumer keeps its one; what that has delivered stays in the inbox. The
+        position in a stream is that of its consumer, which stays as well.
+        """
+        ended = {queue for queue in self.consumers if not self._needs_consumer(queue)}
+        for queue in ended:
+            yield from self.cancel_steps(queue)
+        if self.is_open:
+            # What was on its way may come after the answer to the cancel, but not after this one.
+            yield self._prefetch()
+            self._return_inbox(ended)
+
+    def _needs_consumer(self, queue: str) -> bool:
+        declared = self.topology.queues.get(queue)
+        return self.origins.is_stream(queue) or (declared is not None and bool(declared.flags.get('auto_delete')))
+
     def resize_steps(self) -> Steps:
         """Change how many messages are sent ahead to what is wished for now.
 

@@ -288,6 +288,11 @@ class PublishingChannel(Channel):
     def _closed(self) -> errors.BrokerError:
         return self.host.error or errors.Closed('the connection is closed')
 
+    @property
+    def in_flight(self) -> int:
+        """How many messages are accepted and not settled. Any thread; never blocks."""
+        return self._in_flight
+
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Do not send what has not been sent yet. Any thread. Returns whether that was so."""
         with self.lock:
