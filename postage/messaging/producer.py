@@ -36,6 +36,7 @@ from postage.messaging.options import (
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
 from postage.microthreads import running_scheduler
 from postage.printable import shown_half_built
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -84,6 +85,7 @@ class GenericProducer(Connected):
     rpc_queue_expires: float = 600.0
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         super().__init__(hup, vhost)
         check_eks(self.eks, f'{type(self).__name__}.eks')
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint, self.vhost)
