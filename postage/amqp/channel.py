@@ -89,7 +89,6 @@ class Host(Protocol):
     :ivar outbox: where a channel says that it has something to send; any thread
     :ivar tick: at which it looks after its inbox
     :ivar io: its I/O thread, which has pauses
-    :ivar error: why the connection cannot be made again, if so
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar server: which broker it is
     """
@@ -98,13 +97,16 @@ class Host(Protocol):
     outbox: Outbox
     tick: Tick
     io: Any
-    error: errors.BrokerError | None
     heartbeat: float
     server: Server
 
     @property
     def control(self) -> Channel:
         """The channel on which things are declared."""
+
+    @property
+    def error(self) -> errors.BrokerError | None:
+        """Why the connection cannot be made again, if so."""
 
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """Have something done on the I/O thread. Any thread."""

@@ -456,7 +456,7 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
     channel = ConsumingChannel(connection, Topology(), prefetch=count)
     channel.notify = arrived.release
     try:
-        connection.ask(lambda: channel.consume_steps(queue))
+        connection.ask(lambda: channel.consumers.begin_steps(queue))
         connection.add_channel(channel)
         while count:
             with connection.awaited():
