@@ -28,6 +28,7 @@ from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.server import Server
+from postage.amqp.states import Standing
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
 from postage.printable import printable
@@ -91,6 +92,7 @@ class Host(Protocol):
     :ivar io: its I/O thread, which has pauses
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar server: which broker it is
+    :ivar standing: its state, and why it cannot be made again, if so
     """
 
     link: Link | None
@@ -99,14 +101,11 @@ class Host(Protocol):
     io: Any
     heartbeat: float
     server: Server
+    standing: Standing
 
     @property
     def control(self) -> Channel:
         """The channel on which things are declared."""
-
-    @property
-    def error(self) -> errors.BrokerError | None:
-        """Why the connection cannot be made again, if so."""
 
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """Have something done on the I/O thread. Any thread."""

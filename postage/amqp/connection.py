@@ -147,11 +147,6 @@ class Connection:
         """Whether there is a connection at the moment, with everything on it restored."""
         return self.standing.is_open
 
-    @property
-    def error(self) -> errors.BrokerError | None:
-        """What no attempt to connect can cure."""
-        return self.standing.error
-
     def awaited(self) -> contextlib.AbstractContextManager[None]:
         """Round everything in which a thread blocks until this connection has brought something."""
         return self.readership.awaited()

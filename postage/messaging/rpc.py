@@ -207,8 +207,9 @@ class RpcClient:
 
         :raises errors.EncodingError: what goes with it cannot be encoded
         """
-        if self._connection.error is not None:
-            raise self._connection.error
+        refused = self._connection.standing.error
+        if refused is not None:
+            raise refused
         with self._lock:
             channel = self._shared
             if channel is None or call.queue_per_call or not channel.is_wanted:
