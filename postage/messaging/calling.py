@@ -148,7 +148,11 @@ class Caller(Routed):
         receipt = Receipt(message_id, 1, True, Ledger(publisher))
         outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
         publisher.publish(outgoing, self.publish_timeout)
-        receipt.wait(self.publish_timeout)
+        try:
+            receipt.wait(self.publish_timeout)
+        except errors.Unroutable:
+            self.channel.queue_delete(queue.name)
+            raise
         return queue.name
 
     def consume_rpc(
