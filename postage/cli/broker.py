@@ -21,6 +21,6 @@ def command(arguments: tuple[str, ...]) -> None:
     """Run the AMQP broker in memory, for development and tests; --help shows its options."""
     from postage.broker.__main__ import main
 
-from postage.secret import Secret
-
-NAME = 'postage broker'
+    given = Secret(arguments)
+    del arguments  # there may be a password
+    sys.exit(main(given.reveal(), NAME))
