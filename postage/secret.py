@@ -34,7 +34,7 @@ class Secret(Generic[T]):
         return self._value
 
     def __repr__(self) -> str:
-        return '<secret>'
+        return '<Secret>'
 
     def __eq__(self, other: object) -> bool:
         return self._value == other._value if isinstance(other, Secret) else NotImplemented
