@@ -25,6 +25,7 @@ from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
 from postage.printable import shown_half_built, text_of
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -56,6 +57,7 @@ class GenericConsumer(QueueBinder):
     prefetch_count: int | None = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         where = f'{type(self).__name__}.eqk'
         if eqk is not None and (not isinstance(eqk, Sequence) or len(eqk)):
             self.eqk, where = eqk, 'eqk'
@@ -81,14 +83,15 @@ class GenericConsumer(QueueBinder):
 
     def _new_channel(self) -> ConsumingChannel:
         channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
-        channel.origins.lets_broker_retry = self._lets_broker_retry
+        channel.consumers.origins.lets_broker_retry = self._lets_broker_retry
         return channel
 
     def close(self) -> None:
         """Stop consuming and give the connection back; the last to do so closes it. Blocks."""
         if self._closed:
             return
-        self._stop_loop()
+        self.on_stop = None  # it stops for good
+        self.stop_consuming()
         self._give_back()
         self._replies.close()
 
@@ -108,15 +111,15 @@ class GenericConsumer(QueueBinder):
 
     def _consume_steps(self, queue: str) -> Steps:
         if self.is_consuming:
-            yield from self._channel.consume_steps(queue)
+            yield from self._channel.consumers.begin_steps(queue)
 
     def _leave_steps(self, queue: str) -> Steps:
-        yield from self._channel.cancel_steps(queue)
+        yield from self._channel.consumers.end_steps(queue)
 
     @property
     def is_consuming(self) -> bool:
         """Whether its channel is consuming, or will again as soon as there is a connection."""
-        return self._channel.is_wanted and bool(self._channel.consumers)
+        return self._channel.is_wanted and bool(self._channel.consumers.tags)
 
     def start_consuming(self, callback: Callable[[Any, Any, Any, bytes], object]) -> None:
         """Call ``callback(channel, method, header, body)`` for each delivery until :meth:`stop_consuming`.
@@ -152,9 +155,6 @@ class GenericConsumer(QueueBinder):
         """
         if self.on_stop is not None:
             self.on_stop()
-        self._stop_loop()
-
-    def _stop_loop(self) -> None:
         self._stop.set()
         self._channel.notify()
 
@@ -174,10 +174,13 @@ class GenericConsumer(QueueBinder):
         arguments = [queue.flags.get('arguments') or {} for queue in queues]
         is_stream = any(queue.position is not None for queue in queues)
         is_fixed = is_stream or any(known.get('x-single-active-consumer') for known in arguments)
-        channel.prefetch = self._prefetch.begin(at_once, is_fixed, lambda: self._connection.tell(channel.resize_steps))
-        if is_stream and not channel.prefetch:
+        consumers = channel.consumers
+        consumers.prefetch = self._prefetch.begin(
+            at_once, is_fixed, lambda: self._connection.tell(consumers.resize_steps)
+        )
+        if is_stream and not consumers.prefetch:
             raise errors.ConfigurationError(f'{type(self).__name__}.prefetch_count is 0; a stream has to have a limit')
-        channel.wish = lambda: self._prefetch.count
+        consumers.wish = lambda: self._prefetch.count
         if self._prefetch.pace is not None:
             channel.watch_with(self._prefetch.pace.is_stuck, self._prefetch.slow_down)
         channel.notify = notify
@@ -194,16 +197,16 @@ class GenericConsumer(QueueBinder):
             doing = f'find queue {queue!r}'
             yield self._connection.control.operate('queue_declare', doing, queue=queue, passive=True)
         for queue in queues:
-            yield from channel.consume_steps(queue)
+            yield from channel.consumers.begin_steps(queue)
 
     def pause(self) -> None:
         """Have nothing delivered any more; what is not begun goes back. Blocks; any thread but an I/O thread.
 
-        What is in hand is settled as usual. Without a connection it holds for the next one.
+        Without a connection it holds for the next one.
 
         :raises errors.BrokerError: the broker has not answered in time
         """
-        self._connection.ask(self._channel.pause_steps, CLOSE_TIMEOUT, when_open=False)
+        self._connection.ask(self._channel.consumers.pause_steps, CLOSE_TIMEOUT, when_open=False)
 
     def resume(self) -> None:
         """Undo :meth:`pause`. Blocks until the broker delivers again; any thread but an I/O thread.
@@ -250,7 +253,7 @@ class GenericConsumer(QueueBinder):
 
     def keep_retries(self) -> None:
         """Leave no retries to the broker, whatever its queues say: it would count them among all deliveries in vain."""
-        self._channel.origins.lets_broker_retry = self._lets_broker_retry = False
+        self._channel.consumers.origins.lets_broker_retry = self._lets_broker_retry = False
 
     def set_aside(self, change: int) -> None:
         """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.
@@ -264,15 +267,15 @@ class GenericConsumer(QueueBinder):
     def wind_down(self) -> None:
         """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""
         channel = self._channel
-        for queue in list(channel.consumers):
-            self._connection.tell(functools.partial(channel.cancel_steps, queue))
+        for queue in list(channel.consumers.tags):
+            self._connection.tell(functools.partial(channel.consumers.end_steps, queue))
         while (delivery := self.next_delivery()) is not None:
             channel.hand_back(delivery)
 
     def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
         """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""
         reached = self._topology.queues_reached(exchange, routing_key)
-        return [queue for queue in reached if queue in self._channel.consumers]
+        return [queue for queue in reached if queue in self._channel.consumers.tags]
 
     def is_delivery_of(self, delivery: Delivery) -> bool:
         """Whether that was delivered to the channel that is consuming now."""

@@ -119,13 +119,14 @@ def stats(asked: Asked, table: HandlerTable, figures: Figures, started_at: float
 
 def connection_figures(connection: Connection) -> dict[str, Any]:
     """How a connection is."""
-    opened_at, blocked_at = connection.opened_at, connection.blocked_at
+    standing = connection.standing
+    opened_at, blocked_at = standing.opened_at, standing.blocked_at
     return {
         'role': connection.role,
         'broker': str(connection.settings),
-        'is_open': connection.is_open,
-        'up_since': round(opened_at, 3) if opened_at is not None and connection.is_open else None,
-        'reconnects': connection.reconnects,
+        'is_open': standing.is_open,
+        'up_since': round(opened_at, 3) if opened_at is not None and standing.is_open else None,
+        'reconnects': standing.reconnects,
         'blocked_since': None if blocked_at is None else round(blocked_at, 3),
         'unconfirmed': connection.unconfirmed,
     }

@@ -180,7 +180,7 @@ def test_stats_tell_how_the_connections_are(bench: Bench, operator: Any) -> None
     assert (before['is_open'], before['reconnects'], before['blocked_since']) == (True, 0, None)
     assert before['up_since'] <= time.time()
     bench.close_all_connections()
-    eventually(lambda: all(each.reconnects and each.is_open for each in shop.consumer.connections))
+    eventually(lambda: all(each.standing.reconnects and each.is_open for each in shop.consumer.connections))
     after = ask(operator, 'stats')['connections'][0]
     assert (after['is_open'], after['reconnects']) == (True, 1)
     assert after['up_since'] >= before['up_since']
@@ -271,7 +271,7 @@ def test_a_pause_outlives_the_connection(bench: Bench) -> None:
     running(bench, shop)
     shop.pause()
     bench.close_all_connections()
-    eventually(lambda: shop.consumer.conn_broker.reconnects and shop.consumer.conn_broker.is_open)
+    eventually(lambda: shop.consumer.conn_broker.standing.reconnects and shop.consumer.conn_broker.is_open)
     assert bench.consumers('echo-queue') == 0
     shop.resume()
     assert bench.consumers('echo-queue') == 1
