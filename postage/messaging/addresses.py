@@ -35,7 +35,7 @@ class ControlExchange(Exchange):
     auto_delete = False
 
 
-def routing_key(address: str) -> str:
+def control_key(address: str) -> str:
     """The routing key of an address, see above.
 
     :raises errors.ConfigurationError: it is none

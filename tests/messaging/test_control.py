@@ -12,7 +12,7 @@ import pytest
 
 from postage import __version__, errors, messaging
 from postage.generic_application import GenericApplication
-from postage.messaging.addresses import ControlExchange, routing_key
+from postage.messaging.addresses import ControlExchange, control_key
 from support.messaging import DEAD_LETTERING, EQK, GUARDED_EQK, TIMEOUT, Bench, Echo, EchoExchange, Seen, eventually
 
 
@@ -72,11 +72,11 @@ def value(reply: Any) -> Any:
 
 
 def ask(operator: Any, question: str, address: str = 'shop') -> Any:
-    return value(getattr(operator, f'rpc_{question}')(_key=routing_key(address)))
+    return value(getattr(operator, f'rpc_{question}')(_key=control_key(address)))
 
 
 def refusal(operator: Any, question: str, address: str = 'shop') -> str:
-    reply = getattr(operator, f'rpc_{question}')(_key=routing_key(address))
+    reply = getattr(operator, f'rpc_{question}')(_key=control_key(address))
     assert not reply
     return str(reply.body['content']['message'])
 
@@ -121,7 +121,7 @@ def test_a_name_may_have_what_is_special_to_an_exchange(bench: Bench, operator: 
 @pytest.mark.parametrize('address', ['@', 'a@', 'a#', '#b', 'a@b#c', '#'])
 def test_what_is_no_address_is_told(address: str) -> None:
     with pytest.raises(errors.ConfigurationError, match='an address is name, @host'):
-        routing_key(address)
+        control_key(address)
 
 
 def test_info_tells_queues_handlers_and_what_becomes_of_failures(bench: Bench, operator: Any) -> None:
@@ -231,8 +231,8 @@ def test_what_nobody_answers_is_told(bench: Bench, operator: Any) -> None:
 
 def test_what_cannot_be_read_does_not_end_the_answers(bench: Bench, operator: Any) -> None:
     running(bench, Shop())
-    bench.publish(b'\xff', routing_key('shop'), ControlExchange.name)
-    bench.publish({'type': 'command'}, routing_key('shop'), ControlExchange.name)
+    bench.publish(b'\xff', control_key('shop'), ControlExchange.name)
+    bench.publish({'type': 'command'}, control_key('shop'), ControlExchange.name)
     assert ask(operator, 'ping')
     assert bench.log.expect('nothing that can be understood')
 
@@ -363,7 +363,7 @@ def test_restart_runs_the_program_again(bench: Bench, operator: Any) -> None:
 def test_a_command_may_be_a_message_without_an_answer(bench: Bench, operator: Any) -> None:
     shop = Shop()
     running(bench, shop)
-    operator.message_pause(_key=routing_key('shop'))
+    operator.message_pause(_key=control_key('shop'))
     eventually(lambda: shop.is_paused)
 
 
@@ -417,7 +417,7 @@ def test_a_generic_application_answers_by_default_and_by_its_groups(bench: Bench
     application.join_group('even')
     assert ask(operator, 'info', 'monitor#even')['groups'] == ['odd', 'even']
     application.leave_group('odd')
-    odd = operator.rpc_future_ping(_key=routing_key('monitor#odd'), _timeout=0.2)
+    odd = operator.rpc_future_ping(_key=control_key('monitor#odd'), _timeout=0.2)
     assert not odd.result(TIMEOUT)
 
 
