@@ -42,6 +42,7 @@ class ConsumingChannel(Channel):
     :ivar error: what ended it, once something has that no retry cures
     :ivar prefetch: the count that the broker was told; changed by the I/O thread alone
     :ivar origins: what is known of its queues
+    :ivar is_drained: whether it has stopped consuming for good, and nothing more can come into the inbox
     :ivar wish: says the count that is wanted; called on the I/O thread
     """
 
@@ -54,6 +55,7 @@ class ConsumingChannel(Channel):
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
+        self.is_drained = False
         self.consumers: dict[str, str] = {}  # queue → consumer tag
         self._queues: dict[bytes, str] = {}  # consumer tag → queue
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
@@ -104,6 +106,19 @@ class ConsumingChannel(Channel):
         tag = self.consumers.pop(queue, None)
         if tag is not None and self.is_open:
             yield self._cancel(queue, tag)
+
+    def drain_steps(self) -> Steps:
+        """Stop consuming from every queue, and leave in the inbox what has come. At their end no more can come."""
+        self.wish = lambda: self.prefetch  # no change of it begins another consumer, or hands something back
+        try:
+            for queue in list(self.consumers):
+                yield from self.cancel_steps(queue)
+            if self.is_open:
+                yield self._prefetch()  # done after whatever was under way when this began
+        except (errors.ConnectionLost, errors.ChannelLost):
+            pass  # what was in the inbox went back with it
+        self.is_drained = True
+        self.notify()
 
     def resize_steps(self) -> Steps:
         """Change how many messages are sent ahead to what is wished for now.

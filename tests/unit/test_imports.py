@@ -39,6 +39,7 @@ MAY_IMPORT = {
     },
     'broker': {'errors', 'printable'},
     'testing': {'errors', 'printable', 'settings', 'sparingly', 'microthreads', 'amqp', 'messaging', 'broker'},
+    '__main__': {'cli'},
     'cli': {
         'errors',
         'printable',

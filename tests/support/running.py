@@ -1,0 +1,136 @@
+"""``postage run`` in tests: a component that notes what it handles, and what came of a stream of messages."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from postage import messaging
+
+SHOP = """
+import os, time
+from postage import messaging
+
+NOTES = os.environ['NOTES']
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop-exchange'
+
+class Prices(messaging.MessageProcessor):
+    def __init__(self):
+        super().__init__(messaging.Fingerprint('prices', 'component'), [(ShopExchange, [('prices', 'price-rk')])])
+        self.notes = open(NOTES, 'a', buffering=1)
+
+    @messaging.MessageHandler('command', 'price')
+    def msg_price(self, content):
+        number, sent = content['parameters']
+        redelivered = messaging.current_delivery().redelivered
+        self.notes.write(f'{number} {sent} {time.monotonic()} {int(redelivered)} {os.getpid()}\\n')
+
+class Orders(messaging.MessageProcessor):
+    def __init__(self):
+        super().__init__({}, [(ShopExchange, [('orders', 'order-rk')])])
+
+def both():
+    return [Prices(), Orders()]
+"""
+
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop-exchange'
+
+
+class ShopProducer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+
+class Note(NamedTuple):
+    """One message as it was handled. Times are those of the monotonic clock, which all processes share."""
+
+    number: int
+    sent: float
+    handled: float
+    redelivered: bool
+    pid: int
+
+
+class Notes:
+    """What the components of a test have noted, in the order in which it was handled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def all(self) -> list[Note]:
+        """All that is noted by now."""
+        lines = [line.split() for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        notes = [
+            Note(int(line[0]), float(line[1]), float(line[2]), line[3] == '1', int(line[4]))
+            for line in lines
+            if len(line) == 5
+        ]
+        return sorted(notes, key=lambda note: note.handled)
+
+    def wait(self, count: int, timeout: float) -> list[Note]:
+        """Wait until so many different messages are noted, and return the notes."""
+        deadline = time.monotonic() + timeout
+        while True:
+            notes = self.all()
+            different = len({note.number for note in notes})
+            if different >= count:
+                return notes
+            assert time.monotonic() < deadline, f'{different} of {count} after {timeout} s'
+            time.sleep(0.05)  # they are lines in a file
+
+
+class Stream:
+    """Messages at an even rate, sent by a thread of its own for the length of a ``with``.
+
+    :param count: how many
+    :param rate: each second
+    """
+
+    def __init__(self, producer: ShopProducer, count: int, rate: float) -> None:
+        self._producer = producer
+        self._count = count
+        self._rate = rate
+        self._thread = threading.Thread(target=self._send, name='stream-of-a-test')
+
+    def __enter__(self) -> Stream:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more to be sent."""
+        return self._thread.is_alive()
+
+    def _send(self) -> None:
+        began = time.monotonic()
+        for number in range(self._count):
+            wait = began + number / self._rate - time.monotonic()
+            if wait > 0.002:
+                time.sleep(wait)  # the rate is what is asked for
+            self._producer.message_price([number, time.monotonic()])
+        self._producer.flush(30)
+
+
+def longest_gap(notes: list[Note]) -> float:
+    """The longest time, in seconds, in which a message waited and none was handled."""
+    longest, waits_since = 0.0, math.inf
+    for before, after in reversed(list(itertools.pairwise(notes))):
+        waits_since = min(waits_since, after.sent)  # of all that were not handled by then
+        longest = max(longest, after.handled - max(before.handled, waits_since))
+    return longest
+
+
+def handled_more_than_once(notes: list[Note]) -> int:
+    """How many messages were handled again."""
+    return sum(times - 1 for times in Counter(note.number for note in notes).values())
