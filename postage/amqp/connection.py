@@ -171,6 +171,17 @@ class Connection:
         """Whether there is a connection at the moment, with everything on it restored."""
         return self.state is State.OPEN
 
+    @property
+    def trouble(self) -> str:
+        """What keeps the broker from taking messages, in words; empty where nothing is known to. Any thread."""
+        link, now = self.link, time.monotonic()
+        if link is None or not self.is_open:
+            return f'the broker has been away for {now - self._lost_at:.1f} s'
+        if link.blocked_at:
+            return f'the broker has taken no messages for {now - link.blocked_at:.1f} s, to save memory or disk space'
+        silence = now - link.read_at if link.read_at else 0.0
+        return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
+
     def awaited(self) -> contextlib.AbstractContextManager[None]:
         """Round everything in which a thread blocks until this connection has brought something."""
         return self.readership.awaited()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import docutils.core
 import docutils.nodes
+from docutils.parsers.rst import Directive, directives, roles
 
 from support.brokers import Broker
 from support.programs import Program
@@ -18,10 +19,36 @@ DOCS = ROOT / 'docs'
 MARK = '--- the next block ---'
 
 
+class MadeBySphinx(Directive):
+    """A directive that only the site knows: what it makes is looked at by tests/docs/test_site.py."""
+
+    has_content = True
+    optional_arguments = 1
+    final_argument_whitespace = True
+    option_spec = None
+
+    def run(self) -> list[docutils.nodes.Node]:
+        return []
+
+
+for name in ('toctree', 'automodule', 'autoclass', 'autofunction', 'autoexception', 'autodata'):
+    directives.register_directive(name, MadeBySphinx)
+for name in ('doc', 'ref', 'mod', 'class', 'meth', 'func', 'exc', 'attr', 'data', 'envvar', 'option'):
+    roles.register_generic_role(name, docutils.nodes.emphasis)
+
+
 def parse(path: Path) -> docutils.nodes.document:
-    """Parse reStructuredText as the package index does; whatever deserves a warning is an error."""
-    settings = {'halt_level': 2, 'report_level': 2, 'file_insertion_enabled': False, 'raw_enabled': False}
-    return docutils.core.publish_doctree(path.read_text(), settings_overrides=settings)
+    """Parse reStructuredText as the package index does; whatever deserves a warning is an error.
+
+    What only the site knows, such as ``:doc:``, is passed over; it is right for the pages in docs alone.
+    """
+    settings = {
+        'halt_level': 2,
+        'report_level': 2,
+        'file_insertion_enabled': DOCS in path.parents,
+        'raw_enabled': False,
+    }
+    return docutils.core.publish_doctree(path.read_text(), source_path=str(path), settings_overrides=settings)
 
 
 def blocks(path: Path, language: str) -> list[str]:
