@@ -46,6 +46,74 @@ DEFAULT_PASSWORD = 'guest'
 DEFAULT_CONNECT_TIMEOUT = 60.0
 DEFAULT_MAX_BODY = 128 * 1024 * 1024  # bytes: what RabbitMQ 3 allows, and eight times what RabbitMQ 4 does
 
+
+class Variable(NamedTuple):
+    """A variable of the environment: what the table of ``docs/reference/settings.rst`` is made of.
+
+    :ivar name: its name
+    :ivar meaning: what it says, in reStructuredText
+    :ivar default: what counts without it
+    :ivar elsewhere: how a program says the same, in reStructuredText
+    """
+
+    name: str
+    meaning: str
+    default: str
+    elsewhere: str = ''
+
+
+VARIABLES = (
+    Variable(
+        'POSTAGE_HOST',
+        'host of the broker, or several separated by commas, tried in turn',
+        DEFAULT_HOST,
+        "``hup={'host': …}``",
+    ),
+    Variable('POSTAGE_PORT', 'its port', f'{DEFAULT_PORT}, for TLS {DEFAULT_TLS_PORT}', "``hup={'port': …}``"),
+    Variable('POSTAGE_VHOST', 'virtual host', DEFAULT_VHOST, '``vhost``, ``messaging.global_vhost``'),
+    Variable('POSTAGE_USER', 'user', DEFAULT_USER, "``hup={'user': …}``, ``messaging.global_user``"),
+    Variable(
+        'POSTAGE_PASSWORD', 'password', DEFAULT_PASSWORD, "``hup={'password': …}``, ``messaging.global_password``"
+    ),
+    Variable(
+        'POSTAGE_PASSWORD_FILE',
+        'a file whose first line is the password, where ``POSTAGE_PASSWORD`` is not set',
+        'none',
+    ),
+    Variable(
+        'POSTAGE_URL',
+        'all of these in one, ``amqp://`` or ``amqps://``; or several separated by commas. The query parameters of '
+        'pika, such as ``heartbeat``, count',
+        'none',
+        '``hup=URL``',
+    ),
+    Variable('POSTAGE_CONNECT_TIMEOUT', 'seconds to wait for a broker that is down', f'{DEFAULT_CONNECT_TIMEOUT:g}'),
+    Variable(
+        'POSTAGE_MAX_BODY',
+        'bytes that the body of a message may have; a larger one is not read, and rejected',
+        str(DEFAULT_MAX_BODY),
+    ),
+    Variable(
+        'POSTAGE_DEBUG_MODE',
+        '``true``: log every declaration, message and delivery',
+        'off',
+        '``messaging.debug_mode = True``',
+    ),
+    Variable(
+        'POSTAGE_FAST_LANE',
+        'how bytes are moved, to find out whether a fault lies there: ``direct`` (the thread that publishes sends, the '
+        'one that waits reads), or ``thread`` (the I/O thread does both, as it always does with TLS, and elsewhere '
+        'than on Linux)',
+        'direct',
+    ),
+    Variable('POSTAGE_RMQ_USER', 'the name of ``POSTAGE_USER`` in old versions; a ``DeprecationWarning``', 'none'),
+    Variable('POSTAGE_RMQ_PASSWORD', 'likewise that of ``POSTAGE_PASSWORD``', 'none'),
+    Variable(
+        'POSTAGE_BROKER_PASSWORD', 'the password that ``postage broker`` asks for', 'guest', '``--password-file``'
+    ),
+)
+"""Every variable that a user may set; a test holds that none is missing."""
+
 HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl', 'mechanism')
 
 PLAIN, EXTERNAL = 'PLAIN', 'EXTERNAL'  # SASL mechanisms: a password; the certificate of this program

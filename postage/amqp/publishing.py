@@ -255,7 +255,7 @@ class PublishingChannel(Channel):
             _check_fits(outgoing, link.frame_max if link is not None else self.frame_max)
         while True:
             with self.lock:
-                if not self.is_wanted or self.host.error is not None:
+                if not self.is_wanted or self.host.standing.error is not None:
                     raise self._closed()
                 half_full = self._in_flight >= WINDOW_MESSAGES // 2 or self._bytes + size > WINDOW_BYTES // 2
                 # What settles messages must not wait for it.
@@ -286,7 +286,7 @@ class PublishingChannel(Channel):
         return max(0.0, deadline - time.monotonic())
 
     def _closed(self) -> errors.BrokerError:
-        return self.host.error or errors.Closed('the connection is closed')
+        return self.host.standing.error or errors.Closed('the connection is closed')
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Do not send what has not been sent yet. Any thread. Returns whether that was so."""

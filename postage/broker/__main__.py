@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from postage.broker.rules import DEFAULT, FEATURES, RULES
 from postage.broker.server import BrokerServer
 
-NAME = 'postage.broker'
+COMMAND = 'python -m postage.broker'
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parser_of(command: str = COMMAND) -> argparse.ArgumentParser:
+    """What reads the arguments.
+
+    :param command: how it is called, for its usage
+    """
     parser = argparse.ArgumentParser(
-        prog=f'python -m {NAME}',
+        prog=command,
         description='An AMQP 0-9-1 broker in memory, for development and tests. Production is RabbitMQ.',
     )
     parser.add_argument('--host', default='127.0.0.1', help='address or name to listen on (default: %(default)s)')
@@ -42,12 +46,17 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--tls-certificate', metavar='FILE', help='serve TLS with this certificate chain (PEM)')
     parser.add_argument('--tls-key', metavar='FILE', help='its private key, where that is a file of its own')
     parser.add_argument('--verbose', action='store_true', help='a line per connection, declaration and message')
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 after SIGTERM or SIGINT, 1 where it cannot begin."""
-    options = _arguments(arguments)
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
+    """Run the broker until SIGTERM or SIGINT. Blocks.
+
+    :param arguments: those behind the command; by default the program's own
+    :param command: how it was called, for its usage
+    :return: the exit status: 0 after one of these signals, 1 where it cannot begin
+    """
+    options = parser_of(command).parse_args(arguments)
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format='%(asctime)s %(message)s' if options.verbose else '%(asctime)s %(levelname)s %(message)s',
@@ -107,7 +116,7 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def _failed(reason: str) -> int:
-    sys.stderr.write(f'{NAME}: {reason}\n')
+    sys.stderr.write(f'postage broker: {reason}\n')
     return 1
 
 

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+NAME = 'postage broker'
+
 
 @click.command(
     'broker',
@@ -17,4 +19,4 @@ def command(arguments: tuple[str, ...]) -> None:
     """Run the AMQP broker in memory, for development and tests; --help shows its options."""
     from postage.broker.__main__ import main
 
-    sys.exit(main(arguments))
+    sys.exit(main(arguments, NAME))

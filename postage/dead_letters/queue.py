@@ -204,7 +204,7 @@ class QueueDeadLetters(DeadLetters):
 
             def begin() -> Steps:
                 declared = yield from declare_queue(connection.control, self._declaration())
-                yield from channel.consume_steps(self.name)
+                yield from channel.consumers.begin_steps(self.name)
                 return declared.method.message_count
 
             try:

@@ -79,7 +79,7 @@ class GenericConsumer(QueueBinder):
 
     def _new_channel(self) -> ConsumingChannel:
         channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
-        channel.origins.lets_broker_retry = self._lets_broker_retry
+        channel.consumers.origins.lets_broker_retry = self._lets_broker_retry
         return channel
 
     def close(self) -> None:
@@ -106,15 +106,15 @@ class GenericConsumer(QueueBinder):
 
     def _consume_steps(self, queue: str) -> Steps:
         if self.is_consuming:
-            yield from self._channel.consume_steps(queue)
+            yield from self._channel.consumers.begin_steps(queue)
 
     def _leave_steps(self, queue: str) -> Steps:
-        yield from self._channel.cancel_steps(queue)
+        yield from self._channel.consumers.end_steps(queue)
 
     @property
     def is_consuming(self) -> bool:
         """Whether its channel is consuming, or will again as soon as there is a connection."""
-        return self._channel.is_wanted and bool(self._channel.consumers)
+        return self._channel.is_wanted and bool(self._channel.consumers.tags)
 
     def start_consuming(self, callback: Callable[[Any, Any, Any, bytes], object]) -> None:
         """Call ``callback(channel, method, header, body)`` for each delivery until :meth:`stop_consuming`.
@@ -163,10 +163,13 @@ class GenericConsumer(QueueBinder):
         arguments = [queue.flags.get('arguments') or {} for queue in queues]
         is_stream = any(queue.position is not None for queue in queues)
         is_fixed = is_stream or any(known.get('x-single-active-consumer') for known in arguments)
-        channel.prefetch = self._prefetch.begin(at_once, is_fixed, lambda: self._connection.tell(channel.resize_steps))
-        if is_stream and not channel.prefetch:
+        consumers = channel.consumers
+        consumers.prefetch = self._prefetch.begin(
+            at_once, is_fixed, lambda: self._connection.tell(consumers.resize_steps)
+        )
+        if is_stream and not consumers.prefetch:
             raise errors.ConfigurationError(f'{type(self).__name__}.prefetch_count is 0; a stream has to have a limit')
-        channel.wish = lambda: self._prefetch.count
+        consumers.wish = lambda: self._prefetch.count
         if self._prefetch.pace is not None:
             channel.watch_with(self._prefetch.pace.is_stuck, self._prefetch.slow_down)
         channel.notify = notify
@@ -183,7 +186,7 @@ class GenericConsumer(QueueBinder):
             doing = f'find queue {queue!r}'
             yield self._connection.control.operate('queue_declare', doing, queue=queue, passive=True)
         for queue in queues:
-            yield from channel.consume_steps(queue)
+            yield from channel.consumers.begin_steps(queue)
 
     def end(self) -> None:
         """Undo :meth:`begin`: cancel its consumers, and hand what was not settled back to the broker. Blocks."""
@@ -222,7 +225,7 @@ class GenericConsumer(QueueBinder):
 
     def keep_retries(self) -> None:
         """Leave no retries to the broker, whatever its queues say: it would count them among all deliveries in vain."""
-        self._channel.origins.lets_broker_retry = self._lets_broker_retry = False
+        self._channel.consumers.origins.lets_broker_retry = self._lets_broker_retry = False
 
     def set_aside(self, change: int) -> None:
         """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.
@@ -236,8 +239,8 @@ class GenericConsumer(QueueBinder):
     def wind_down(self) -> None:
         """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""
         channel = self._channel
-        for queue in list(channel.consumers):
-            self._connection.tell(functools.partial(channel.cancel_steps, queue))
+        for queue in list(channel.consumers.tags):
+            self._connection.tell(functools.partial(channel.consumers.end_steps, queue))
         while (delivery := self.next_delivery()) is not None:
             channel.hand_back(delivery)
 
@@ -253,7 +256,7 @@ class GenericConsumer(QueueBinder):
     def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
         """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""
         reached = self._topology.queues_reached(exchange, routing_key)
-        return [queue for queue in reached if queue in self._channel.consumers]
+        return [queue for queue in reached if queue in self._channel.consumers.tags]
 
     def is_delivery_of(self, delivery: Delivery) -> bool:
         """Whether that was delivered to the channel that is consuming now."""

@@ -209,8 +209,9 @@ class RpcClient:
 
         :raises errors.EncodingError: what goes with it cannot be encoded
         """
-        if self._connection.error is not None:
-            raise self._connection.error
+        refused = self._connection.standing.error
+        if refused is not None:
+            raise refused
         with self._lock:
             channel = self._shared
             if channel is None or call.queue_per_call or not channel.is_wanted:
@@ -486,7 +487,7 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
     channel = ConsumingChannel(connection, Topology(), prefetch=count)
     channel.notify = arrived.release
     try:
-        connection.ask(lambda: channel.consume_steps(queue))
+        connection.ask(lambda: channel.consumers.begin_steps(queue))
         connection.add_channel(channel)
         while count:
             with connection.awaited():

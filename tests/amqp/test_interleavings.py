@@ -248,8 +248,8 @@ class Consuming:
         self.host: Any = Host()
         self.wish = 8
         self.channel = ConsumingChannel(self.host, Topology(), 8)
-        self.channel.wish = lambda: self.wish
-        drive(self.channel.consume_steps('queue'))
+        self.channel.consumers.wish = lambda: self.wish
+        drive(self.channel.consumers.begin_steps('queue'))
         self.opening = drive(self.channel.ensure_open_steps())
         self.host.pika_channel.opened()
 
@@ -276,7 +276,7 @@ class Consuming:
 
     def change(self, wish: int) -> None:
         self.wish = wish
-        self.host.tell(self.channel.resize_steps)
+        self.host.tell(self.channel.consumers.resize_steps)
 
 
 @pytest.mark.parametrize('after', range(3))
