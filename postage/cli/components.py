@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from postage import errors
+from postage.printable import printable
 
 
 @contextlib.contextmanager
@@ -62,8 +63,10 @@ def check_targets(targets: Iterable[str]) -> None:
     :raises errors.ConfigurationError: one is not
     """
     for target in targets:
-        if '://' in target or not all(target.partition(':')):
-            raise errors.ConfigurationError(f'{target!r} is no MODULE:NAME, such as shop:Shipper')
+        if '://' in target:  # not repeated: a URL may have a password
+            raise errors.ConfigurationError('a URL is no MODULE:NAME; POSTAGE_URL says which broker')
+        if not all(target.partition(':')):
+            raise errors.ConfigurationError(f'{printable(target)!r} is no MODULE:NAME, such as shop:Shipper')
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from postage.messaging.calling import Caller
 from postage.messaging.messages import Message, MessageCommand
 from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
 from postage.printable import shown_half_built
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -55,6 +56,7 @@ class GenericProducer(Caller):
     confirms: bool = True
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         super().__init__(fingerprint, hup, vhost)
         with self._connecting('publishing'):
             self._publisher = self._connection.publisher(self.confirms)
