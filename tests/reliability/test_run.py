@@ -45,6 +45,10 @@ class Shop:
             self.source.write_text(f'{SHOP}\n# {number}\n')
             self.program.expect('in place of pid', 30, times=number)
 
+    def pid_of(self, number: int) -> int:
+        """The process id of the worker that was ready as that one, counted from 0."""
+        return int(self.program.expect('is ready', times=number + 1).split('pid ')[1].split(')')[0])
+
     def end(self) -> int:
         self.program.send_signal(signal.SIGTERM)
         return self.program.wait(30)
@@ -65,9 +69,9 @@ def test_nothing_is_lost_or_redelivered_while_the_workers_are_replaced(
     start: Callable[..., Shop], record_note: Callable[[str], None]
 ) -> None:
     shop = start('--reload')
-    with Stream(shop.producer, COUNT, RATE):
+    with Stream(shop.producer, COUNT, RATE) as stream:
         shop.replace(TIMES)
-    notes = shop.notes.wait(COUNT, 60)
+    notes = shop.notes.wait(stream.sent, 60)
     gap = longest_gap(notes)
     redelivered = sum(note.redelivered for note in notes)
     workers = len({note.pid for note in notes})
@@ -88,16 +92,15 @@ def test_nothing_is_lost_where_workers_are_killed(
 ) -> None:
     shop = start('--workers', '2')
     shop.program.expect('is ready', 30, times=2)
-    with Stream(shop.producer, COUNT, RATE):
+    with Stream(shop.producer, COUNT, RATE) as stream:
         for number in range(TIMES):
-            shop.notes.wait(1 + number, 30)
-            os.kill(shop.notes.all()[-1].pid, signal.SIGKILL)
+            os.kill(shop.pid_of(number), signal.SIGKILL)
             shop.program.expect('is ready', 60, times=3 + number)
-    notes = shop.notes.wait(COUNT, 60)
+    notes = shop.notes.wait(stream.sent, 60)
     again = handled_more_than_once(notes)
     record_note(
-        f'{TIMES} workers killed on {shop.broker.name} {shop.broker.rules}: {COUNT} handled, {again} of them again'
+        f'{TIMES} workers killed on {shop.broker.name} {shop.broker.rules}: {stream.sent} handled, {again} of them again'
     )
     assert shop.end() == 0, shop.program.output
-    assert {note.number for note in notes} == set(range(COUNT))
+    assert {note.number for note in notes} == set(range(stream.sent))
     assert shop.program.count('was killed by SIGKILL') == TIMES

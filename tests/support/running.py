@@ -90,13 +90,16 @@ class Notes:
 class Stream:
     """Messages at an even rate, sent by a thread of its own for the length of a ``with``.
 
-    :param count: how many
+    :param least: so many at least, if the ``with`` ends sooner
     :param rate: each second
+    :ivar sent: how many there were
     """
 
-    def __init__(self, producer: ShopProducer, count: int, rate: float) -> None:
+    def __init__(self, producer: ShopProducer, least: int, rate: float) -> None:
         self._producer = producer
-        self._count = count
+        self._least = least
+        self._is_over = threading.Event()
+        self.sent = 0
         self._rate = rate
         self._thread = threading.Thread(target=self._send, name='stream-of-a-test')
 
@@ -105,20 +108,17 @@ class Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over.set()
         self._thread.join()
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether there is more to be sent."""
-        return self._thread.is_alive()
 
     def _send(self) -> None:
         began = time.monotonic()
-        for number in range(self._count):
-            wait = began + number / self._rate - time.monotonic()
+        while self.sent < self._least or not self._is_over.is_set():
+            wait = began + self.sent / self._rate - time.monotonic()
             if wait > 0.002:
                 time.sleep(wait)  # the rate is what is asked for
-            self._producer.message_price([number, time.monotonic()])
+            self._producer.message_price([self.sent, time.monotonic()])
+            self.sent += 1
         self._producer.flush(30)
 
 
