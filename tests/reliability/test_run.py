@@ -99,7 +99,7 @@ def test_nothing_is_lost_where_workers_are_killed(
     notes = shop.notes.wait(stream.sent, 60)
     again = handled_more_than_once(notes)
     record_note(
-        f'{TIMES} workers killed on {shop.broker.name} {shop.broker.rules}: {stream.sent} handled, {again} of them again'
+        f'{TIMES} workers killed on {shop.broker.name} {shop.broker.rules}: {stream.sent} handled, again: {again}'
     )
     assert shop.end() == 0, shop.program.output
     assert {note.number for note in notes} == set(range(stream.sent))
