@@ -21,7 +21,13 @@ NOTES = os.environ['NOTES']
 class ShopExchange(messaging.Exchange):
     name = 'shop-exchange'
 
+# A count of its own: by default a process that gets no processor for a while gives back what it has fetched.
+class Greedy(messaging.GenericConsumer):
+    prefetch_count = 64
+
 class Prices(messaging.MessageProcessor):
+    consumer_class = Greedy
+
     def __init__(self):
         super().__init__(messaging.Fingerprint('prices', 'component'), [(ShopExchange, [('prices', 'price-rk')])])
         self.notes = open(NOTES, 'a', buffering=1)
