@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lanes versions lint bench calls rabbitmq brokers redis amqp-tools old-releases table clean
+.PHONY: help demo docs test soak lanes versions lint bench calls rabbitmq brokers redis amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -17,6 +17,10 @@ help: ## list the targets
 
 demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_URL or $POSTAGE_HOST
 	@$(BIN)/python demos/run_all.py
+
+docs: $(VENV)/.docs ## make the site of the pages in docs: build/docs/index.html
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo 'file://$(CURDIR)/build/docs/index.html'
 
 # A missing RabbitMQ is said at the very end, below what tox prints.
 test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, BROKER=4.3, ARGS="-k word" goes to pytest
@@ -113,4 +117,8 @@ $(VENV)/.tox: $(VENV)/.created
 # Editable: changes to the sources need no new installation.
 $(VENV)/.postage: $(VENV)/.created pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,wsgi]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.created pyproject.toml setup.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,redis,wsgi,docs]'
 	@touch $@

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from postage import errors
 from postage.messaging import Exchange, MessageHandler, MessageProcessor, MessageResult, RpcHandler
 from postage.messaging.fingerprint import as_fingerprint_dict
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -71,10 +72,12 @@ class GenericApplication(MessageProcessor):
 
     exchange_class: ClassVar[type[Exchange]] = GenericApplicationExchange
     logging_producer: Any = NullProducer()
+    control = True
 
     def __init__(
         self, fingerprint: Any, vhost: str | None = None, groups: Sequence[str] | None = None, hup: Any = None
     ) -> None:
+        hup = Secret.of(hup)
         identity = as_fingerprint_dict(fingerprint)
         self.name, self.pid, self.host = (_part(identity, part) for part in ('name', 'pid', 'host'))
         self.sid = self.name
@@ -117,6 +120,8 @@ class GenericApplication(MessageProcessor):
         if _group_name(group) not in self.groups:
             self.add_eqk(self._group_eqk(group))
             self.groups.append(group)
+            if self._control is not None:
+                self._control.join(group)
 
     def leave_group(self, group: str) -> None:
         """Be reached by the group's keys no more; the others in it are. Blocks."""
@@ -125,6 +130,8 @@ class GenericApplication(MessageProcessor):
             self.consumer.queue_unbind(self.exchange_class, self.uid, key)
             self.consumer.queue_leave(key)
             self.groups.remove(group)
+            if self._control is not None:
+                self._control.leave(group)
 
     @RpcHandler('command', 'ping')
     def msg_ping(self, content: dict[str, Any], reply_func: Any) -> None:

@@ -150,11 +150,13 @@ class Attempts:
         self._round += 1
         return PAUSES[min(self._round, len(PAUSES)) - 1] * random.uniform(0.5, 1.0)
 
-    def _on_blocked(self, _link: object, frame: Any) -> None:
+    def _on_blocked(self, link: Link, frame: Any) -> None:
+        link.blocked_at = link.blocked_at or time.monotonic()
         text = 'the broker at %s takes no messages at present: %s'
         self._sparingly.log(logging.WARNING, text, self._settings, printable(str(frame.method.reason), 200))
 
-    def _on_unblocked(self, _link: object, _frame: Any) -> None:
+    def _on_unblocked(self, link: Link, _frame: Any) -> None:
+        link.blocked_at = 0.0
         self._sparingly.log(logging.WARNING, 'the broker at %s takes messages again', self._settings)
 
 

@@ -28,6 +28,7 @@ from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.server import Server
+from postage.amqp.states import Standing
 from postage.amqp.steps import Drive, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
 from postage.printable import printable
@@ -92,18 +93,18 @@ class Host(Protocol):
     :ivar outbox: where a channel says that it has something to send; any thread
     :ivar tick: at which it looks after its inbox
     :ivar io: its I/O thread, which has pauses
-    :ivar error: why the connection cannot be made again, if so
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar server: which broker it is
+    :ivar standing: its state, and why it cannot be made again, if so
     """
 
     link: Link | None
     outbox: Outbox
     tick: Tick
     io: Any
-    error: errors.BrokerError | None
     heartbeat: float
     server: Server
+    standing: Standing
 
     @property
     def control(self) -> Channel:

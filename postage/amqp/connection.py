@@ -8,13 +8,11 @@ again, and every channel is opened again, in that order.
 from __future__ import annotations
 
 import contextlib
-import enum
 import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from typing import Any, Literal
 
 from postage import errors
@@ -27,6 +25,7 @@ from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.server import UNKNOWN, Server
+from postage.amqp.states import Standing, State
 from postage.amqp.steps import Steps, drive, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
@@ -45,28 +44,8 @@ ABORT_SECONDS = 0.1  # for an attempt to connect to end when it is given up
 AGAIN_SECONDS = 0.01  # before steps that lost their connection are taken again
 
 
-class State(enum.Enum):
-    """What a connection is at. The I/O thread alone changes it, but for the step out of NEW."""
-
-    NEW = 'no thread runs for it'
-    CONNECTING = 'attempts are made'
-    RESTORING = 'connected; what was on it is declared and opened again'
-    OPEN = 'connected, with everything on it'
-    REFUSED = 'no attempt can succeed; says why in `error`'
-    CLOSING = 'says farewell'
-    CLOSED = 'for good'
-
-
 class Connection:
     """The way to one broker for everything in this process that publishes, or that consumes.
-
-    ::
-
-        NEW ──▶ CONNECTING ──▶ RESTORING ──▶ OPEN
-                  │    ▲           │          │
-          refused │    └─── lost ──┴──────────┘
-                  ▼
-               REFUSED             from any state, after close(): CLOSING ──▶ CLOSED
 
     What is pending when it is closed is settled first, through losses if need be, for as long as the close allows.
 
@@ -77,9 +56,8 @@ class Connection:
     :ivar settings: where it leads, and with which credentials
     :ivar role: ``'publishing'`` or ``'consuming'``
     :ivar users: how many hold it, see :mod:`postage.amqp.registry`
-    :ivar state: what it is at
+    :ivar standing: what it is at
     :ivar publishers: the channels through which messages leave: with confirms, and without
-    :ivar error: what no attempt can cure, in state REFUSED
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
     :ivar upkeep: what looks after that meanwhile
@@ -112,8 +90,7 @@ class Connection:
     def _start_over(self) -> None:
         """The state of a connection that was never opened: at first, and in a forked child."""
         is_direct = fast_lane() is FastLane.DIRECT  # where the setting is wrong, nothing is open yet
-        self.state = State.NEW
-        self.error: errors.BrokerError | None = None
+        self.standing = Standing(self.settings)
         self.link: Link | None = None
         self.heartbeat = 0.0
         self.server: Server = UNKNOWN
@@ -122,7 +99,6 @@ class Connection:
         self.tick = Tick(self._loop, self.io.call_soon)
         self.outbox = Outbox(self._loop, self.tick, self.io.call_soon)
         self.readership.start_over(self._loop, self.tick, self.outbox)
-        self._waiting_for_open: list[Future[Any]] = []
         self._was_open = self._is_to_close = False
         self._lost_at = 0.0
         self._attempts = Attempts(
@@ -158,18 +134,34 @@ class Connection:
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Send what is pending, close the connection and end its thread. Blocks until then, or for ``timeout``."""
         self.io.end(lambda: self._begin_close(timeout), timeout + 1.0, self.awaited())
-        if self.state is State.NEW:
-            self.state = State.CLOSED
+        if self.standing.state is State.NEW:
+            self.standing.enter(State.CLOSED)
 
     @property
     def is_closed(self) -> bool:
         """Whether it has been closed for good."""
-        return self.state in (State.CLOSING, State.CLOSED)
+        return self.standing.is_closed
 
     @property
     def is_open(self) -> bool:
         """Whether there is a connection at the moment, with everything on it restored."""
-        return self.state is State.OPEN
+        return self.standing.is_open
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the broker from taking messages, in words; empty where nothing is known to. Any thread."""
+        link, now = self.link, time.monotonic()
+        if link is None or not self.is_open:
+            return f'the broker has been away for {now - self._lost_at:.1f} s'
+        if link.blocked_at:
+            return f'the broker has taken no messages for {now - link.blocked_at:.1f} s, to save memory or disk space'
+        silence = now - link.read_at if link.read_at else 0.0
+        return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
+
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages the broker has not confirmed yet. Any thread; never blocks."""
+        return sum(publisher.in_flight for publisher in list(self.publishers.values()))
 
     def awaited(self) -> contextlib.AbstractContextManager[None]:
         """Round everything in which a thread blocks until this connection has brought something."""
@@ -189,13 +181,13 @@ class Connection:
         :raises errors.BrokerError: what the broker said, or :class:`errors.ConnectionLost` after ``timeout``
         """
         if self.is_closed:
-            raise self._closed()
+            raise self.standing.closed()
         return self.io.ask(self._asked_steps(steps, when_open), timeout, self.awaited())
 
     def _asked_steps(self, steps: Callable[[], Steps], when_open: bool) -> Steps:
         while True:
             if when_open:
-                yield self.when_open()
+                yield self.standing.when_open()
             try:
                 return (yield from steps())
             except errors.ConnectionLost:
@@ -245,7 +237,7 @@ class Connection:
         channel.is_wanted = False
         if channel in self._channels:
             self._channels.remove(channel)
-        if self.state is State.NEW or self.is_closed:
+        if self.standing.state is State.NEW or self.is_closed:
             return
         try:
             self.ask(channel.close_steps, CLOSE_TIMEOUT, when_open=False)
@@ -278,52 +270,25 @@ class Connection:
     def _on_start(self) -> None:
         self.outbox.io_thread = threading.get_ident()
         quieten_pika()
-        self._enter(State.CONNECTING)
+        self.standing.enter(State.CONNECTING)
         self._attempts.begin()
         if self.role == 'consuming':
             self.upkeep.begin()
 
     def _on_end(self) -> None:
-        self.state = State.CLOSED
+        self.standing.enter(State.CLOSED)
         for link in (self.link, self._attempts.link):
             if link is not None:
                 link.abandon()  # where the broker has not answered the farewell
-
-    def when_open(self) -> Future[Any]:
-        """A future that is done once there is a connection with everything on it restored. On the I/O thread."""
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()
-        if self.error is not None:
-            future.set_exception(self.error)
-        elif self.is_closed:
-            future.set_exception(self._closed())
-        elif self.state is State.OPEN:
-            future.set_result(None)
-        else:
-            self._waiting_for_open.append(future)
-        return future
-
-    def _closed(self) -> errors.Closed:
-        return errors.Closed(f'the connection to {self.settings} is closed')
-
-    def _enter(self, state: State) -> None:
-        """Be in another state, and tell those who wait for it."""
-        self.state = state
-        error = self._closed() if state is State.CLOSING else self.error
-        if state is State.OPEN or error is not None:
-            waiting, self._waiting_for_open = self._waiting_for_open, []
-            for future in waiting:
-                if error is not None:
-                    future.set_exception(error)
-                else:
-                    future.set_result(None)
 
     # Connecting, on the I/O thread
 
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
         self.heartbeat, self.server = link.heartbeat, link.server
-        self._enter(State.RESTORING)
+        link.add_on_connection_blocked_callback(lambda *_: self.standing.block(True))
+        link.add_on_connection_unblocked_callback(lambda *_: self.standing.block(False))
+        self.standing.enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
     def _restore_steps(self) -> Steps:
@@ -339,11 +304,11 @@ class Connection:
                 channel.on_not_restored(error)
 
     def _on_restored(self, error: BaseException | None) -> None:
-        if isinstance(error, errors.ConnectionLost) or self.state is not State.RESTORING:
+        if isinstance(error, errors.ConnectionLost) or self.standing.state is not State.RESTORING:
             return  # _on_lost has taken it from here
         if error is not None:
             logger.error('could not restore what was on the connection to %s', self.settings, exc_info=error)
-        self._enter(State.OPEN)
+        self.standing.enter(State.OPEN)
         was_open, self._was_open = self._was_open, True
         if not was_open:
             logger.debug('connected to %s (%s)', self.settings, self.role)
@@ -359,8 +324,7 @@ class Connection:
 
     def _on_refused(self, error: errors.BrokerError) -> None:
         """An error that no attempt cures: told once, to all that wait."""
-        self.error = error
-        self._enter(State.REFUSED)
+        self.standing.enter(State.REFUSED, error)
         for channel in list(self._channels):
             channel.on_refused(error)
 
@@ -375,7 +339,7 @@ class Connection:
         logger.warning(
             'the connection to %s (%s) was lost: %s', self.settings, self.role, describe(link.reason or error)
         )
-        self._enter(State.CONNECTING)
+        self.standing.enter(State.CONNECTING)
         self._attempts.begin()
 
     # Closing, on the I/O thread
@@ -390,7 +354,7 @@ class Connection:
         for channel in list(self._channels):
             yield self.io.settled_by(channel.when_settled(), deadline - 1.0)
             yield self.io.settled_by(drive(channel.give_back_steps()).outcome, deadline - 1.0)
-        self._enter(State.CLOSING)
+        self.standing.enter(State.CLOSING)
         self._attempts.end()
         self.readership.is_over = True
         for channel in self._channels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import deque
@@ -13,11 +12,12 @@ import pika.exceptions
 
 from postage import errors
 from postage.amqp.channel import Channel, Host
+from postage.amqp.consumers import Consumers
 from postage.amqp.control import Patience, replay, replay_exchanges, replay_queue
 from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery, Settled
 from postage.amqp.frames import ack_frame, reject_frame, return_frame
-from postage.amqp.origins import Origins, leave_behind
+from postage.amqp.origins import leave_behind
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.topology import Topology
 
@@ -40,31 +40,30 @@ class ConsumingChannel(Channel):
     :ivar inbox: deliveries that have not been taken yet, oldest first
     :ivar notify: called on the thread that reads, must not block: there are deliveries, or ``error`` has been set
     :ivar error: what ended it, once something has that no retry cures
-    :ivar prefetch: the count that the broker was told; changed by the I/O thread alone
-    :ivar origins: what is known of its queues
-    :ivar wish: says the count that is wanted; called on the I/O thread
+    :ivar consumers: from which queues they come
+    :ivar is_drained: whether it has stopped consuming for good, and nothing more can come into the inbox
     """
 
     def __init__(self, host: Host, topology: Topology, prefetch: int) -> None:
         super().__init__(host)
         self.topology = topology
-        self.prefetch = prefetch
-        self.origins = Origins(topology)
-        self.wish: Callable[[], int] = lambda: prefetch
+        self.consumers = Consumers(self, topology, prefetch, self._return_inbox)
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
-        self.consumers: dict[str, str] = {}  # queue → consumer tag
-        self._queues: dict[bytes, str] = {}  # consumer tag → queue
+        self.is_drained = False
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
         self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
         self._slow_down: Callable[[], None] = _nothing
         self._watched_since: float | None = None
-        self._is_resizing = False
-        self._most_prefetched = prefetch  # since it was opened
 
     # From any thread
+
+    @property
+    def prefetch(self) -> int:
+        """How many messages the broker sends ahead of their acknowledgement, as it was told last; 0 for no limit."""
+        return self.consumers.prefetch
 
     def settle(self, delivery: Delivery, requeue: bool | None = None) -> None:
         """Acknowledge a delivery that was handled, or reject one that was tried and failed. Never blocks.
@@ -87,147 +86,31 @@ class ConsumingChannel(Channel):
         self._outbox.append((delivery.generation, delivery.delivery_tag, fate))
         self.host.outbox.submit(self)
 
-    # Consumers, on the I/O thread
-
-    def consume_steps(self, queue: str) -> Steps:
-        """Start to consume from a queue, now and after every reconnect. Does nothing where it does already."""
-        if queue not in self.consumers:
-            self.consumers[queue] = tag = self._new_tag(queue)
-            if self.is_open:
-                try:
-                    yield from self._consume(queue, tag)
-                except errors.ChannelLost:
-                    yield from self.ensure_open_steps()  # which consumes from all its queues
-
-    def cancel_steps(self, queue: str) -> Steps:
-        """Stop consuming from a queue. What it has delivered is still to be settled."""
-        tag = self.consumers.pop(queue, None)
-        if tag is not None and self.is_open:
-            yield self._cancel(queue, tag)
-
-    def resize_steps(self) -> Steps:
-        """Change how many messages are sent ahead to what is wished for now.
-
-        Several threads may change the wish at the same time. Each has these steps taken after its change, and they ask
-        for the wish themselves, so the last change is the one that counts.
-
-        A consumer keeps the prefetch count that it began with (https://www.rabbitmq.com/docs/consumer-prefetch), so
-        each ends and a new one begins. The order of the messages holds.
-        """
-        if self._is_resizing:
-            return  # the steps under way see the new number
-        self._is_resizing = True
-        try:
-            while self.is_open and (wanted := self.wish()) != self.prefetch:
-                shrinks = 0 < wanted < self.prefetch or not self.prefetch
-                self.prefetch = wanted
-                self._most_prefetched = max(self._most_prefetched, wanted)
-                yield from (self._shrink() if shrinks else self._grow())
-        except (errors.ConnectionLost, errors.ChannelLost):
-            pass  # it is opened again with the new number
-        finally:
-            self._is_resizing = False
-
-    def _grow(self) -> Steps:
-        """Begin new consumers before the old ones end, so that no queue which deletes itself is left without one."""
-        yield self._prefetch()
-        for queue, tag in list(self.consumers.items()):
-            if self.origins.is_stream(queue):
-                continue  # a second consumer would begin with what the first one has in hand
-            if self.consumers.get(queue) == tag:  # else it was ended meanwhile
-                yield from self._consume_anew(queue)
-                yield self._cancel(queue, tag)
-
-    def _shrink(self) -> Steps:
-        """End consumers, hand back what is not begun, to the place it came from, and begin new ones.
-
-        What is fetched from a queue that no one else may read, or that would delete itself, stays.
-        """
-        ended = {queue: tag for queue, tag in self.consumers.items() if self._is_shared(queue)}
-        for queue, tag in ended.items():
-            yield self._cancel(queue, tag)
-        # What was on its way may come after the answer to the cancel, but not after this one.
-        yield self._prefetch()
-        self._return_inbox(ended)
-        for queue, tag in ended.items():
-            if self.consumers.get(queue) == tag:
-                yield from self._consume_anew(queue)
-
-    def _is_shared(self, queue: str) -> bool:
-        declared = self.topology.queues.get(queue)
-        if declared is None or self.origins.is_stream(queue):
-            return False
-        return not (declared.flags.get('exclusive') or declared.flags.get('auto_delete'))
-
-    def _return_inbox(self, queues: Container[str]) -> None:
-        """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
-        kept: list[Delivery] = []
-        while self.inbox:
-            try:
-                delivery = self.inbox.pop()
-            except IndexError:
-                break  # the consuming thread was quicker
-            if delivery.queue in queues:
-                self.hand_back(delivery)
-            else:
-                kept.append(delivery)
-        self.inbox.extendleft(kept)
-        self.host.outbox.flush()
-
-    def _consume_anew(self, queue: str) -> Steps:
-        """Under a new tag: the broker may still know the old one, and would end the connection (530)."""
-        self.consumers[queue] = self._new_tag(queue)
-        yield from self._consume(queue, self.consumers[queue])
-
-    def _new_tag(self, queue: str) -> str:
-        tag = f'postage-{next(_tags)}'
-        self._queues[tag.encode()] = queue
-        return tag
-
-    def _consume(self, queue: str, tag: str) -> Steps:
-        doing = f'consume from queue {queue!r}'
-        arguments = self.origins.consume_arguments(queue, self.host.server)
-        yield self.operate(
-            'basic_consume',
-            doing,
-            queue=queue,
-            on_message_callback=_nothing,
-            consumer_tag=tag,
-            arguments=arguments,
-        )
-
-    def _cancel(self, queue: str, tag: str) -> Any:
-        return self.operate('basic_cancel', f'stop consuming from queue {queue!r}', consumer_tag=tag)
-
-    def _prefetch(self) -> Any:
-        return self.operate('basic_qos', 'set the prefetch count', prefetch_count=self.prefetch)
-
     # Opening, losing and recovering, on the I/O thread
 
     def _set_up(self) -> Steps:
         self._settled = Settled()
-        self.prefetch = self._most_prefetched = self.wish()
-        if self.prefetch:
-            yield self._prefetch()
-        # No delivery of an older generation is still to come.
-        self._queues = {tag.encode(): queue for queue, tag in self.consumers.items()}
         assert self._pika is not None
         self._pika.add_on_cancel_callback(self._on_cancelled)
-        begun: set[str] = set()
-        while missing := [queue for queue in self.consumers if queue not in begun]:  # more may come meanwhile
-            yield from self._consume(missing[0], self.consumers[missing[0]])
-            begun.add(missing[0])
-        if self.wish() != self.prefetch:
-            self.host.tell(self.resize_steps)  # it changed meanwhile, when the channel was not open yet
+        yield from self.consumers.set_up_steps()
         self._watched_since = None
         self.host.tick.remove(self._look)
         self.host.tick.add(self._look)
 
+    def drain_steps(self) -> Steps:
+        """Stop consuming from every queue, and leave in the inbox what has come. At their end no more can come."""
+        try:
+            yield from self.consumers.end_all_steps()
+        except (errors.ConnectionLost, errors.ChannelLost):
+            pass  # what was in the inbox went back with it
+        self.is_drained = True
+        self.notify()
+
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ended one of our consumers: its queue went, or a time-out passed. Declare, and consume again."""
         tag: str = frame.method.consumer_tag
-        queue = self._queues.get(tag.encode())
-        if queue is None or self.consumers.get(queue) != tag:
+        queue = self.consumers.queues.get(tag.encode())
+        if queue is None or self.consumers.tags.get(queue) != tag:
             return
         text = 'queue %r went away, or the broker ended its consumer: it is declared and consumed again'
         self._sparingly.log(logging.WARNING, text, queue)
@@ -247,8 +130,8 @@ class ConsumingChannel(Channel):
                 if declared is not None:
                     yield from replay_exchanges(self.host.control, self.topology)
                     yield from replay_queue(self.host.control, self.topology, declared)
-                if self.is_open and self.consumers.get(queue) == tag:
-                    yield from self._consume_anew(queue)
+                if self.is_open and self.consumers.tags.get(queue) == tag:
+                    yield from self.consumers.anew_steps(queue)
                 return
             except errors.OperationRefused as error:
                 if patience.is_over or not self.is_wanted:
@@ -288,13 +171,20 @@ class ConsumingChannel(Channel):
                 yield patience.pause()
                 yield from replay(self.host.control, self.topology)
 
-    def stop_steps(self) -> Steps:
-        """End all consumers. Nothing comes any more after this; what has come is still to be settled."""
-        ended = list(self.consumers)
-        for queue in ended:
-            yield from self.cancel_steps(queue)
-        if ended and self.is_open:
-            yield self._prefetch()  # as in _shrink
+    def _return_inbox(self, queues: Container[str]) -> None:
+        """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
+        kept: list[Delivery] = []
+        while self.inbox:
+            try:
+                delivery = self.inbox.pop()
+            except IndexError:
+                break  # the consuming thread was quicker
+            if delivery.queue in queues:
+                self.hand_back(delivery)
+            else:
+                kept.append(delivery)
+        self.inbox.extendleft(kept)
+        self.host.outbox.flush()
 
     def give_back_steps(self) -> Steps:
         """End all consumers for good, and hand back what was not begun. Never raises.
@@ -304,11 +194,11 @@ class ConsumingChannel(Channel):
         """
         self.is_wanted = False
         try:
-            yield from self.stop_steps()
+            yield from self.consumers.end_all_steps()
         except errors.BrokerError as error:
             logger.debug('ending a consumer: %s', error)
         if self.is_open:
-            self._return_inbox(set(self._queues.values()))
+            self._return_inbox(set(self.consumers.queues.values()))
         self.inbox.clear()
 
     def close_steps(self) -> Steps:
@@ -320,7 +210,7 @@ class ConsumingChannel(Channel):
     def _on_lost(self, error: errors.BrokerError) -> None:
         if self.is_wanted and isinstance(error, errors.OperationRefused):
             text = 'the channel of the consumer of %s was closed: %s'
-            self._sparingly.log(logging.WARNING, text, ', '.join(self.consumers), error)
+            self._sparingly.log(logging.WARNING, text, ', '.join(self.consumers.tags), error)
         # What was delivered on it comes again.
         self.inbox.clear()
 
@@ -331,12 +221,12 @@ class ConsumingChannel(Channel):
     # Deliveries: on the thread that reads
 
     def delivered(self, content: Content) -> None:
-        queue = self._queues.get(content.tag_or_text)
+        queue = self.consumers.queues.get(content.tag_or_text)
         if queue is None:
             return
         delivery = Delivery(self, queue, content)
-        if self.origins.has_marks:
-            self.origins.mark(delivery)
+        if self.consumers.origins.has_marks:
+            self.consumers.origins.mark(delivery)
         if self.is_wanted:
             self.inbox.append(delivery)
         else:
@@ -344,7 +234,7 @@ class ConsumingChannel(Channel):
 
     def too_large(self, content: Content) -> None:
         """Reject what must not be kept: it would come again and again."""
-        queue = self._queues.get(content.tag_or_text)
+        queue = self.consumers.queues.get(content.tag_or_text)
         if queue is not None:
             content.body = b''
             delivery = Delivery(self, queue, content)
@@ -354,12 +244,13 @@ class ConsumingChannel(Channel):
 
     def end_of_read(self) -> None:
         if self.inbox:
-            if self.prefetch and len(self.inbox) > INBOX_SPARE + 4 * self._most_prefetched * len(self.consumers):
-                raise pika.exceptions.InvalidFrameError(
-                    f'{len(self.inbox):,} deliveries, where {self.prefetch:,} were asked for'
-                )
+            asked_for = self.consumers.prefetch
+            most = INBOX_SPARE + 4 * self.consumers.most_prefetched * len(self.consumers.tags)
+            if asked_for and len(self.inbox) > most:
+                text = f'{len(self.inbox):,} deliveries, where {asked_for:,} were asked for'
+                raise pika.exceptions.InvalidFrameError(text)
             self.notify()
-            if self._is_stuck is not None and self.prefetch != 1 and self._watched_since is None:
+            if self._is_stuck is not None and asked_for != 1 and self._watched_since is None:
                 self._watched_since = time.monotonic()
                 self.host.tick.stir()
 
@@ -420,8 +311,5 @@ class ConsumingChannel(Channel):
         return False
 
 
-_tags = itertools.count(1)
-
-
 def _nothing(*_: Any) -> None:
-    """What there is to be called: the cutter brings deliveries, and pika's callback is never called."""
+    """Until a consumer says what to call."""

@@ -34,7 +34,6 @@ class Settler(Protocol):
     :ivar generation: how often it was opened
     :ivar is_open: whether it is open now
     :ivar is_wanted: whether it is to be opened again after a loss; else what it delivered has gone back
-    :ivar prefetch: messages that are sent ahead of their acknowledgement; 0 for no limit
     :ivar topology: what its consumer declared
     :ivar frame_max: bytes that a frame may have on its connection
     """
@@ -43,8 +42,11 @@ class Settler(Protocol):
     generation: int
     is_open: bool
     is_wanted: bool
-    prefetch: int
     topology: Topology
+
+    @property
+    def prefetch(self) -> int:
+        """How many messages are sent ahead of their acknowledgement; 0 for no limit."""
 
     def settle(self, delivery: Any, requeue: bool | None = None) -> None:
         """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks; any thread."""

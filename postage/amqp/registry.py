@@ -36,7 +36,7 @@ def acquire(settings: BrokerSettings, role: Role) -> Connection:
             diverted_to.users += 1
             return diverted_to
         connection = _shared.get((settings, role))
-        if connection is None or connection.error is not None or connection.is_closed:
+        if connection is None or connection.standing.error is not None or connection.is_closed:
             connection = _shared[settings, role] = Connection(settings, role, lambda: _with(settings))
         connection.users += 1
     try:

@@ -24,6 +24,7 @@ class ReplyChannel(PublishingChannel):
 
     :param own_queue: receive the replies through an exclusive queue instead
     :param on_reply: called on the thread that reads with the content of each reply
+    :param on_returned: called there with each request that no queue took
     :param on_lost: called on the I/O thread when the channel has gone
     :ivar address: what a request's ``reply_to`` is
     """
@@ -35,12 +36,14 @@ class ReplyChannel(PublishingChannel):
         host: Host,
         own_queue: bool,
         on_reply: Callable[[ReplyChannel, Content], None],
+        on_returned: Callable[[ReplyChannel, Content], None],
         on_lost: Callable[[ReplyChannel, errors.PostageError], None],
     ) -> None:
         super().__init__(host, confirms=False)
         self.own_queue = own_queue
         self.address = f'postage.reply-{os.urandom(12).hex()}' if own_queue else 'amq.rabbitmq.reply-to'
         self.delivered = functools.partial(on_reply, self)  # type: ignore[method-assign]  # one call less for each reply
+        self.returned = functools.partial(on_returned, self)  # type: ignore[method-assign]
         self._on_channel_lost = on_lost
 
     def _set_up(self) -> Steps:

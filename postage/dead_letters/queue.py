@@ -43,6 +43,7 @@ from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
 from postage.printable import shown_half_built
 from postage.program import program_settings
+from postage.secret import Secret
 from postage.settings import BrokerSettings, broker_settings
 
 logger = logging.getLogger('postage')
@@ -79,6 +80,7 @@ class QueueDeadLetters(DeadLetters):
     def __init__(
         self, name: str, hup: Any = None, vhost: str | None = None, timeout: float = 30.0, create: bool = True
     ) -> None:
+        hup = Secret.of(hup)
         if not isinstance(name, str) or not name:
             raise errors.ConfigurationError(f'the name of a queue must be text and not empty, not {name!r:.80}')
         self.name = name
@@ -223,7 +225,7 @@ class QueueDeadLetters(DeadLetters):
 
             def begin() -> Steps:
                 declared = yield from declare_queue(connection.control, self._declaration())
-                yield from channel.consume_steps(self.name)
+                yield from channel.consumers.begin_steps(self.name)
                 return declared.method.message_count
 
             try:
@@ -233,7 +235,7 @@ class QueueDeadLetters(DeadLetters):
                 yield self._arriving(channel, arrived, there)
             finally:
                 try:
-                    connection.ask(channel.stop_steps, CLOSE_TIMEOUT, when_open=False)
+                    connection.ask(channel.consumers.end_all_steps, CLOSE_TIMEOUT, when_open=False)
                     left = channel.left()
                     self._put_back(left)
                     connection.ask(lambda: self._await_back(connection, len(left)), CLOSE_TIMEOUT, when_open=False)

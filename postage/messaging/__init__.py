@@ -28,12 +28,14 @@ from postage.errors import (
     PostageError,
     PublishError,
     PublishTimeout,
+    RemoteError,
     ResourceLocked,
     StoreError,
     TimeoutError,
     Unroutable,
     VirtualHostRefused,
 )
+from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
@@ -62,6 +64,7 @@ from postage.messaging.messages import (
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery
 from postage.messaging.producer import GenericProducer
+from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
 from postage.program import GONE, effective
 from postage.program import global_hup as global_hup
@@ -93,6 +96,7 @@ __all__ = [
     'Closed',
     'ConfigurationError',
     'ConnectionLost',
+    'ControlExchange',
     'DeadLetter',
     'DeadLetterStore',
     'Deadlock',
@@ -129,6 +133,7 @@ __all__ = [
     'PublishError',
     'PublishTimeout',
     'RejectMessage',
+    'RemoteError',
     'ResourceLocked',
     'Retry',
     'RpcCommand',
@@ -140,8 +145,10 @@ __all__ = [
     'TimeoutError',
     'Unroutable',
     'VirtualHostRefused',
+    'control_key',
     'current_delivery',
     'quorum',
+    'remote_exception',
     'stream',
     'with_dead_letter',
 ]

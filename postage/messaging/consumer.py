@@ -12,26 +12,23 @@ from typing import Any
 import pika.spec
 
 from postage import errors, settings
-from postage.amqp.connection import Connection
+from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.consuming import ConsumingChannel
-from postage.amqp.control import BlockingAccess, bind, declare_exchange, declare_queue, unbind
+from postage.amqp.control import BlockingAccess
 from postage.amqp.deliveries import Delivery
-from postage.amqp.publishing import Receipt
 from postage.amqp.steps import Steps
-from postage.amqp.topology import Binding, Queue
-from postage.messaging.connected import Connected
-from postage.messaging.declarations import check_eqk, check_queue, warn_of_leftover
-from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.messages import MessageResult, MessageResultError
+from postage.messaging.answering import Answering
+from postage.messaging.binding import QueueBinder
+from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
-from postage.messaging.replies import ReplySender
-from postage.printable import shown_half_built, text_of
+from postage.printable import shown_half_built
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
 
-class GenericConsumer(Connected):
+class GenericConsumer(QueueBinder, Answering):
     """Consumes from queues that are bound to exchanges.
 
     The constructor connects and declares the exchanges, queues and bindings of ``eqk``; nothing is delivered before
@@ -51,13 +48,14 @@ class GenericConsumer(Connected):
     :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
     :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement, 0 for any number; ``None``
         has it follow the handlers: many while they are quick, one while they are slow
+    :ivar on_stop: what :meth:`stop_consuming` does where a processor consumes; that sets it
     """
 
     eqk: Any = ()
-    durable_queues: bool = True
     prefetch_count: int | None = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         where = f'{type(self).__name__}.eqk'
         if eqk is not None and (not isinstance(eqk, Sequence) or len(eqk)):
             self.eqk, where = eqk, 'eqk'
@@ -68,8 +66,8 @@ class GenericConsumer(Connected):
         self._stop = threading.Event()
         self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
-        self._replies = ReplySender(self._settings)
         self._lets_broker_retry = True
+        self.on_stop: Callable[[], None] | None = None
         with self._connecting('consuming'):
             self._channel = self._new_channel()
             self.add_eqk(self.eqk)
@@ -82,21 +80,16 @@ class GenericConsumer(Connected):
 
     def _new_channel(self) -> ConsumingChannel:
         channel = ConsumingChannel(self._connection, self._topology, self._prefetch.count)
-        channel.origins.lets_broker_retry = self._lets_broker_retry
+        channel.consumers.origins.lets_broker_retry = self._lets_broker_retry
         return channel
 
     def close(self) -> None:
         """Stop consuming and give the connection back; the last to do so closes it. Blocks."""
         if self._closed:
             return
+        self.on_stop = None  # it stops for good
         self.stop_consuming()
         self._give_back()
-        self._replies.close()
-
-    @property
-    def connections(self) -> list[Connection]:
-        """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
-        return [self._connection, *filter(None, [self._replies.connection])]
 
     @property
     def channel(self) -> BlockingAccess:
@@ -105,107 +98,19 @@ class GenericConsumer(Connected):
             self._connection.add_channel(self._channel)
         return BlockingAccess(self._channel, self._connection)
 
-    # Queues and bindings
-
-    def add_eqk(self, eqk: Any) -> None:
-        """Declare more exchanges, queues and bindings; where it is consuming they take effect at once. Blocks."""
-        self._check_open()
-        for exchange, queue, key in list(check_eqk(eqk, 'eqk')):
-            checked = check_queue(queue, {}, 'eqk')
-            # Programs of 1.2.1 override queue_bind, and get what it got: a name, and flags.
-            spelled = {} if isinstance(queue, str) else {part: queue[part] for part in queue if part != 'flags'}
-            self.queue_bind(exchange, spelled if len(spelled) > 1 else checked.name, key, **checked.flags)
-
-    @property
-    def qk_list(self) -> list[tuple[str, str]]:
-        """The queues that it consumes from, each with the keys that it is bound by."""
-        return [(binding.queue, binding.routing_key) for binding in self._topology.bindings]
-
-    def queue_bind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str, **flags: Any) -> None:
-        """Declare an exchange and a queue and bind them; where it is consuming it consumes from it at once. Blocks.
-
-        :param queue: a name, or ``{'name': …, 'flags': {…}}``
-        :param flags: flags of ``queue_declare``
-        :raises errors.ConfigurationError: an argument has the wrong shape
-        :raises errors.DeclarationMismatch: it exists with other flags than those spelled out
-        """
-        self._check_open()
-        if not isinstance(key, str):
-            raise errors.ConfigurationError(f'a routing key must be text, not {key!r:.80}')
-        self._bind(check_exchange(exchange, 'queue_bind'), check_queue(queue, flags, 'queue_bind'), key)
-
-    def queue_declare(self, queue: Any, **flags: Any) -> None:
-        """Declare a queue and bind it to nothing; where it is consuming it consumes from it at once. Blocks.
-
-        :param queue: a name, or ``{'name': …, 'flags': {…}}``
-        :param flags: flags of ``queue_declare``
-        :raises errors.ConfigurationError: an argument has the wrong shape
-        :raises errors.DeclarationMismatch: it exists with other flags than those spelled out
-        """
-        self._check_open()
-        declared = self._known(check_queue(queue, flags, 'queue_declare'))
-        self._connection.ask(lambda: self._declare_steps(declared))
-
-    def queue_unbind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str) -> None:
-        """Remove a binding. The queue stays, and is consumed from as before. Blocks."""
-        self._check_open()
-        name = check_queue(queue, {}, 'queue_unbind').name
-        binding = Binding(name, check_exchange(exchange, 'queue_unbind').name, key)
-        self._connection.ask(lambda: unbind(self._connection.control, binding))
-        if binding in self._topology.bindings:
-            self._topology.bindings.remove(binding)
-
-    def queue_leave(self, queue: Any) -> None:
-        """Stop consuming from one queue, which stays as it is for others. Blocks.
-
-        What it has already delivered is handled and settled as usual.
-        """
-        self._check_open()
-        name = check_queue(queue, {}, 'queue_leave').name
-        self._topology.queues.pop(name, None)
-        self._topology.bindings = [binding for binding in self._topology.bindings if binding.queue != name]
-        self._connection.ask(lambda: self._channel.cancel_steps(name))
-
-    def _bind(self, exchange: type[Exchange] | Exchange, queue: Queue, key: str) -> None:
-        declared = self._known(queue)
-        binding = Binding(queue.name, exchange.name, key)
-        parameters = exchange.parameters
-        self._connection.ask(lambda: self._bind_steps(parameters, declared, binding))
-
-    def _known(self, queue: Queue) -> Queue:
-        """A queue with its flags complete; the one that was declared before, where it is the same."""
-        queue.flags.setdefault('durable', self.durable_queues)
-        known = self._topology.queues.get(queue.name)
-        if known is not None and (not queue.spelled or known.flags == queue.flags):
-            return known
-        warn_of_leftover(queue)
-        return queue
-
-    def _bind_steps(self, exchange: dict[str, Any], queue: Queue, binding: Binding) -> Steps:
-        control, topology = self._connection.control, self._topology
-        if exchange['exchange'] not in topology.exchanges:
-            yield from declare_exchange(control, exchange)
-            topology.exchanges[exchange['exchange']] = exchange
-        yield from self._declare_steps(queue, binding)
-
-    def _declare_steps(self, queue: Queue, binding: Binding | None = None) -> Steps:
-        control, topology = self._connection.control, self._topology
-        if topology.queues.get(queue.name) is not queue:
-            self._connection.topologies.check_exclusive(queue, topology)
-            yield from declare_queue(control, queue)
-            topology.queues[queue.name] = queue
-        if binding is not None and binding not in topology.bindings:
-            yield from bind(control, binding)
-            topology.bindings.append(binding)
-        if self.is_consuming:
-            yield from self._channel.consume_steps(queue.name)
-
     # Consuming
+
+    def _consume_steps(self, queue: str) -> Steps:
+        if self.is_consuming:
+            yield from self._channel.consumers.begin_steps(queue)
+
+    def _leave_steps(self, queue: str) -> Steps:
+        yield from self._channel.consumers.end_steps(queue)
 
     @property
     def is_consuming(self) -> bool:
         """Whether its channel is consuming, or will again as soon as there is a connection."""
-        return self._channel.is_wanted and bool(self._channel.consumers)
+        return self._channel.is_wanted and bool(self._channel.consumers.tags)
 
     def start_consuming(self, callback: Callable[[Any, Any, Any, bytes], object]) -> None:
         """Call ``callback(channel, method, header, body)`` for each delivery until :meth:`stop_consuming`.
@@ -234,7 +139,13 @@ class GenericConsumer(Connected):
             self.end()
 
     def stop_consuming(self) -> None:
-        """Have ``start_consuming`` return; what was prefetched goes back to the broker. Any thread, callbacks too."""
+        """Have ``start_consuming`` return; what was prefetched goes back to the broker. Any thread, callbacks too.
+
+        The consumer of a processor is not in :meth:`start_consuming`: there it is ``processor.pause()``, which blocks
+        until the broker delivers no more, and ``processor.resume()`` goes on.
+        """
+        if self.on_stop is not None:
+            self.on_stop()
         self._stop.set()
         self._channel.notify()
 
@@ -254,10 +165,13 @@ class GenericConsumer(Connected):
         arguments = [queue.flags.get('arguments') or {} for queue in queues]
         is_stream = any(queue.position is not None for queue in queues)
         is_fixed = is_stream or any(known.get('x-single-active-consumer') for known in arguments)
-        channel.prefetch = self._prefetch.begin(at_once, is_fixed, lambda: self._connection.tell(channel.resize_steps))
-        if is_stream and not channel.prefetch:
+        consumers = channel.consumers
+        consumers.prefetch = self._prefetch.begin(
+            at_once, is_fixed, lambda: self._connection.tell(consumers.resize_steps)
+        )
+        if is_stream and not consumers.prefetch:
             raise errors.ConfigurationError(f'{type(self).__name__}.prefetch_count is 0; a stream has to have a limit')
-        channel.wish = lambda: self._prefetch.count
+        consumers.wish = lambda: self._prefetch.count
         if self._prefetch.pace is not None:
             channel.watch_with(self._prefetch.pace.is_stuck, self._prefetch.slow_down)
         channel.notify = notify
@@ -274,7 +188,24 @@ class GenericConsumer(Connected):
             doing = f'find queue {queue!r}'
             yield self._connection.control.operate('queue_declare', doing, queue=queue, passive=True)
         for queue in queues:
-            yield from channel.consume_steps(queue)
+            yield from channel.consumers.begin_steps(queue)
+
+    def pause(self) -> None:
+        """Have nothing delivered any more; what is not begun goes back. Blocks; any thread but an I/O thread.
+
+        Without a connection it holds for the next one.
+
+        :raises errors.BrokerError: the broker has not answered in time
+        """
+        self._connection.ask(self._channel.consumers.pause_steps, CLOSE_TIMEOUT, when_open=False)
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`. Blocks until the broker delivers again; any thread but an I/O thread.
+
+        :raises errors.BrokerError: it cannot be consumed again, or there was no connection for a minute
+        """
+        channel = self._channel
+        self._connection.ask(lambda: self._consume_all_steps(channel))
 
     def end(self) -> None:
         """Undo :meth:`begin`: cancel its consumers, and hand what was not settled back to the broker. Blocks."""
@@ -313,7 +244,7 @@ class GenericConsumer(Connected):
 
     def keep_retries(self) -> None:
         """Leave no retries to the broker, whatever its queues say: it would count them among all deliveries in vain."""
-        self._channel.origins.lets_broker_retry = self._lets_broker_retry = False
+        self._channel.consumers.origins.lets_broker_retry = self._lets_broker_retry = False
 
     def set_aside(self, change: int) -> None:
         """Say that one message more, or less, stays unacknowledged while others of its queue are to be delivered.
@@ -327,15 +258,24 @@ class GenericConsumer(Connected):
     def wind_down(self) -> None:
         """Take nothing more: cancel the consumers, and hand what waits in the inbox back. Does not block."""
         channel = self._channel
-        for queue in list(channel.consumers):
-            self._connection.tell(functools.partial(channel.cancel_steps, queue))
+        for queue in list(channel.consumers.tags):
+            self._connection.tell(functools.partial(channel.consumers.end_steps, queue))
         while (delivery := self.next_delivery()) is not None:
             channel.hand_back(delivery)
+
+    def drain(self) -> None:
+        """Have the broker deliver no more, and keep what waits in the inbox. Does not block."""
+        self._connection.tell(self._channel.drain_steps)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether that is done, and the inbox is empty."""
+        return self._channel.is_drained and not self._channel.inbox
 
     def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
         """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""
         reached = self._topology.queues_reached(exchange, routing_key)
-        return [queue for queue in reached if queue in self._channel.consumers]
+        return [queue for queue in reached if queue in self._channel.consumers.tags]
 
     def is_delivery_of(self, delivery: Delivery) -> bool:
         """Whether that was delivered to the channel that is consuming now."""
@@ -396,47 +336,3 @@ class GenericConsumer(Connected):
                 'for anything else there is consumer.channel'
             )
         return method
-
-    def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
-        """Answer an RPC. Does not block but for a full window of unconfirmed messages; any thread.
-
-        :param header: the AMQP properties of the request
-        :param message: a ``MessageResult`` or one of its kin; a plain value is wrapped in one
-        :return: what becomes of it; ``None`` where the request names no reply address
-        :raises errors.EncodingError: the result cannot be encoded
-        """
-        if not header.reply_to:
-            logger.warning('an RPC without a reply_to property cannot be answered')
-            return None
-        if not hasattr(message, 'body'):
-            message = MessageResult(message)
-        encoded = self.encode(message.body)
-        return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
-
-    def answer_refused(self, header: Any, error: BaseException) -> None:
-        """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.
-
-        Does not block; any thread.
-
-        :param header: the properties of the request
-        :param error: why
-        """
-        result = MessageResultError(f'the reply could not be sent: {error}')
-        try:
-            self._replies.send(header, self.encode(result.body), self.encoder.content_type)
-        except Exception as failure:
-            logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
-
-    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
-        """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.
-
-        :param header: the AMQP properties of the request, which name a reply address
-        :param encoded: the body of the answer
-        :param content_type: what it is
-        :return: what becomes of it
-        """
-        return self._replies.send(header, encoded, content_type)
-
-    def prepare_replies(self) -> None:
-        """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
-        self._replies.open()

@@ -79,7 +79,7 @@ class Forwarder:
         """Declare, then publish. On the I/O thread, so that no other thread waits for a broker that is down."""
         try:
             while True:
-                yield self._connection.when_open()
+                yield self._connection.standing.when_open()
                 declared_at = time.monotonic()
                 try:
                     yield from declare_queue(self._connection.control, queue)

@@ -66,6 +66,10 @@ class RpcFuture(Future[MessageResult]):
             wait_until_done(self, self._connection.readership, timeout)
         return super().result(0)
 
+    def value(self, timeout: float | None = None) -> Any:
+        """The value of the result. Blocks as :meth:`result` does, and raises what that and ``unwrap()`` raise."""
+        return self.result(timeout).unwrap()
+
 
 class Answer:
     """The result message for the one thread that waits for it and does nothing else meanwhile: less than a future.
@@ -120,11 +124,12 @@ class Call(Outgoing):
     :param max_retry: how often it is sent again
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
+    :ivar is_lost: whether the connection was lost after it was sent
     """
 
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
-        *('gives_up_at', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
+        *('gives_up_at', 'is_lost', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
     )
 
     def __init__(
@@ -143,7 +148,7 @@ class Call(Outgoing):
     ) -> None:
         # What Outgoing() does, without the call: this is on the way of each RPC.
         self.exchange, self.routing_key = route
-        self.arguments = frames.publish_arguments(*route, False)
+        self.arguments = frames.publish_arguments(*route, True)
         self.body = body
         self.properties = b''
         self.receipt, self.resend, self.returned = None, False, ''
@@ -160,6 +165,7 @@ class Call(Outgoing):
         self.attempt = self.sent = 0
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
         self.channel: ReplyChannel | None = None
+        self.is_lost = False
 
     def address(self, reply_to: str) -> None:
         """Make the request's properties. The broker drops it when its caller does not wait for the answer any more.
@@ -207,8 +213,9 @@ class RpcClient:
 
         :raises errors.EncodingError: what goes with it cannot be encoded
         """
-        if self._connection.error is not None:
-            raise self._connection.error
+        refused = self._connection.standing.error
+        if refused is not None:
+            raise refused
         with self._lock:
             channel = self._shared
             if channel is None or call.queue_per_call or not channel.is_wanted:
@@ -228,7 +235,7 @@ class RpcClient:
 
     def _new_channel(self, call: Call) -> ReplyChannel:
         """A new reply address: for this call alone, or for those that follow, too."""
-        channel = ReplyChannel(self._connection, call.queue_per_call, self._on_reply, self._on_lost)
+        channel = ReplyChannel(self._connection, call.queue_per_call, self._on_reply, self._on_returned, self._on_lost)
         self._addresses[channel] = _Address()
         if not call.queue_per_call:
             self._shared = channel
@@ -264,10 +271,12 @@ class RpcClient:
                 tell = self._finish(call, None, error)
         tell()
 
-    def _withdraw(self, call: Call) -> None:
-        """Take back a request that an outage held back, so that it is not sent twice."""
-        if call.channel is not None and call.channel.withdraw(call):
-            call.sent -= 1
+    def _withdraw(self, call: Call) -> bool:
+        """Take back a request that an outage held back, so that it is not sent twice. Returns whether it was."""
+        if call.channel is None or not call.channel.withdraw(call):
+            return False
+        call.sent -= 1
+        return True
 
     def _arm(self) -> None:
         """Have one timer run, for the earliest deadline. On the I/O thread."""
@@ -287,10 +296,17 @@ class RpcClient:
             with self._lock:
                 for call in self._deadlines.take_past(time.monotonic()):
                     self._retire(call.channel)
-                    over.append(self._fail_attempt(call, f'no reply within {call.timeout:g} s'))
+                    over.append(self._fail_attempt(call, self._why_no_reply(call)))
             _call_all(over)
         finally:
             self._arm()  # else no call would ever time out again
+
+    def _why_no_reply(self, call: Call) -> str:
+        """Why the time of an attempt has passed without a reply, as far as that is known here."""
+        trouble, reason = self._connection.trouble, f'no reply within {call.timeout:g} s'
+        if self._withdraw(call):
+            return f'{reason}, and it could not be sent: {trouble or "the broker has closed its channel"}'
+        return f'{reason}, though {"it was sent; " + trouble if trouble else "the broker took the request"}'
 
     def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
         if call.future.cancelled():
@@ -301,8 +317,10 @@ class RpcClient:
             call.address(call.channel.address)
             self._begin_attempt(call)
             return functools.partial(self._send, call, call.channel)
+        if call.is_lost and 'after it was sent' not in reason:
+            reason += '; the connection was lost after it was sent'
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
-        return self._finish(call, MessageResultException('TimeoutError', message))
+        return self._finish(call, failed(errors.TimeoutError(message)))
 
     def _retire(self, channel: ReplyChannel | None) -> None:
         """Give this address to no new call."""
@@ -354,6 +372,21 @@ class RpcClient:
         except InvalidStateError:
             pass  # its caller cancelled it
 
+    def _on_returned(self, channel: ReplyChannel, content: Content) -> None:
+        """No queue took a request: that is its end, for the next attempt would come back as well."""
+        with self._lock:
+            address = self._addresses.get(channel)
+            correlation_id = frames.salvage_answerable(content.properties).correlation_id
+            call = address.calls.get(correlation_id or '') if address is not None else None
+            if call is None:
+                return  # it has ended meanwhile
+            where = f'no queue is bound to exchange {call.exchange!r} for key {call.routing_key!r}'
+            if not call.exchange:
+                where = f'there is no queue {call.routing_key!r}'
+            result = failed(errors.Unroutable(f'RPC {call.name!r}: {where}'))
+            tell = self._finish(call, result, answered=True)
+        tell()
+
     @staticmethod
     def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
         """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
@@ -381,9 +414,11 @@ class RpcClient:
             address.strays = 0
             for call in list(address.calls.values()):
                 self._withdraw(call)
+                call.is_lost = call.is_lost or call.sent > 0
+                reason = f'the connection was lost after it was sent: {error}' if call.sent else str(error)
                 call.sent = 0
                 if channel.is_wanted:
-                    over.append(self._fail_attempt(call, str(error)))
+                    over.append(self._fail_attempt(call, reason))
                 else:
                     over.append(self._finish(call, None, error))
         _call_all(over)
@@ -456,7 +491,7 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
     channel = ConsumingChannel(connection, Topology(), prefetch=count)
     channel.notify = arrived.release
     try:
-        connection.ask(lambda: channel.consume_steps(queue))
+        connection.ask(lambda: channel.consumers.begin_steps(queue))
         connection.add_channel(channel)
         while count:
             with connection.awaited():
@@ -471,6 +506,13 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
                 count -= 1
     finally:
         connection.remove_channel(channel)
+
+
+def failed(error: errors.PostageError) -> MessageResultException:
+    """The result of a call that no responder answered."""
+    result = MessageResultException(type(error).__name__, str(error))
+    result.failure = error
+    return result
 
 
 def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:

@@ -80,7 +80,7 @@ class Window:
     def check_settled(self, but: int = 0) -> None:
         """Each message is settled, and none was twice; all receipts but so many have called back, once."""
         channel = self.channel
-        assert (channel._in_flight, channel._bytes, self.ledger.unsettled) == (0, 0, 0)
+        assert (channel.in_flight, channel._bytes, self.ledger.unsettled) == (0, 0, 0)
         assert not channel._pending
         assert not channel._unconfirmed
         assert [receipt.unsettled for receipt in self.receipts] == [0] * len(self.receipts)
@@ -248,8 +248,8 @@ class Consuming:
         self.host: Any = Host()
         self.wish = 8
         self.channel = ConsumingChannel(self.host, Topology(), 8)
-        self.channel.wish = lambda: self.wish
-        drive(self.channel.consume_steps('queue'))
+        self.channel.consumers.wish = lambda: self.wish
+        drive(self.channel.consumers.begin_steps('queue'))
         self.opening = drive(self.channel.ensure_open_steps())
         self.host.pika_channel.opened()
 
@@ -276,7 +276,7 @@ class Consuming:
 
     def change(self, wish: int) -> None:
         self.wish = wish
-        self.host.tell(self.channel.resize_steps)
+        self.host.tell(self.channel.consumers.resize_steps)
 
 
 @pytest.mark.parametrize('after', range(3))

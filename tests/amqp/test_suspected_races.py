@@ -84,7 +84,7 @@ def resize_in_the_middle_of_resizing(consumer: Any) -> tuple[int, int]:
 
     def is_at_rest() -> bool:
         connection.ask(nothing)
-        return not consumer._channel._is_resizing
+        return not consumer._channel.consumers._is_resizing
 
     over = threading.Event()
     connection = consumer.conn_broker

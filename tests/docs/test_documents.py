@@ -10,8 +10,9 @@ import pytest
 
 from support.pages import DOCS, ROOT, parse
 
-FOLDERS = (ROOT, DOCS, *ROOT.glob('demos/*'), ROOT / 'benchmarks')
-DOCUMENTS = sorted(path for folder in FOLDERS for path in folder.glob('*.rst'))
+PAGES = sorted(DOCS.rglob('*.rst'))
+FOLDERS = (ROOT, *ROOT.glob('demos/*'), ROOT / 'benchmarks')
+DOCUMENTS = sorted([*PAGES, *(path for folder in FOLDERS for path in folder.glob('*.rst'))])
 every_document = pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -28,7 +29,13 @@ def test_the_documents_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize('page', sorted(DOCS.glob('*.rst')), ids=lambda page: page.name)
 def test_every_page_has_a_module_that_runs_its_snippets(page: Path) -> None:
-    assert Path(__file__).with_name(f'test_{page.stem}_page.py').exists()
+    has_snippets = any('code' in block['classes'] for block in parse(page).findall(docutils.nodes.literal_block))
+    assert Path(__file__).with_name(f'test_{page.stem}_page.py').exists() or not has_snippets
+
+
+@pytest.mark.parametrize('path', [path for path in DOCUMENTS if path not in PAGES], ids=lambda path: path.name)
+def test_what_only_the_site_knows_is_in_its_pages_alone(path: Path) -> None:
+    assert re.findall(r'(?<!`):[a-z]+:`[^`]+`', path.read_text()) == []
 
 
 @every_document

@@ -1,60 +1,62 @@
-"""Every Python snippet of the README runs, and prints what its comments say."""
+"""The README is one screen to the first message, which its programs send, and no index of packages breaks its links."""
 
 from __future__ import annotations
 
-import ast
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import docutils.nodes
 import pytest
 
 import postage
 from support.brokers import Broker
-from support.pages import ROOT, assert_prints_what_it_says, parse
+from support.pages import ROOT, blocks, parse, promised
 from support.programs import Program
 
 README = ROOT / 'README.rst'
+SCREEN = 70  # lines
 
 
-def python_blocks(title: str) -> list[docutils.nodes.literal_block]:
-    """Return the Python blocks of one of the README's sections, in their order."""
-    (section,) = (node for node in parse(README).findall(is_section) if node[0].astext() == title)
-    return [block for block in section.findall(docutils.nodes.literal_block) if 'python' in block['classes']]
-
-
-def is_section(node: docutils.nodes.Node) -> bool:
-    return isinstance(node, docutils.nodes.section)
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, str]:
+    """The texts of the two programs, which are in the present directory."""
+    named = [block for block in parse(README).findall(docutils.nodes.literal_block) if block['names']]
+    texts = {block['names'][0]: block.astext() for block in named}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    return texts
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert f'This is Postage version {postage.__version__}.' in README.read_text()
+    assert f'This is Postage version {postage.__version__},' in README.read_text()
 
 
-def test_the_microthreads_count_as_the_text_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = python_blocks('About microthreads')
-    exec(compile(block.astext(), 'README.rst', 'exec'), {})
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 5
-    assert '::\n\n    ' + '\n    '.join(printed) + '\n\n' in README.read_text()
-
-
-def test_the_quick_start_shows_the_demos_to_the_letter() -> None:
-    """The demos themselves are run by their own tests."""
-    shown = {block['names'][0]: block.astext() for block in python_blocks('Quick start')}
-    assert len(shown) == 7
-    for name, text in shown.items():
-        source = (ROOT / 'demos' / name).read_text()
-        docstring = ast.get_docstring(ast.parse(source), clean=False)
-        assert source == f'"""{docstring}"""\n\n{text}\n'
-
-
-def test_the_demos_share_the_definition_of_their_exchange() -> None:
-    definitions = {path.read_text() for path in ROOT.glob('demos/*_echo/echo_shared.py')}
-    assert len(definitions) == 1
-
-
-def test_the_api_documentation_is_one_program_that_prints_what_it_says(
-    broker: Broker, run_program: Callable[..., Program]
+def test_the_first_message_is_answered(
+    programs: dict[str, str], tmp_path: Path, broker: Broker, run_program: Callable[..., Program]
 ) -> None:
-    blocks = [block.astext() for block in python_blocks('API documentation')]
-    assert_prints_what_it_says(blocks, broker, run_program)
+    environment = {'POSTAGE_URL': broker.url, 'PYTHONWARNINGS': 'error'}
+    greeter = run_program(tmp_path / 'greeter.py', environment=environment)
+    greeter.expect('Waiting for messages')
+    asking = run_program(tmp_path / 'ask.py', environment=environment)
+    assert asking.wait() == 0, asking.output
+    assert asking.lines == promised(programs['ask.py'])
+
+
+def test_the_lines_for_the_shell_start_the_broker_and_both_programs(programs: dict[str, str]) -> None:
+    _, run = blocks(README, 'sh')
+    assert run.split('\n') == ['python -m postage.broker', *(f'python {name}' for name in programs)]
+
+
+def test_the_first_message_fits_on_a_screen() -> None:
+    to_the_message, _, _ = README.read_text().partition('Where to read on\n')
+    assert len(to_the_message.splitlines()) <= SCREEN
+
+
+def test_its_links_are_absolute_and_the_files_that_it_names_are_there() -> None:
+    text = README.read_text()
+    references = parse(README).findall(docutils.nodes.reference)
+    assert all(reference['refuri'].startswith('https://') for reference in references)
+    files = re.findall(r'``((?:docs/)?\w+\.rst|demos|docs)``', text)
+    assert len(files) > 5
+    assert [name for name in files if not (ROOT / name).exists()] == []

@@ -196,10 +196,6 @@ def test_the_attempts_spent_it_returns_a_time_out(bench):
     assert "'rpc_ask'" in reply.body['content']['message']
 
 
-def test_a_call_that_no_queue_takes_times_out_as_well(bench):
-    assert is_time_out(bench.producer().rpc_echo(_timeout=0.05, _max_retry=0))
-
-
 def test_max_retry_is_how_often_it_is_sent_again(bench):
     processor = silent(bench)
     assert is_time_out(bench.producer().rpc_ask(_timeout=0.08, _max_retry=2))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tokenize
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import docutils.core
 import docutils.nodes
+from docutils.parsers.rst import Directive, directives, roles
 
 from support.brokers import Broker
 from support.programs import Program
@@ -18,10 +21,45 @@ DOCS = ROOT / 'docs'
 MARK = '--- the next block ---'
 
 
+class MadeBySphinx(Directive):
+    """A directive that only the site knows: what it makes is looked at by tests/docs/test_site.py."""
+
+    has_content = True
+    optional_arguments = 1
+    final_argument_whitespace = True
+    option_spec = None
+
+    def run(self) -> list[docutils.nodes.Node]:
+        return []
+
+
+for name in (
+    'toctree',
+    'variables',
+    'commands',
+    'automodule',
+    'autoclass',
+    'autofunction',
+    'autoexception',
+    'autodata',
+):
+    directives.register_directive(name, MadeBySphinx)
+for name in ('doc', 'ref', 'mod', 'class', 'meth', 'func', 'exc', 'attr', 'data', 'envvar', 'option'):
+    roles.register_generic_role(name, docutils.nodes.emphasis)
+
+
 def parse(path: Path) -> docutils.nodes.document:
-    """Parse reStructuredText as the package index does; whatever deserves a warning is an error."""
-    settings = {'halt_level': 2, 'report_level': 2, 'file_insertion_enabled': False, 'raw_enabled': False}
-    return docutils.core.publish_doctree(path.read_text(), settings_overrides=settings)
+    """Parse reStructuredText as the package index does; whatever deserves a warning is an error.
+
+    What only the site knows, such as ``:doc:``, is passed over; it is right for the pages in docs alone.
+    """
+    settings = {
+        'halt_level': 2,
+        'report_level': 2,
+        'file_insertion_enabled': DOCS in path.parents,
+        'raw_enabled': False,
+    }
+    return docutils.core.publish_doctree(path.read_text(), source_path=str(path), settings_overrides=settings)
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -45,3 +83,9 @@ def assert_prints_what_it_says(parts: Sequence[str], broker: Broker, run_program
     running = run_program(program, environment={'POSTAGE_URL': broker.url, 'PYTHONWARNINGS': 'error'})
     assert running.wait() == 0, running.output
     assert [part.split('\n')[:-1] for part in f'{running.output}\n'.split(f'{MARK}\n')] == list(map(promised, parts))
+
+
+def make_site(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Make a site as ``make docs`` does."""
+    command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(target)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)

@@ -14,6 +14,7 @@ import pika.spec
 
 from postage.amqp.channel import Channel
 from postage.amqp.server import UNKNOWN
+from postage.amqp.states import Standing
 from postage.amqp.steps import drive
 from postage.amqp.tick import Tick
 from support.loops import StepLoop
@@ -125,7 +126,6 @@ class Host:
     """
 
     heartbeat = 0.0
-    error = None
     server = UNKNOWN
 
     def __init__(self) -> None:
@@ -134,6 +134,7 @@ class Host:
         self.told: list[Callable[[], Any]] = []
         loop = StepLoop()
         self.tick = Tick(loop, loop.add_callback_threadsafe)
+        self.standing = Standing('here')
 
     def tell(self, work: Callable[[], Any]) -> None:
         self.told.append(work)

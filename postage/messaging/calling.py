@@ -1,0 +1,190 @@
+"""The calling half of a producer: its ``rpc_*`` methods."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from postage import errors, settings
+from postage.amqp import frames
+from postage.amqp.control import declare_queue
+from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
+from postage.amqp.threads import this_thread
+from postage.amqp.topology import Queue
+from postage.amqp.turns import alarm_of_thread, read_by_this_thread
+from postage.messaging import deadlocks
+from postage.messaging.messages import Message, MessageResult, RpcCommand
+from postage.messaging.options import RPC_OPTIONS, further_properties, number, pack, take_options
+from postage.messaging.routed import Routed
+from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
+from postage.microthreads import running_scheduler
+
+
+class Caller(Routed):
+    """Sends RPC requests. The base of producers.
+
+    :cvar rpc_timeout: seconds to wait for an RPC's reply, at each attempt
+    :cvar max_retry: how often an RPC is sent again
+    :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
+        correlation id, where several calls are under way at once
+    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
+    """
+
+    rpc_timeout: float = 30
+    max_retry: int = 4
+    reply_queue_per_call: bool = False
+    rpc_queue_expires: float = 600.0
+
+    def _make_rpc(self, name: str) -> Callable[..., Any]:
+        """``rpc_NAME``, ``rpc_queue_NAME`` or ``rpc_future_NAME``; an exact builder wins over the latter two."""
+        for prefix, method in (('rpc_queue_', self._rpc_queue), ('rpc_future_', self._rpc_future)):
+            if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
+                return self._rpc_caller('rpc_' + name[len(prefix) :], method)
+        return self._rpc_caller(name, self._rpc)
+
+    def _has_builder(self, builder: str) -> bool:
+        return builder in self.__dict__ or hasattr(type(self), builder)
+
+    def _rpc_caller(self, name: str, method: Callable[[str, Any, dict[str, Any]], Any]) -> Callable[..., Any]:
+        builder, command = f'build_{name}', name[len('rpc_') :]
+        own, cls = self.__dict__, type(self)
+
+        def call(*args: Any, **kwds: Any) -> Any:
+            options = take_options(kwds, RPC_OPTIONS, name, self) if kwds else kwds
+            if builder in own or hasattr(cls, builder):
+                return method(name, self._build(builder, args, kwds), options)
+            parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
+            return method(name, RpcCommand(command, parameters), options)
+
+        return call
+
+    def _rpc(self, name: str, message: Message, options: dict[str, Any]) -> MessageResult | str:
+        if options and options.get('_queue_only'):
+            return self._rpc_queue(name, message, options)
+        scheduler = running_scheduler()
+        if scheduler is not None:
+            route = self._routes_of(options)[0]
+            deadlocks.refuse(scheduler, self._settings, name, route, self.channel)
+        alarm = alarm_of_thread()
+        if alarm is None:
+            return self._rpc_future(name, message, options).result()
+        answer = Answer(alarm)
+        thread = this_thread
+        outer = thread.batch
+        if outer is None:
+            thread.batch = []  # sent as soon as it is complete, by the wait: this thread has nothing else to do
+        try:
+            self._call(name, message, options, answer)
+            return answer.wait(self._connection)
+        finally:
+            if outer is None:
+                thread.batch = None
+
+    def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
+        future = RpcFuture(self._connection)
+        read_by_this_thread(self._connection.readership)  # its scheduler, if it has one, will wait for the answer
+        future.exchange, future.routing_key = self._call(name, message, options, future)
+        return future
+
+    def _call(
+        self, name: str, message: Message, options: dict[str, Any], future: RpcFuture | Answer
+    ) -> tuple[str, str]:
+        """Send a request. Returns where it went: exchange and routing key."""
+        if self._closed:
+            self._check_open()
+        if self.eks != self._known_eks:
+            self._look_at_eks()
+        route = self._routes_of(options)[0] if options or not self._routes else self._routes[0]
+        timeout, max_retry = self.rpc_timeout, self.max_retry
+        further = None
+        if options:
+            timeout = number(options, '_timeout', timeout)
+            max_retry = int(number(options, '_max_retry', max_retry, whole=True))
+            further = further_properties(options)
+        message.fingerprint(**self.fingerprint)
+        if settings.is_debugging:
+            self._log_sending(*route, message.body)
+        call = Call(
+            name,
+            route,
+            future,
+            self.encoder.content_type,
+            2 if self.persistent else 1,
+            further,
+            self.encode(message.body),
+            self.encoder.decode,
+            timeout,
+            max_retry,
+            self.reply_queue_per_call,
+        )
+        (self._connection.rpc_client or client_of(self._connection)).call(call)
+        return route
+
+    def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
+        """Send the request once, and return the queue that its answer will be in."""
+        self._check_open()
+        exchange, key = self._routes_of(options)[0]
+        message.fingerprint(**self.fingerprint)
+        if settings.is_debugging:
+            self._log_sending(exchange, key, message.body)
+        encoded = self.encode(message.body)
+        message_id = ids.new()
+        queue = Queue(
+            f'postage.rpc-{message_id}',
+            {'durable': True, 'arguments': {'x-expires': int(self.rpc_queue_expires * 1000)}},
+        )
+        properties = frames.encode_properties(
+            content_type=self.encoder.content_type or None,
+            delivery_mode=2 if self.persistent else 1,
+            message_id=message_id,
+            correlation_id=message_id,
+            reply_to=queue.name,
+            **(further_properties(options) or {}),
+        )
+        self._connection.ask(lambda: declare_queue(self._connection.control, queue))
+        publisher = self._connection.publisher(True)
+        receipt = Receipt(message_id, 1, True, Ledger(publisher))
+        outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
+        publisher.publish(outgoing, self.publish_timeout)
+        try:
+            receipt.wait(self.publish_timeout)
+        except errors.Unroutable:
+            self.channel.queue_delete(queue.name)
+            raise
+        return queue.name
+
+    def consume_rpc(
+        self,
+        queue: str,
+        result_len: int = 1,
+        callback: Callable[[Any], object] | None = None,
+        timeout: float | None = None,
+    ) -> list[MessageResult]:
+        """Collect results from a queue that ``rpc_queue_*`` returned. Blocks; leaves no consumer behind.
+
+        :param result_len: how many to wait for
+        :param callback: called with each decoded body, in the calling thread
+        :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
+        :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
+        :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
+        :raises errors.NotFound: there is no such queue
+        """
+        self._check_open()
+        results: list[MessageResult] = []
+        deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
+        with contextlib.closing(bodies_in(queue, self._connection, result_len, deadline)) as bodies:
+            for data in bodies:
+                if callback is not None:
+                    try:
+                        body = self.encoder.decode(data)
+                    except Exception:
+                        pass  # the result says so: it is a MessageResultError
+                    else:
+                        callback(body)
+                results.append(decode_result(data, self.encoder.decode))
+        if len(results) < result_len:
+            text = f'{len(results)} of {result_len} results arrived in queue {queue!r} in time'
+            raise errors.TimeoutError(text, results)
+        return results
