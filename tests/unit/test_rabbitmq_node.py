@@ -12,7 +12,7 @@ import pytest
 
 from support.brokers import Broker, RabbitMQ, connect
 from support.programs import Program
-from support.rabbitmq_node import RabbitMQNode, binary
+from support.rabbitmq_node import START_TIMEOUT, RabbitMQNode, binary
 
 NODE_THAT_IS_KILLED = """
 import sys, time
@@ -124,7 +124,7 @@ def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None
 @pytest.mark.usefixtures('rabbitmq')
 def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program]) -> None:
     program = run_program(NODE_THAT_IS_KILLED, sys.path)
-    pid, directory = program.expect('/').split()
+    pid, directory = program.expect('/', START_TIMEOUT).split()
     os.kill(program.pid, 9)
     program.wait()
     # `tail --pid` waits for the end of a process that is not our child.
