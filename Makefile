@@ -123,6 +123,6 @@ $(VENV)/.postage: $(VENV)/.created pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,wsgi]'
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.postage
+$(VENV)/.docs: $(VENV)/.created pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,redis,wsgi,docs]'
 	@touch $@

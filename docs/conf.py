@@ -12,7 +12,7 @@ project = 'Postage'
 author = 'Postage contributors'
 version = release = postage.__version__
 
-extensions = ['sphinx.ext.autodoc', 'contents_beside', 'offline_links']
+extensions = ['sphinx.ext.autodoc', 'contents_beside', 'from_the_code', 'offline_links']
 exclude_patterns = ['_extensions']
 highlight_language = 'text'
 keep_warnings = False

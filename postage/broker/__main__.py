@@ -12,13 +12,18 @@ from collections.abc import Sequence
 
 from postage.broker.rules import DEFAULT, FEATURES, RULES
 from postage.broker.server import BrokerServer
+from postage.secret import Secret, secret_of_file
 
-NAME = 'postage.broker'
+COMMAND = 'python -m postage.broker'
 
 
-def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parser_of(command: str = COMMAND) -> argparse.ArgumentParser:
+    """What reads the arguments.
+
+    :param command: how it is called, for its usage
+    """
     parser = argparse.ArgumentParser(
-        prog=f'python -m {NAME}',
+        prog=command,
         description='An AMQP 0-9-1 broker in memory, for development and tests. Production is RabbitMQ.',
     )
     parser.add_argument('--host', default='127.0.0.1', help='address or name to listen on (default: %(default)s)')
@@ -26,6 +31,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--user', default='guest', help='name of the one user (default: %(default)s)')
     parser.add_argument(
         '--password',
+        type=Secret,
         help="that user's password (default: that of --password-file, else of POSTAGE_BROKER_PASSWORD, else guest); "
         'other users of this machine can see the arguments of a command',
     )
@@ -42,12 +48,18 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--tls-certificate', metavar='FILE', help='serve TLS with this certificate chain (PEM)')
     parser.add_argument('--tls-key', metavar='FILE', help='its private key, where that is a file of its own')
     parser.add_argument('--verbose', action='store_true', help='a line per connection, declaration and message')
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 after SIGTERM or SIGINT, 1 where it cannot begin."""
-    options = _arguments(arguments)
+def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
+    """Run the broker until SIGTERM or SIGINT. Blocks.
+
+    :param arguments: those behind the command; by default the program's own
+    :param command: how it was called, for its usage
+    :return: the exit status: 0 after one of these signals, 1 where it cannot begin
+    """
+    options = parser_of(command).parse_args(arguments)
+    del arguments  # there may be a password
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format='%(asctime)s %(message)s' if options.verbose else '%(asctime)s %(levelname)s %(message)s',
@@ -57,16 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tls = _tls(options.tls_certificate, options.tls_key)
     except OSError as error:
         return _failed(f'cannot use the certificate {options.tls_certificate}: {error.strerror or error}')
-    try:
-        users = {options.user: _password(options)}
-    except (OSError, ValueError) as error:
-        return _failed(f'cannot read the password from {options.password_file}: {error}')
+    password = _password(options)
+    if isinstance(password, str):
+        return _failed(f'cannot read the password from {options.password_file}: {password}')
     hosts = options.vhost or ['/']
     try:
         server = BrokerServer(
             options.host,
             options.port,
-            users,
+            {options.user: password},
             hosts,
             rules=options.rules,
             permit=options.permit,
@@ -89,13 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _password(options: argparse.Namespace) -> str:
+def _password(options: argparse.Namespace) -> Secret[str] | str:
+    """The password of the one user, or why it cannot be read."""
     if options.password is not None:
-        return str(options.password)
+        password: Secret[str] = options.password
+        return password
     if options.password_file is not None:
-        with open(options.password_file, encoding='utf-8') as file:
-            return file.readline().rstrip('\r\n')
-    return os.environ.get('POSTAGE_BROKER_PASSWORD') or 'guest'
+        return secret_of_file(options.password_file)
+    return Secret(os.environ.get('POSTAGE_BROKER_PASSWORD') or 'guest')
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -107,7 +119,7 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def _failed(reason: str) -> int:
-    sys.stderr.write(f'{NAME}: {reason}\n')
+    sys.stderr.write(f'postage broker: {reason}\n')
     return 1
 
 

@@ -6,7 +6,14 @@ import sys
 
 
 def main() -> int:
-    """Run the command, and end with its exit status: 0, 1 where something failed, 2 where it was called wrongly."""
+    """Run the command, and end with its exit status: 0, 1 where something failed, 2 where it was called wrongly.
+
+    The broker runs without the packages that the other commands need.
+    """
+    if sys.argv[1:2] == ['broker']:
+        from postage.broker.__main__ import main as broker
+
+        return broker(sys.argv[2:], 'postage broker')
     try:
         import click  # noqa: F401
         import rich  # noqa: F401

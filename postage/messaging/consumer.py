@@ -25,6 +25,7 @@ from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
 from postage.printable import shown_half_built, text_of
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -55,6 +56,7 @@ class GenericConsumer(QueueBinder):
     prefetch_count: int | None = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         where = f'{type(self).__name__}.eqk'
         if eqk is not None and (not isinstance(eqk, Sequence) or len(eqk)):
             self.eqk, where = eqk, 'eqk'
@@ -243,6 +245,15 @@ class GenericConsumer(QueueBinder):
             self._connection.tell(functools.partial(channel.consumers.end_steps, queue))
         while (delivery := self.next_delivery()) is not None:
             channel.hand_back(delivery)
+
+    def drain(self) -> None:
+        """Have the broker deliver no more, and keep what waits in the inbox. Does not block."""
+        self._connection.tell(self._channel.drain_steps)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether that is done, and the inbox is empty."""
+        return self._channel.is_drained and not self._channel.inbox
 
     def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
         """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""

@@ -25,6 +25,7 @@ from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
+from postage.secret import Secret, revealed
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
@@ -84,6 +85,7 @@ class MessageProcessor(MicroThread):
     remote_commands: Any = True
 
     def __init__(self, fingerprint: Any = None, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
         self.state: Any = State()
         self._check_settings()
@@ -91,7 +93,7 @@ class MessageProcessor(MicroThread):
         self._may_have_more = True
         self._timers: list[tuple[float, Callable[[], object]]] = []
         table = HandlerTable(self)  # a fault in it is told before anything is connected
-        self.consumer = self._consumer_class()(eqk, hup, vhost)
+        self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.keep_retries()
         if table.answers:
@@ -198,6 +200,18 @@ class MessageProcessor(MicroThread):
     def wind_down(self) -> None:
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
         self._dispatcher.wind_down()
+
+    def drain(self) -> None:
+        """Have the broker deliver no more, and handle what it has delivered. Does not block.
+
+        A scheduler that is told to ``stop()`` then ends once all of that is handled, and nothing goes back to be
+        delivered again. In the scheduler's thread.
+        """
+        self._dispatcher.drain()
+
+    def end_drain(self) -> None:
+        """Have what is left of a :meth:`drain` go back to the broker after all, once the scheduler stops."""
+        self._dispatcher.end_drain()
 
     def stop_consuming(self) -> None:
         """Stop consuming; what was prefetched goes back to the broker. :meth:`start_consuming` goes on again.

@@ -12,7 +12,7 @@ WITHOUT = """
 import sys
 for name in ('click', 'rich'):
     sys.modules[name] = None
-sys.argv = ['postage', '--help']
+sys.argv = ['postage', {arguments}]
 from postage.cli import main
 sys.exit(main())
 """
@@ -80,7 +80,7 @@ def test_help_does_not_load_what_it_does_not_need(run_program):
 
 
 def test_a_missing_extra_is_one_clear_line(run_program):
-    program = run_program(WITHOUT)
+    program = run_program(WITHOUT.format(arguments="'--help'"))
     assert program.wait() == 1
     assert program.output == "postage: the command needs click, which comes with: pip install 'postage[cli]'"
 
@@ -91,7 +91,23 @@ def test_the_broker_can_be_started(start):
     program.stop()
 
 
-def test_the_broker_shows_its_own_help(start):
-    program = start('broker', '--help')
-    assert program.wait() == 0
-    assert program.count('--vhost') >= 1
+def test_the_broker_shows_its_own_help_under_the_name_that_it_was_called_by(start, run_module):
+    for program, name in (
+        (start('broker', '--help'), 'postage broker'),
+        (run_module('postage.broker', ['--help']), 'python -m postage.broker'),
+    ):
+        assert program.wait() == 0
+        assert program.lines[0].startswith(f'usage: {name} [-h] ')
+        assert program.count('--vhost') >= 1
+
+
+def test_the_broker_runs_without_the_extra(run_program):
+    program = run_program(WITHOUT.format(arguments="'broker', '--port', '0'"))
+    program.expect('Postage broker, for development and tests')
+    program.stop()
+
+
+def test_the_broker_names_itself_where_it_cannot_begin(start):
+    program = start('broker', '--tls-certificate', 'nowhere.pem')
+    assert program.wait() == 1
+    assert program.lines == ['postage broker: cannot use the certificate nowhere.pem: No such file or directory']

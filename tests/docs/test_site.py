@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from support.pages import DOCS
+from support.pages import DOCS, make_site
 
 PAGES = sorted(str(path.relative_to(DOCS).with_suffix('')) for path in DOCS.rglob('*.rst'))
 
@@ -35,21 +33,6 @@ def test_every_page_is_in_one_table_of_contents(page: str) -> None:
     )
 
 
-def make(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
-    """Make the site as `make docs` does."""
-    command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(target)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-
-
-@pytest.fixture(scope='module')
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished site."""
-    folder = tmp_path_factory.mktemp('site')
-    made = make(DOCS, folder)
-    assert made.returncode == 0, made.stdout + made.stderr
-    return folder
-
-
 def test_the_site_has_every_page_and_a_search(site: Path) -> None:
     assert [page for page in [*PAGES, 'search'] if not (site / f'{page}.html').exists()] == []
 
@@ -65,7 +48,7 @@ def test_a_link_that_leads_nowhere_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / 'index.rst').write_text(
         'Page\n====\n\n`here <index.html#page>`__, `there <other.html>`__ and `below <index.html#below>`__\n'
     )
-    made = make(tmp_path, tmp_path / 'site')
+    made = make_site(tmp_path, tmp_path / 'site')
     assert made.returncode == 1
     found = re.findall("the link '(.*)' leads nowhere", made.stderr)
     assert found == ['other.html', 'index.html#below']

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tokenize
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +33,16 @@ class MadeBySphinx(Directive):
         return []
 
 
-for name in ('toctree', 'automodule', 'autoclass', 'autofunction', 'autoexception', 'autodata'):
+for name in (
+    'toctree',
+    'variables',
+    'commands',
+    'automodule',
+    'autoclass',
+    'autofunction',
+    'autoexception',
+    'autodata',
+):
     directives.register_directive(name, MadeBySphinx)
 for name in ('doc', 'ref', 'mod', 'class', 'meth', 'func', 'exc', 'attr', 'data', 'envvar', 'option'):
     roles.register_generic_role(name, docutils.nodes.emphasis)
@@ -72,3 +83,9 @@ def assert_prints_what_it_says(parts: Sequence[str], broker: Broker, run_program
     running = run_program(program, environment={'POSTAGE_URL': broker.url, 'PYTHONWARNINGS': 'error'})
     assert running.wait() == 0, running.output
     assert [part.split('\n')[:-1] for part in f'{running.output}\n'.split(f'{MARK}\n')] == list(map(promised, parts))
+
+
+def make_site(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    """Make a site as ``make docs`` does."""
+    command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(target)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)

@@ -297,7 +297,7 @@ def test_the_command_tells_in_one_line_that_its_port_is_taken(
     output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert output == ''
-    assert errors == f'postage.broker: cannot listen on 127.0.0.1:{server.port}: Address already in use\n'
+    assert errors == f'postage broker: cannot listen on 127.0.0.1:{server.port}: Address already in use\n'
 
 
 def test_the_verbose_command_tells_what_happens(run: Callable[..., subprocess.Popen[str]]) -> None:

@@ -98,4 +98,4 @@ def test_the_command_takes_a_certificate(
 def test_the_command_names_a_certificate_that_it_cannot_read(run_module: Callable[..., Module]) -> None:
     program = run_module('postage.broker', ['--port', '0', '--tls-certificate', 'missing.pem'])
     assert program.wait() == 1
-    assert program.lines == ['postage.broker: cannot use the certificate missing.pem: No such file or directory']
+    assert program.lines == ['postage broker: cannot use the certificate missing.pem: No such file or directory']
