@@ -121,6 +121,7 @@ def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None
         assert connection.is_open
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.usefixtures('rabbitmq')
 def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program]) -> None:
     program = run_program(NODE_THAT_IS_KILLED, sys.path)
@@ -128,5 +129,5 @@ def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[...,
     os.kill(program.pid, 9)
     program.wait()
     # `tail --pid` waits for the end of a process that is not our child.
-    subprocess.run(['tail', '--pid', pid, '-f', '/dev/null'], timeout=20, check=True)
+    subprocess.run(['tail', '--pid', pid, '-f', '/dev/null'], timeout=START_TIMEOUT, check=True)
     subprocess.run(['rm', '-r', directory], check=True)
