@@ -71,6 +71,7 @@ def test_letters_of_a_quorum_queue_may_be_read_again_and_again(bench, store, lim
     for number in range(5):
         store.put(letter(number))
     bench.publish(b'moved', 'dead', '')
+    eventually(lambda: bench.count('dead') == 6)
     for _ in range(11):
         assert len({stored.letter.body for stored in store.letters()}) == 6
         with store.hand_out() as handout:
