@@ -22,6 +22,7 @@ from postage.errors import (
     HandlingUnfinished,
     LetterRefused,
     Nacked,
+    NoDelivery,
     NoSuchLetter,
     NotFound,
     OperationRefused,
@@ -60,7 +61,7 @@ from postage.messaging.messages import (
     RpcCommand,
 )
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
-from postage.messaging.processor import MessageProcessor, current_delivery
+from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.rpc import RpcFuture
 from postage.program import GONE, effective
@@ -122,6 +123,7 @@ __all__ = [
     'MessageResultException',
     'MessageStatus',
     'Nacked',
+    'NoDelivery',
     'NoSuchLetter',
     'NotFound',
     'OperationRefused',
@@ -141,6 +143,7 @@ __all__ = [
     'Unroutable',
     'VirtualHostRefused',
     'current_delivery',
+    'delivery',
     'quorum',
     'stream',
     'with_dead_letter',

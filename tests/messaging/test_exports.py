@@ -43,6 +43,7 @@ NEW = {
     'Threaded',
     'Timeout',
     'current_delivery',
+    'delivery',
     'quorum',
     'stream',
     'with_dead_letter',
