@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from postage import errors
 from postage.messaging import Exchange, MessageHandler, MessageProcessor, MessageResult, RpcHandler
 from postage.messaging.fingerprint import as_fingerprint_dict
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -75,6 +76,7 @@ class GenericApplication(MessageProcessor):
     def __init__(
         self, fingerprint: Any, vhost: str | None = None, groups: Sequence[str] | None = None, hup: Any = None
     ) -> None:
+        hup = Secret.of(hup)
         identity = as_fingerprint_dict(fingerprint)
         self.name, self.pid, self.host = (_part(identity, part) for part in ('name', 'pid', 'host'))
         self.sid = self.name

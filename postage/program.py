@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 from postage.errors import ConfigurationError
 from postage.printable import shown_half_built
+from postage.secret import Secret, revealed
 from postage.settings import HUP_KEYS, BrokerSettings, broker_settings
 
 NAMES = ('global_hup', 'global_vhost', 'global_user', 'global_password', 'debug_mode')
+SECRET_NAMES = ('global_hup', 'global_password')
 
 
 class ProgramHup(MutableMapping[str, Any]):
@@ -37,15 +39,17 @@ class ProgramHup(MutableMapping[str, Any]):
             tls = next((endpoint.ssl_options for endpoint in endpoints if endpoint.ssl_options), None)
             if tls is not None:
                 hup['ssl'] = tls
-        return {**hup, 'user': settings.user, 'password': settings.password, **self.changes}
+        return {**hup, 'user': settings.user, 'password': settings.password.reveal(), **self.changes}
 
     def __getitem__(self, key: str) -> Any:
         return self._effective()[key]
 
     def __setitem__(self, key: str, value: Any) -> None:
-        if key not in HUP_KEYS:
-            raise ConfigurationError(f'messaging.global_hup has the keys {", ".join(HUP_KEYS)}, not {key!r:.80}')
-        self.changes[key] = value
+        if key in HUP_KEYS:
+            self.changes[key] = value
+            return
+        del value  # which may be a password, by a name that was misspelt
+        raise ConfigurationError(f'messaging.global_hup has the keys {", ".join(HUP_KEYS)}, not {key!r:.80}')
 
     def __delitem__(self, key: str) -> None:
         del self.changes[key]
@@ -71,13 +75,17 @@ global_hup = ProgramHup()
 def program_settings() -> dict[str, Any]:
     """Return the run-time settings as a new dictionary, ``None`` where the program set nothing.
 
-    Its keys are :data:`NAMES`: what :func:`broker_settings` takes as ``program``. Does not block; safe in any thread.
+    Its keys are :data:`NAMES`: what :func:`broker_settings` takes as ``program``, the HUP and the password as secrets.
+    Does not block; safe in any thread.
     """
     messaging = sys.modules.get('postage.messaging')
-    given = {name: vars(messaging).get(name) if messaging else None for name in NAMES}
-    hup = given['global_hup']
+    given = dict.fromkeys(NAMES)
+    if messaging is not None:
+        given |= {name: Secret.of(vars(messaging).get(name)) for name in SECRET_NAMES}
+        given |= {name: vars(messaging).get(name) for name in NAMES if name not in SECRET_NAMES}
+    hup = revealed(given['global_hup'])
     if isinstance(hup, ProgramHup):
-        given['global_hup'] = dict(hup.changes) or None
+        given['global_hup'] = Secret(dict(hup.changes)) if hup.changes else None
     return given
 
 
@@ -91,8 +99,7 @@ def effective_settings() -> BrokerSettings:
 
 def effective(name: Literal['global_vhost', 'global_user', 'global_password']) -> str:
     """One of these settings as it counts."""
-    value: str = getattr(effective_settings(), name.removeprefix('global_'))
-    return value
+    return str(revealed(getattr(effective_settings(), name.removeprefix('global_'))))
 
 
 GONE: Mapping[str, str] = {

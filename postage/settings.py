@@ -12,7 +12,8 @@ Host, port, encryption and query parameters of a URL belong together: where the 
 source, only the URL's user, password and virtual host still count.
 
 No error raised here contains a password, nor any text that may be a piece of one. That is why messages
-about URLs describe the fault instead of quoting the URL, and why they suppress the errors that caused them.
+about URLs describe the fault instead of quoting the URL, and why no error has another one as its context: the frames
+of that one hold the text. Ours hold it as a :class:`postage.secret.Secret`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ import pika.connection
 import pika.credentials
 
 from postage.errors import ConfigurationError
+from postage.secret import Secret, secret_of_file
 
 DEFAULT_HOST = 'localhost'
 DEFAULT_PORT = 5672
@@ -199,7 +201,7 @@ class BrokerSettings:
     :ivar endpoints: the hosts, in the order in which to try them
     :ivar vhost: the virtual host
     :ivar user: the user name
-    :ivar password: the password, which is in neither ``repr()`` nor ``str()``
+    :ivar password: the password, a :class:`Secret`; one that is given as text becomes one
     :ivar connect_timeout: seconds that a constructor waits for a broker that is down
     :ivar mechanism: ``'PLAIN'``, or ``'EXTERNAL'`` where the certificate of this program says who it is
     :ivar max_body: bytes that the body of a message may have that comes from the broker
@@ -208,10 +210,13 @@ class BrokerSettings:
     endpoints: tuple[Endpoint, ...]
     vhost: str
     user: str
-    password: str = field(repr=False)
+    password: Secret[str]
     connect_timeout: float = field(default=DEFAULT_CONNECT_TIMEOUT, compare=False)
     max_body: int = field(default=DEFAULT_MAX_BODY, compare=False)
     mechanism: str = PLAIN
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'password', Secret.of(self.password))
 
     def parameters(self) -> tuple[pika.connection.Parameters, ...]:
         """Return pika's connection parameters, new objects, one per endpoint in order.
@@ -229,7 +234,7 @@ class BrokerSettings:
         if self.mechanism == EXTERNAL:
             parameters.credentials = pika.credentials.ExternalCredentials()
         else:
-            parameters.credentials = pika.PlainCredentials(self.user, self.password)
+            parameters.credentials = pika.PlainCredentials(self.user, self.password.reveal())
         parameters.connection_attempts = 1
         return parameters
 
@@ -241,13 +246,13 @@ class BrokerSettings:
 
 
 def broker_settings(
-    hup: Mapping[str, Any] | str | None = None,
+    hup: Any = None,
     vhost: str | None = None,
     *,
-    class_hup: Mapping[str, Any] | str | None = None,
+    class_hup: Any = None,
     class_vhost: str | None = None,
-    program: Mapping[str, Any] | None = None,
-    environ: Mapping[str, str] | None = None,
+    program: Any = None,
+    environ: Any = None,
 ) -> BrokerSettings:
     """Return the broker to talk to, each field from the first source that names it.
 
@@ -257,6 +262,8 @@ def broker_settings(
     comma-separated list. What it leaves out comes from the next source. Variables that are set but empty
     count as absent.
 
+    Each argument may be a :class:`Secret`, too.
+
     :param hup: the HUP given to a constructor
     :param vhost: the virtual host given to a constructor
     :param class_hup: the HUP of the class
@@ -265,6 +272,8 @@ def broker_settings(
     :param environ: the environment, ``os.environ`` by default
     :raises ConfigurationError: where a source is malformed, even if another one takes precedence; it names the source
     """
+    hup, class_hup, program = Secret.of(hup), Secret.of(class_hup), Secret.of(program)
+    environ = Secret(os.environ if environ is None else environ)
     sources = _sources(hup, vhost, class_hup, class_vhost, program, environ)
     endpoints = _endpoints(sources)
     mechanism = next((source.mechanism for source in sources if source.mechanism is not None), PLAIN)
@@ -278,30 +287,32 @@ def broker_settings(
         vhost=_named(sources, 'vhost'),
         user=_named(sources, 'user'),
         password=_named(sources, 'password'),
-        connect_timeout=_connect_timeout(os.environ if environ is None else environ),
-        max_body=_max_body(os.environ if environ is None else environ),
+        connect_timeout=_connect_timeout(environ.reveal().get('POSTAGE_CONNECT_TIMEOUT')),
+        max_body=_max_body(environ.reveal().get('POSTAGE_MAX_BODY')),
     )
 
 
-def default_vhost(program: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> str:
+def default_vhost(program: Any = None, environ: Any = None) -> str:
     """Return the virtual host where neither an argument nor a class names one: what a bare fingerprint has.
 
     :param program: as for :func:`broker_settings`
     :param environ: the environment, ``os.environ`` by default
     :raises ConfigurationError: where a source is malformed
     """
-    return _named(_sources(None, None, None, None, program, environ), 'vhost')
+    program, environ = Secret.of(program), Secret(os.environ if environ is None else environ)
+    vhost: str = _named(_sources(None, None, None, None, program, environ), 'vhost')
+    return vhost
 
 
-def debug_mode(program: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> bool:
+def debug_mode(program: Any = None, environ: Any = None) -> bool:
     """Return whether ``POSTAGE_DEBUG_MODE`` is ``true`` or the program set ``messaging.debug_mode``.
 
     :param program: ``debug_mode``, where set
     :param environ: the environment, ``os.environ`` by default
     """
-    environ = os.environ if environ is None else environ
-    asked_by_environment = environ.get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
-    return asked_by_environment or bool((program or {}).get('debug_mode'))
+    program, environ = Secret(program or {}), Secret(os.environ if environ is None else environ)
+    asked_by_environment = environ.reveal().get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
+    return asked_by_environment or bool(program.reveal().get('debug_mode'))
 
 
 def apply_debug_mode(enabled: bool) -> None:
@@ -344,44 +355,44 @@ class _Source(NamedTuple):
     tls: pika.SSLOptions | Literal[False] | None = None
     vhost: str | None = None
     user: str | None = None
-    password: str | None = None
+    password: Secret[str] | None = None
     mechanism: str | None = None
     deprecated: frozenset[str] = frozenset()
 
 
-_DEFAULTS = _Source(hosts=(_Host(DEFAULT_HOST),), vhost=DEFAULT_VHOST, user=DEFAULT_USER, password=DEFAULT_PASSWORD)
+_DEFAULTS = _Source(
+    hosts=(_Host(DEFAULT_HOST),), vhost=DEFAULT_VHOST, user=DEFAULT_USER, password=Secret(DEFAULT_PASSWORD)
+)
 
 
 def _sources(
-    hup: object,
+    hup: Secret[object] | None,
     vhost: object,
-    class_hup: object,
+    class_hup: Secret[object] | None,
     class_vhost: object,
-    program: Mapping[str, Any] | None,
-    environ: Mapping[str, str] | None,
+    program: Secret[Mapping[str, Any]] | None,
+    environ: Secret[Mapping[str, str]],
 ) -> tuple[_Source, ...]:
     """Return every source in order of precedence, the defaults last."""
-    environ = os.environ if environ is None else environ
     return (
         _from_pair('the argument', hup, vhost),
         _from_pair('the class attribute', class_hup, class_vhost),
-        _from_program(program or {}),
-        _from_hup('POSTAGE_URL', environ.get('POSTAGE_URL') or None),
+        _from_program(program or Secret({})),
+        _from_hup('POSTAGE_URL', _variable_of(environ, 'POSTAGE_URL')),
         _from_variables(environ),
         _DEFAULTS,
     )
 
 
-def _named(sources: Sequence[_Source], name: Literal['vhost', 'user', 'password']) -> str:
+def _named(sources: Sequence[_Source], name: Literal['vhost', 'user', 'password']) -> Any:
     """Return the field from the first source that names it, which the defaults do at the latest."""
     for source in sources:
-        value: str | None = getattr(source, name)
+        value = getattr(source, name)
         if value is not None:
             break
     if name in source.deprecated:
         old, new = _older_variable(name), _variable(name)
         warnings.warn(f'{old} is deprecated, set {new} instead', DeprecationWarning, stacklevel=4)
-    assert value is not None
     return value
 
 
@@ -409,89 +420,85 @@ def _first(values: Sequence[Any]) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _or_else(where: str, name: str, value: object, other: str | None) -> str | None:
-    """Return the checked value that was given beside a HUP, or what the HUP itself says."""
-    return other if value is None else _text(where, name, value)
-
-
-def _from_pair(where: str, hup: object, vhost: object) -> _Source:
+def _from_pair(where: str, hup: Secret[object] | None, vhost: object) -> _Source:
     source = _from_hup(f'{where} hup', hup)
-    return source._replace(vhost=_or_else(f'{where} vhost', 'vhost', vhost, source.vhost))
+    return source if vhost is None else source._replace(vhost=_text(f'{where} vhost', 'vhost', vhost))
 
 
-def _from_program(program: Mapping[str, Any]) -> _Source:
-    source = _from_hup('messaging.global_hup', program.get('global_hup'))
-
-    def own(name: str, other: str | None) -> str | None:
-        return _or_else(f'messaging.global_{name}', name, program.get(f'global_{name}'), other)
-
-    return source._replace(
-        vhost=own('vhost', source.vhost),
-        user=own('user', source.user),
-        password=own('password', source.password),
-    )
+def _from_program(program: Secret[Mapping[str, Any]]) -> _Source:
+    source = _from_hup('messaging.global_hup', Secret.of(program.reveal().get('global_hup')))
+    own: dict[str, Any] = {
+        'vhost': _text('messaging.global_vhost', 'vhost', program.reveal().get('global_vhost')),
+        'user': _text('messaging.global_user', 'user', program.reveal().get('global_user')),
+        'password': _password('messaging.global_password', Secret.of(program.reveal().get('global_password'))),
+    }
+    return source._replace(**{name: value for name, value in own.items() if value is not None})
 
 
-def _from_hup(where: str, hup: object) -> _Source:
+def _from_hup(where: str, hup: Secret[Any] | None) -> _Source:
     if hup is None:
         return _Source()
-    if isinstance(hup, str):
+    if isinstance(hup.reveal(), str):
         return _from_urls(where, hup)
-    if isinstance(hup, Mapping):
+    if isinstance(hup.reveal(), Mapping):
         return _from_mapping(where, hup)
     raise ConfigurationError(
-        f"{where} must be a dictionary with 'host', 'user' and 'password', or an AMQP URL, not {type(hup).__name__}"
+        f"{where} must be a dictionary with 'host', 'user' and 'password', or an AMQP URL, "
+        f'not {type(hup.reveal()).__name__}'
     )
 
 
-def _from_mapping(where: str, hup: Mapping[str, Any]) -> _Source:
-    unknown = [key for key in hup if key not in HUP_KEYS]
+def _from_mapping(where: str, hup: Secret[Mapping[str, Any]]) -> _Source:
+    unknown = [key for key in hup.reveal() if key not in HUP_KEYS]
     if unknown:
         raise ConfigurationError(
             f'{where} has the unknown key {unknown[0]!r}; a HUP has the keys {", ".join(HUP_KEYS)}'
         )
-    host = hup.get('host')
+    host = Secret.of(hup.reveal().get('host'))
     return _Source(
         hosts=() if host is None else _hosts(f"{where}['host']", host),
-        port=_port(f"{where}['port']", hup.get('port')),
-        tls=_tls(f"{where}['ssl']", hup.get('ssl')),
-        user=_text(f"{where}['user']", 'user', hup.get('user')),
-        password=_text(f"{where}['password']", 'password', hup.get('password')),
-        mechanism=_mechanism(f"{where}['mechanism']", hup.get('mechanism')),
+        port=_port(f"{where}['port']", hup.reveal().get('port')),
+        tls=_tls(f"{where}['ssl']", hup.reveal().get('ssl')),
+        user=_text(f"{where}['user']", 'user', hup.reveal().get('user')),
+        password=_password(f"{where}['password']", Secret.of(hup.reveal().get('password'))),
+        mechanism=_mechanism(f"{where}['mechanism']", hup.reveal().get('mechanism')),
     )
 
 
-def _from_variables(environ: Mapping[str, str]) -> _Source:
-    credentials = {}
+def _from_variables(environ: Secret[Mapping[str, str]]) -> _Source:
+    credentials: dict[str, Any] = {}
     deprecated = set()
     for name in ('user', 'password'):
-        newer, older = environ.get(_variable(name)), environ.get(_older_variable(name))
-        if name == 'password' and not newer:
-            newer = _password_of_file(environ.get('POSTAGE_PASSWORD_FILE'))
-        credentials[name] = newer or older or None
+        newer, older = _variable_of(environ, _variable(name)), _variable_of(environ, _older_variable(name))
+        if name == 'password' and newer is None:
+            newer = _password_of_file(environ.reveal().get('POSTAGE_PASSWORD_FILE'))
+        credentials[name] = newer or older
         if older and not newer:
             deprecated.add(name)
-    hosts = environ.get('POSTAGE_HOST')
+    user, hosts = credentials['user'], _variable_of(environ, 'POSTAGE_HOST')
     return _Source(
         hosts=_hosts('POSTAGE_HOST', hosts) if hosts else (),
-        port=_port('POSTAGE_PORT', environ.get('POSTAGE_PORT') or None),
-        vhost=_text('POSTAGE_VHOST', 'vhost', environ.get('POSTAGE_VHOST') or None),
-        user=credentials['user'],
+        port=_port('POSTAGE_PORT', environ.reveal().get('POSTAGE_PORT') or None),
+        vhost=_text('POSTAGE_VHOST', 'vhost', environ.reveal().get('POSTAGE_VHOST') or None),
+        user=None if user is None else user.reveal(),
         password=credentials['password'],
         deprecated=frozenset(deprecated),
     )
 
 
-def _password_of_file(path: str | None) -> str | None:
+def _variable_of(environ: Secret[Mapping[str, str]], name: str) -> Any:
+    """The value of a variable; ``None`` where it is absent or empty."""
+    return Secret.of(environ.reveal().get(name) or None)
+
+
+def _password_of_file(path: str | None) -> Secret[str] | None:
     """The first line of a file, which is where a password is neither inherited nor seen by others."""
     if not path:
         return None
-    try:
-        with open(path, encoding='utf-8') as file:
-            return file.readline().rstrip('\r\n')
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else 'it is not UTF-8'
-        raise ConfigurationError(f'POSTAGE_PASSWORD_FILE cannot be read: {reason}') from None
+    found = secret_of_file(path)
+    if isinstance(found, str):
+        raise ConfigurationError(f'POSTAGE_PASSWORD_FILE cannot be read: {found}')
+    return found
 
 
 def _variable(name: str) -> str:
@@ -502,8 +509,7 @@ def _older_variable(name: str) -> str:
     return f'POSTAGE_RMQ_{name.upper()}'
 
 
-def _connect_timeout(environ: Mapping[str, str]) -> float:
-    text = environ.get('POSTAGE_CONNECT_TIMEOUT')
+def _connect_timeout(text: str | None) -> float:
     if not text:
         return DEFAULT_CONNECT_TIMEOUT
     try:
@@ -515,8 +521,7 @@ def _connect_timeout(environ: Mapping[str, str]) -> float:
     return seconds
 
 
-def _max_body(environ: Mapping[str, str]) -> int:
-    text = environ.get('POSTAGE_MAX_BODY')
+def _max_body(text: str | None) -> int:
     if not text:
         return DEFAULT_MAX_BODY
     if not (text.isascii() and text.isdecimal() and len(text) < 16 and int(text)):
@@ -532,11 +537,17 @@ def _text(where: str, name: str, value: object) -> str | None:
         return None
     if not isinstance(value, str):
         raise ConfigurationError(f'{where} must be text, not {type(value).__name__}')
-    if not value and name != 'password':
+    if not value:
         raise ConfigurationError(f'{where} is empty; leave it out, or None, where the default is meant')
     if name == 'vhost' and len(value.encode('utf-8', 'replace')) > SHORT_STRING_BYTES:
         raise ConfigurationError(f'{where} is longer than the {SHORT_STRING_BYTES} bytes that AMQP allows')
     return str(value)
+
+
+def _password(where: str, value: Secret[Any] | None) -> Secret[str] | None:
+    if value is not None and not isinstance(value.reveal(), str):
+        raise ConfigurationError(f'{where} must be text, not {type(value.reveal()).__name__}')
+    return value
 
 
 def _mechanism(where: str, value: object) -> str | None:
@@ -577,16 +588,16 @@ def _default_tls() -> pika.SSLOptions:
     return pika.SSLOptions(ssl.create_default_context())
 
 
-def _hosts(where: str, value: object) -> tuple[_Host, ...]:
+def _hosts(where: str, value: Secret[Any]) -> tuple[_Host, ...]:
     """Read ``host``, ``host:port``, ``[address]``, ``[address]:port`` or a bare IPv6 address, or a list of them."""
-    if not isinstance(value, str):
-        raise ConfigurationError(f'{where} must be text, not {type(value).__name__}')
-    return tuple(_host(where, entry.strip()) for entry in value.split(','))
+    if not isinstance(value.reveal(), str):
+        raise ConfigurationError(f'{where} must be text, not {type(value.reveal()).__name__}')
+    if re.search('[/@]', value.reveal()):
+        raise ConfigurationError(f'{where} must be a host or a list of hosts; a URL belongs in POSTAGE_URL or hup')
+    return tuple(_host(where, entry.strip()) for entry in value.reveal().split(','))
 
 
 def _host(where: str, entry: str) -> _Host:
-    if '/' in entry or '@' in entry:
-        raise ConfigurationError(f'{where} must be a host or a list of hosts; a URL belongs in POSTAGE_URL or hup')
     name, port = entry, ''
     if bracketed := re.fullmatch(r'\[([^\[\]]*)\](?::(.*))?', entry):
         name, port = bracketed[1], bracketed[2]
@@ -602,11 +613,12 @@ def _host(where: str, entry: str) -> _Host:
 # URLs
 
 
-def _from_urls(where: str, urls: str) -> _Source:
+def _from_urls(where: str, urls: Secret[str]) -> _Source:
     """Read one URL or several; several share user, password and virtual host, which one of them may name for all."""
-    sources = [_from_url(where, url.strip()) for url in re.split(r',\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)', urls)]
+    each = map(Secret, map(str.strip, re.split(r',\s*(?=[A-Za-z][A-Za-z0-9+.-]*://)', urls.reveal())))
+    sources = [_from_url(where, url) for url in each]
 
-    def shared(name: Literal['vhost', 'user', 'password', 'mechanism'], term: str) -> str | None:
+    def shared(name: Literal['vhost', 'user', 'password', 'mechanism'], term: str) -> Any:
         values = {getattr(source, name) for source in sources} - {None}
         if len(values) > 1:
             raise ConfigurationError(
@@ -623,80 +635,105 @@ def _from_urls(where: str, urls: str) -> _Source:
     )
 
 
-def _from_url(where: str, url: str) -> _Source:
-    scheme, parts = _split(where, url)
-    try:
-        host = unquote(parts.hostname or '', errors='strict')
-        user, password = (value and unquote(value, errors='strict') for value in (parts.username, parts.password))
-        vhost = unquote(parts.path[1:], errors='strict')
-    except UnicodeDecodeError:
-        raise ConfigurationError(f'{where} has %-quoted bytes that are not UTF-8') from None
-    if re.search(r'[\s,]', host) or (parts.netloc and not host):
+def _from_url(where: str, url: Secret[str]) -> _Source:
+    is_encrypted, parts = _split(where, url)
+    host, vhost = _unquoted(parts.reveal().hostname), _unquoted(parts.reveal().path[1:])
+    user, password = _unquoted(parts.reveal().username), _unquoted(parts.reveal().password)
+    if host is None or vhost is None or user is None or password is None:
+        raise ConfigurationError(f'{where} has %-quoted bytes that are not UTF-8')
+    if re.search(r'[\s,]', host.reveal()) or (parts.reveal().netloc and not host.reveal()):
         raise ConfigurationError(
             f'{where} has an empty host or one that cannot be a name; each of several URLs needs its own amqp://'
         )
-    default_port = DEFAULT_TLS_PORT if scheme == 'amqps' else DEFAULT_PORT
-    options, tls, mechanism = _options(where, parts.query)
+    default_port = DEFAULT_TLS_PORT if is_encrypted else DEFAULT_PORT
+    options, tls, mechanism = _options(where, Secret(parts.reveal().query))
     return _Source(
         hosts=(
             _Host(
-                name=host or DEFAULT_HOST,
-                port=parts.port or default_port,
-                tls=tls or (_default_tls() if scheme == 'amqps' else False),
+                name=host.reveal() or DEFAULT_HOST,
+                port=parts.reveal().port or default_port,
+                tls=tls or (_default_tls() if is_encrypted else False),
                 options=options,
             ),
         ),
-        vhost=_text(f'the virtual host in {where}', 'vhost', vhost or None),
-        user=user or None,
-        password=password,
+        vhost=_text(f'the virtual host in {where}', 'vhost', vhost.reveal() or None),
+        user=user.reveal() or None,
+        password=None if parts.reveal().password is None else password,
         mechanism=mechanism,
     )
 
 
-def _split(where: str, url: str) -> tuple[str, SplitResult]:
-    """Take the URL apart and refuse what would silently be read otherwise than it was meant."""
-    scheme, separator, rest = url.partition('://')
-    scheme = scheme.lower()
-    if not separator or scheme not in ('amqp', 'amqps'):
+def _unquoted(part: str | None) -> Secret[str] | None:
+    """A part of a URL as it was meant; ``None`` where it cannot be text."""
+    try:
+        return Secret(unquote(part or '', errors='strict'))
+    except UnicodeDecodeError:
+        return None
+
+
+def _split(where: str, url: Secret[str]) -> tuple[bool, Secret[SplitResult]]:
+    """Take the URL apart and refuse what would silently be read otherwise than it was meant.
+
+    :returns: whether it asks for TLS, and its parts
+    """
+    scheme = re.match('(amqps?)://', url.reveal(), re.IGNORECASE)
+    if scheme is None:
         raise ConfigurationError(f'{where} must be a URL that begins with amqp:// or amqps://')
+    is_encrypted = scheme[1].lower() == 'amqps'
     quoting = (
         "where a user, password or virtual host contains one of : / ? # @ % it must be %-quoted, as in %2F for '/'"
     )
-    try:
-        parts = urlsplit('http://' + rest)
-        valid = parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
+    parts = _parts(url)
+    if parts is None:
         raise ConfigurationError(f'{where} has no valid port or host; a port is from 1 to 65535, and {quoting}')
-    if parts.fragment or ('@' not in parts.netloc and '@' in rest) or '/' in parts.path[1:]:
+    has_stray_at = '@' not in parts.reveal().netloc and url.reveal().count('@')
+    if parts.reveal().fragment or has_stray_at or '/' in parts.reveal().path[1:]:
         raise ConfigurationError(f'{where} has a character out of place; {quoting}')
-    return scheme, parts
+    return is_encrypted, parts
 
 
-def _options(where: str, query: str) -> tuple[tuple[tuple[str, str], ...], pika.SSLOptions | None, str | None]:
+def _parts(url: Secret[str]) -> Secret[SplitResult] | None:
+    """The parts of a URL; ``None`` where it has no valid port or host."""
+    try:
+        parts = Secret(urlsplit('http://' + url.reveal().partition('://')[2]))
+        return None if parts.reveal().port == 0 else parts
+    except ValueError:
+        return None
+
+
+def _options(where: str, query: Secret[str]) -> tuple[tuple[tuple[str, str], ...], pika.SSLOptions | None, str | None]:
     """Return the query parameters, each tried on pika, and the encryption and mechanism that they may name."""
     options: dict[str, str] = {}
     tls = mechanism = None
-    for name, text in parse_qsl(query, keep_blank_values=True):
-        if name in options or not text:
+    for name, text in ((each[0], Secret(each[1])) for each in parse_qsl(query.reveal(), keep_blank_values=True)):
+        if name in options or not text.reveal():
             raise ConfigurationError(f'{where} needs the query parameter {name!r} once, with a value')
         if name == 'auth_mechanism':
             if mechanism is not None:
                 raise ConfigurationError(f'{where} needs the query parameter {name!r} once')
-            mechanism = _mechanism(f'{name} in {where}', text)
+            mechanism = _mechanism(f'{name} in {where}', text.reveal())
             continue
-        try:
-            if name == 'ssl_options':
-                tls = _tls_of_query(text)
-            else:
-                _check_sendable(_pika_parameters(((name, text),)))
-                options[name] = text
-        except Exception as error:
-            # An error about the text of ssl_options may quote the password of a key file; one about a file does not.
-            reason = f': {error}' if name != 'ssl_options' or isinstance(error, OSError) else ''
-            raise ConfigurationError(f'{where} has the query parameter {name!r} that cannot be used{reason}') from None
+        unusable = _unusable(name, text)
+        if unusable is not None:
+            raise ConfigurationError(f'{where} has the query parameter {name!r} that cannot be used{unusable}')
+        if name == 'ssl_options':
+            tls = _tls_of_query(text)
+        else:
+            options[name] = text.reveal()
     return tuple(options.items()), tls, mechanism
+
+
+def _unusable(name: str, text: Secret[str]) -> str | None:
+    """Why a query parameter cannot be used, as the end of a sentence; ``None`` where it can."""
+    try:
+        if name == 'ssl_options':
+            _tls_of_query(text)
+        else:
+            _check_sendable(_pika_parameters(((name, text.reveal()),)))
+    except Exception as error:
+        # An error about the text of ssl_options may quote the password of a key file; one about a file does not.
+        return f': {error}' if name != 'ssl_options' or isinstance(error, OSError) else ''
+    return None
 
 
 def _check_sendable(parameters: pika.URLParameters) -> None:
@@ -720,9 +757,9 @@ def _check_sendable(parameters: pika.URLParameters) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _tls_of_query(text: str) -> pika.SSLOptions | None:
+def _tls_of_query(text: Secret[str]) -> pika.SSLOptions | None:
     """Return pika's reading of ``ssl_options``, the same object for the same text: equal settings are equal."""
-    return _pika_parameters((('ssl_options', text),)).ssl_options
+    return _pika_parameters((('ssl_options', text.reveal()),)).ssl_options
 
 
 def _pika_parameters(options: Sequence[tuple[str, str]]) -> pika.URLParameters:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from postage.broker.rules import DEFAULT, FEATURES, RULES
 from postage.broker.server import BrokerServer
+from postage.secret import Secret, secret_of_file
 
 COMMAND = 'python -m postage.broker'
 
@@ -30,6 +31,7 @@ def parser_of(command: str = COMMAND) -> argparse.ArgumentParser:
     parser.add_argument('--user', default='guest', help='name of the one user (default: %(default)s)')
     parser.add_argument(
         '--password',
+        type=Secret,
         help="that user's password (default: that of --password-file, else of POSTAGE_BROKER_PASSWORD, else guest); "
         'other users of this machine can see the arguments of a command',
     )
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
     :return: the exit status: 0 after one of these signals, 1 where it cannot begin
     """
     options = parser_of(command).parse_args(arguments)
+    del arguments  # there may be a password
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.WARNING,
         format='%(asctime)s %(message)s' if options.verbose else '%(asctime)s %(levelname)s %(message)s',
@@ -66,16 +69,15 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
         tls = _tls(options.tls_certificate, options.tls_key)
     except OSError as error:
         return _failed(f'cannot use the certificate {options.tls_certificate}: {error.strerror or error}')
-    try:
-        users = {options.user: _password(options)}
-    except (OSError, ValueError) as error:
-        return _failed(f'cannot read the password from {options.password_file}: {error}')
+    password = _password(options)
+    if isinstance(password, str):
+        return _failed(f'cannot read the password from {options.password_file}: {password}')
     hosts = options.vhost or ['/']
     try:
         server = BrokerServer(
             options.host,
             options.port,
-            users,
+            {options.user: password},
             hosts,
             rules=options.rules,
             permit=options.permit,
@@ -98,13 +100,14 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
     return 0
 
 
-def _password(options: argparse.Namespace) -> str:
+def _password(options: argparse.Namespace) -> Secret[str] | str:
+    """The password of the one user, or why it cannot be read."""
     if options.password is not None:
-        return str(options.password)
+        password: Secret[str] = options.password
+        return password
     if options.password_file is not None:
-        with open(options.password_file, encoding='utf-8') as file:
-            return file.readline().rstrip('\r\n')
-    return os.environ.get('POSTAGE_BROKER_PASSWORD') or 'guest'
+        return secret_of_file(options.password_file)
+    return Secret(os.environ.get('POSTAGE_BROKER_PASSWORD') or 'guest')
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import enum
 import logging
 import struct
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ from pika import amqp_object, spec
 from postage.broker import wire
 from postage.broker.channel import Channel
 from postage.broker.channel import State as ChannelState
-from postage.broker.login import authenticated_user
+from postage.broker.login import login_of
 from postage.broker.output import Output
 from postage.broker.pulse import Pulse
 from postage.broker.replies import (
@@ -198,7 +199,11 @@ class Connection:
         except Refusal as refusal:
             self._refuse(refusal, channel, payload if kind == wire.METHOD else b'')
         except Exception:
-            logger.exception('%s: an error of the broker itself', self.peer)
+            if self.state is State.STARTING:
+                # As text: the frames have what the client sent, its password.
+                logger.error('%s: an error of the broker itself, at a login: %s', self.peer, traceback.format_exc())
+            else:
+                logger.exception('%s: an error of the broker itself', self.peer)
             failure = Refusal(INTERNAL_ERROR, '')
             failure.text = 'INTERNAL_ERROR'
             self._refuse(failure)
@@ -241,11 +246,11 @@ class Connection:
         capabilities = properties.get('capabilities') if isinstance(properties, dict) else None
         self._capabilities = capabilities if isinstance(capabilities, dict) else {}
         self.wants_cancel_notifications = bool(self._capabilities.get('consumer_cancel_notify'))
-        user = authenticated_user(self.shared.users, method.mechanism, method.response)
-        if user is None:
+        login = login_of(method.mechanism, method.response)
+        if not self.shared.users.is_password(login.user, login.password):
             self._refuse_login(method.mechanism)
             return
-        self.user = user
+        self.user = login.user
         self.state = State.TUNING
         self._send(0, spec.Connection.Tune(CHANNEL_MAX, FRAME_MAX, self.shared.heartbeat))
 
@@ -321,7 +326,10 @@ class Connection:
         """Answer an error: a soft one costs the channel, a hard one the connection."""
         if self.state in (State.CLOSING, State.CLOSED):
             return
-        logger.log(logging.WARNING if refusal.closes_connection else logging.INFO, '%s: %s', self.peer, refusal.text)
+        text = refusal.text
+        if self.state is State.STARTING and refusal.code == FRAME_ERROR:
+            text = 'FRAME_ERROR - at the login'  # it quotes the frame, in which there is a password
+        logger.log(logging.WARNING if refusal.closes_connection else logging.INFO, '%s: %s', self.peer, text)
         if channel is not None and not refusal.closes_connection:
             channel.refuse(refusal)
         elif self.state in (State.EXPECTING_HEADER, State.STARTING, State.TUNING):

@@ -6,39 +6,45 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from pika import data
 
 from postage.broker.replies import COMMAND_INVALID, Refusal
-from postage.broker.users import Users
+from postage.secret import Secret
 
 
-def authenticated_user(users: Users, mechanism: str, response: str) -> str | None:
-    """Return the name of the user who gave the right password, or ``None``.
+class Login(NamedTuple):
+    """What a client says who it is."""
+
+    user: str
+    password: Secret[bytes]
+
+
+def login_of(mechanism: str, response: Secret[str]) -> Login:
+    """Return what a client says who it is; one that cannot be read names nobody.
 
     :raises Refusal: 503 for another mechanism
     """
-    raw = response.encode('utf-8', 'surrogateescape')
-    if mechanism == 'PLAIN':
-        _, _, rest = raw.partition(b'\0')
-        name, _, password = rest.partition(b'\0')
-    elif mechanism == 'AMQPLAIN':
-        name, password = _read_amqplain(raw)
-    else:
+    if mechanism not in ('PLAIN', 'AMQPLAIN'):
         raise Refusal(COMMAND_INVALID, f"unknown authentication mechanism '{mechanism}'")
-    user = name.decode('utf-8', 'replace')
-    return user if users.is_password(user, password) else None
+    name, password = (_read_plain if mechanism == 'PLAIN' else _read_amqplain)(response)
+    return Login(name.decode('utf-8', 'replace'), password)
 
 
-def _read_amqplain(response: bytes) -> tuple[bytes, bytes]:
+def _read_plain(response: Secret[str]) -> tuple[bytes, Secret[bytes]]:
+    parts = Secret([*response.reveal().encode('utf-8', 'surrogateescape').split(b'\0', 2), b'', b''])
+    return parts.reveal()[1], Secret(parts.reveal()[2])
+
+
+def _read_amqplain(response: Secret[str]) -> tuple[bytes, Secret[bytes]]:
     """Return user and password of RabbitMQ's AMQPLAIN, a table without its length."""
     try:
-        table = data.decode_table(struct.pack('>I', len(response)) + response, 0)[0]
-        name, password = table['LOGIN'], table['PASSWORD']
-        return _as_bytes(name), _as_bytes(password)
+        raw = Secret(response.reveal().encode('utf-8', 'surrogateescape'))
+        table = Secret(data.decode_table(struct.pack('>I', len(raw.reveal())) + raw.reveal(), 0)[0])
+        return _as_bytes(table.reveal()['LOGIN']), Secret(_as_bytes(table.reveal()['PASSWORD']))
     except Exception:
-        return b'', b''
+        return b'', Secret(b'')
 
 
 def _as_bytes(value: Any) -> bytes:

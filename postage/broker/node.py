@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from postage.broker.connection import Connection
 from postage.broker.replies import CONNECTION_FORCED
 from postage.broker.rules import Rules, rules_of
 from postage.broker.shared import Shared
 from postage.broker.users import Permissions
+from postage.secret import Secret
 
 _LONGEST_WAIT: Final = 3600.0
 
@@ -25,12 +26,13 @@ class Node:
 
     def __init__(
         self,
-        users: Mapping[str, str],
+        users: Any,
         virtual_hosts: Iterable[str] = ('/',),
         heartbeat: int = 60,
         permissions: Mapping[str, Mapping[str, Permissions]] | None = None,
         rules: Rules | None = None,
     ) -> None:
+        users = Secret.of(users)
         self.shared = Shared(users, virtual_hosts, heartbeat, permissions, rules or rules_of())
         self.connections: set[Connection] = set()
         self._with_output: list[Connection] = []

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from postage.broker.connection import Connection
@@ -25,6 +25,7 @@ from postage.broker.queues import Queue
 from postage.broker.replies import CONNECTION_FORCED, PRECONDITION_FAILED, Refusal
 from postage.broker.rules import DEFAULT, Rules, rules_of
 from postage.broker.users import Permissions
+from postage.secret import Secret, revealed
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class BrokerServer:
     :param host: the address to listen on, or a name, of which every address is taken (``localhost`` has IPv4 and IPv6
         addresses on most machines); leave it on the loopback interface
     :param port: the port, 0 for any that is free
-    :param users: passwords by user name, by default ``guest`` with the password ``guest``
+    :param users: passwords by user name, as text or as :class:`postage.secret.Secret`; by default ``guest`` with the
+        password ``guest``
     :param virtual_hosts: the names of the virtual hosts that exist
     :param heartbeat: seconds that are proposed to clients, 0 for no heartbeats
     :param permissions: what users may do, by user name and virtual host: regular expressions for the names that they
@@ -74,7 +76,7 @@ class BrokerServer:
         self,
         host: str = '127.0.0.1',
         port: int = 0,
-        users: Mapping[str, str] | None = None,
+        users: Any = None,
         virtual_hosts: Iterable[str] = ('/',),
         heartbeat: int = 60,
         permissions: Mapping[str, Mapping[str, Permissions]] | None = None,
@@ -83,9 +85,10 @@ class BrokerServer:
         deny: Collection[str] = (),
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        users = Secret({'guest': 'guest'} if users is None else revealed(users))
         self.host = host
         self._wanted_port = port
-        self._users = {'guest': 'guest'} if users is None else dict(users)
+        self._users = users
         self._node = Node(self._users, virtual_hosts, heartbeat, permissions, rules_of(rules, permit, deny))
         self._shared = self._node.shared
         self._tls = tls
@@ -157,9 +160,10 @@ class BrokerServer:
     @property
     def url(self) -> str:
         """An AMQP URL, with the first user's password and the first virtual host."""
-        user, password = next(iter(self._users.items()))
+        user = next(iter(self._users.reveal()))
+        password = Secret(quote(revealed(self._users.reveal()[user]), safe=''))
         virtual_host = quote(next(iter(self._shared.virtual_hosts)), safe='')
-        return f'{self.scheme}://{quote(user, safe="")}:{quote(password, safe="")}@{self.address}/{virtual_host}'
+        return f'{self.scheme}://{quote(user, safe="")}:{password.reveal()}@{self.address}/{virtual_host}'
 
     @property
     def scheme(self) -> str:
@@ -262,13 +266,14 @@ class BrokerServer:
         """
         self._call(lambda: setattr(self._shared, 'consumer_timeout', seconds))
 
-    def add_user(self, name: str, password: str, permissions: Mapping[str, Permissions] | None = None) -> None:
+    def add_user(self, name: str, password: Any, permissions: Mapping[str, Permissions] | None = None) -> None:
         """Add a user, or change one for connections to come.
 
         :param permissions: by virtual host, regular expressions for the names that the user may configure, write and
             read; the user may enter no other. ``None`` for everything everywhere.
         :raises re.error: where one is not a regular expression
         """
+        password = Secret.of(password)
         self._call(lambda: self._shared.users.add(name, password, permissions))
 
     def add_virtual_host(self, name: str) -> None:

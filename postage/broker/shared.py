@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from postage.broker.clock import Clock
 from postage.broker.observing import Observer
 from postage.broker.rules import Rules
 from postage.broker.users import Permissions, Users
 from postage.broker.virtual_host import VirtualHost
+from postage.secret import Secret
 
 CONSUMER_TIMEOUT: Final = 1800.0  # seconds: RabbitMQ's half hour
 
@@ -34,12 +35,13 @@ class Shared:
 
     def __init__(
         self,
-        users: Mapping[str, str],
+        users: Any,
         virtual_hosts: Iterable[str],
         heartbeat: int,
         permissions: Mapping[str, Mapping[str, Permissions]] | None,
         rules: Rules,
     ) -> None:
+        users = Secret.of(users)
         self.users = Users(users, permissions, rules.names_rights)
         self.rules = rules
         self.clock = Clock()

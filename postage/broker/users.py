@@ -6,11 +6,13 @@ A right is a regular expression for the names of the resources that it covers; t
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from postage.broker.replies import ACCESS_REFUSED, Refusal
+from postage.secret import Secret
 
 _DEFAULT_EXCHANGE: Final = 'amq.default'
 
@@ -55,7 +57,7 @@ class Grant:
 class Users:
     """The users of a broker.
 
-    :param passwords: passwords by user name
+    :param passwords: passwords by user name, as text or as secrets; the mapping may be one, too
     :param permissions: by user name and virtual host; a user who is not in it may do everything everywhere, one who is
         may enter those virtual hosts only
     :param names_rights: see :class:`Grant`
@@ -64,21 +66,27 @@ class Users:
 
     def __init__(
         self,
-        passwords: Mapping[str, str],
+        passwords: Any,
         permissions: Mapping[str, Mapping[str, Permissions]] | None = None,
         names_rights: bool = False,
     ) -> None:
+        passwords = Secret.of(passwords)
+        if not isinstance(passwords.reveal(), Mapping):
+            raise TypeError(f'users must be a mapping of names to passwords, not {type(passwords.reveal()).__name__}')
         self._names_rights = names_rights
-        self._passwords: dict[str, str] = {}
+        self._passwords: dict[str, Secret[str]] = {}
         self._grants: dict[str, dict[str, Grant]] = {}
-        for user, password in passwords.items():
-            self.add(user, password, (permissions or {}).get(user))
+        for user in passwords.reveal():
+            self.add(user, Secret.of(passwords.reveal()[user]), (permissions or {}).get(user))
 
-    def add(self, user: str, password: str, permissions: Mapping[str, Permissions] | None = None) -> None:
+    def add(self, user: str, password: Any, permissions: Mapping[str, Permissions] | None = None) -> None:
         """Add a user, or change one for connections to come.
 
         :param permissions: by virtual host; ``None`` for everything everywhere
         """
+        password = Secret.of(password)
+        if not isinstance(password.reveal(), str):
+            raise TypeError(f'the password of {user!r} must be text, not {type(password.reveal()).__name__}')
         self._passwords[user] = password
         self._grants.pop(user, None)
         if permissions is not None:
@@ -86,10 +94,15 @@ class Users:
                 vhost: Grant(user, vhost, each, self._names_rights) for vhost, each in permissions.items()
             }
 
-    def is_password(self, user: str, password: bytes) -> bool:
-        """Tell whether there is such a user and this is the password."""
+    def knows(self, user: str) -> bool:
+        """Tell whether there is such a user."""
+        return user in self._passwords
+
+    def is_password(self, user: str, password: Secret[bytes]) -> bool:
+        """Tell whether there is such a user and this is the password. How long it takes does not tell more."""
         known = self._passwords.get(user)
-        return known is not None and known.encode() == password
+        expected = Secret(b'' if known is None else known.reveal().encode())
+        return hmac.compare_digest(expected.reveal(), password.reveal()) and known is not None
 
     def may_enter(self, user: str, vhost: str) -> bool:
         """Tell whether a user may open a virtual host."""

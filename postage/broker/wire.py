@@ -18,6 +18,7 @@ from pika import frame as pika_frame
 
 from postage.broker.messages import Message
 from postage.broker.replies import COMMAND_INVALID, FRAME_ERROR, Refusal
+from postage.secret import Secret
 
 METHOD: Final = spec.FRAME_METHOD
 HEADER: Final = spec.FRAME_HEADER
@@ -131,6 +132,8 @@ def decode_method(payload: bytes) -> Any:
     except Exception as error:
         # The codec was not made for hostile bytes: it raises whatever its parts raise.
         raise Refusal(FRAME_ERROR, cannot_decode(payload)) from error
+    if isinstance(method, spec.Connection.StartOk):
+        method.response = Secret(_as_text(method.response))
     for field, value in vars(method).items():
         if isinstance(value, bytes):
             setattr(method, field, _as_text(value))

@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from postage.secret import Secret
+
 NAME = 'postage broker'
 
 
@@ -19,4 +21,6 @@ def command(arguments: tuple[str, ...]) -> None:
     """Run the AMQP broker in memory, for development and tests; --help shows its options."""
     from postage.broker.__main__ import main
 
-    sys.exit(main(arguments, NAME))
+    given = Secret(arguments)
+    del arguments  # there may be a password
+    sys.exit(main(given.reveal(), NAME))

@@ -34,6 +34,7 @@ from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
 from postage.printable import shown_half_built
 from postage.program import program_settings
+from postage.secret import Secret
 from postage.settings import BrokerSettings, broker_settings
 
 LETTER: Final = 'x-postage-letter'
@@ -66,6 +67,7 @@ class QueueDeadLetters(DeadLetters):
     def __init__(
         self, name: str, hup: Any = None, vhost: str | None = None, timeout: float = 30.0, create: bool = True
     ) -> None:
+        hup = Secret.of(hup)
         if not isinstance(name, str) or not name:
             raise errors.ConfigurationError(f'the name of a queue must be text and not empty, not {name!r:.80}')
         self.name = name

@@ -29,6 +29,7 @@ from postage.errors import (
     PostageError,
     PublishError,
     PublishTimeout,
+    RemoteError,
     ResourceLocked,
     StoreError,
     TimeoutError,
@@ -63,6 +64,7 @@ from postage.messaging.messages import (
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
+from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
 from postage.program import GONE, effective
 from postage.program import global_hup as global_hup
@@ -131,6 +133,7 @@ __all__ = [
     'PublishError',
     'PublishTimeout',
     'RejectMessage',
+    'RemoteError',
     'ResourceLocked',
     'Retry',
     'RpcCommand',
@@ -145,6 +148,7 @@ __all__ = [
     'current_delivery',
     'delivery',
     'quorum',
+    'remote_exception',
     'stream',
     'with_dead_letter',
 ]

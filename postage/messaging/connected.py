@@ -13,6 +13,7 @@ from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Topology
 from postage.messaging.encoders import Encoding
 from postage.program import global_hup, program_settings
+from postage.secret import Secret, revealed
 from postage.settings import apply_debug_mode, broker_settings, debug_mode
 
 
@@ -30,13 +31,16 @@ class Connected(Encoding):
     vhost: str | None = None
 
     def __init__(self, hup: Any, vhost: str | None) -> None:
+        hup = Secret.of(hup)
         super().__init__()
         program = program_settings()
         apply_debug_mode(debug_mode(program))
-        class_hup = None if self.hup is global_hup else self.hup  # what the program set there is in its settings
+        class_hup = (
+            None if self.hup is global_hup else Secret.of(self.hup)
+        )  # what the program set there is in its settings
         self._settings = broker_settings(hup, vhost, class_hup=class_hup, class_vhost=self.vhost, program=program)
         if hup is not None:
-            self.hup = hup
+            self.hup = revealed(hup)
         self.vhost = self._settings.vhost
         self._topology = Topology()
         self._closed = False

@@ -25,6 +25,7 @@ from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.replies import ReplySender
 from postage.printable import shown_half_built, text_of
+from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
@@ -55,6 +56,7 @@ class GenericConsumer(QueueBinder):
     prefetch_count: int | None = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         where = f'{type(self).__name__}.eqk'
         if eqk is not None and (not isinstance(eqk, Sequence) or len(eqk)):
             self.eqk, where = eqk, 'eqk'

@@ -22,7 +22,7 @@ from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, between
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then, outcome_of
-from postage.messaging.replies import Reply
+from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
@@ -159,7 +159,7 @@ class Dispatcher:
         try:
             with self.hooks_around(body, delivery):
                 if not entries and reply is not None:
-                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+                    reply(unanswerable(body, bool(self._table.find('message', body['type'], body['name']))))
                 for entry in entries:
                     outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
         except Exception as error:

@@ -99,6 +99,7 @@ class LocalSource(Encoding):
     own_ack = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        del hup  # it leads nowhere
         super().__init__()
         self.vhost = vhost
         self.topology = Topology()

@@ -25,6 +25,7 @@ from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
+from postage.secret import Secret, revealed
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
@@ -95,6 +96,7 @@ class MessageProcessor(MicroThread):
     remote_commands: Any = True
 
     def __init__(self, fingerprint: Any = None, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+        hup = Secret.of(hup)
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
         self.state: Any = State()
         self._check_settings()
@@ -102,7 +104,7 @@ class MessageProcessor(MicroThread):
         self._may_have_more = True
         self._timers: list[tuple[float, Callable[[], object]]] = []
         table = HandlerTable(self)  # a fault in it is told before anything is connected
-        self.consumer = self._consumer_class()(eqk, hup, vhost)
+        self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.keep_retries()
         if table.answers:

@@ -7,6 +7,7 @@ import pytest
 import postage
 from postage import errors, messaging, microthreads
 from postage.program import program_settings
+from postage.secret import Secret
 from postage.settings import broker_settings
 
 OF_THE_REFERENCE = {
@@ -45,6 +46,7 @@ NEW = {
     'current_delivery',
     'delivery',
     'quorum',
+    'remote_exception',
     'stream',
     'with_dead_letter',
 }
@@ -107,7 +109,7 @@ def test_what_is_set_in_the_global_hup_counts_and_what_is_deleted_is_as_before()
     messaging.global_hup['host'] = 'elsewhere'
     try:
         assert messaging.GenericProducer.hup['host'] == 'elsewhere'
-        assert program_settings()['global_hup'] == {'host': 'elsewhere'}
+        assert program_settings()['global_hup'] == Secret({'host': 'elsewhere'})
     finally:
         del messaging.global_hup['host']
     assert messaging.global_hup['host'] == 'localhost'

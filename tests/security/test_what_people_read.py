@@ -192,8 +192,10 @@ def test_a_refused_password_is_in_no_log_and_no_error(bench: Bench) -> None:
 def test_a_password_can_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / 'password'
     path.write_text(f'{SECRET}\n')
-    assert broker_settings(environ={'POSTAGE_PASSWORD_FILE': str(path)}).password == SECRET
-    assert broker_settings(environ={'POSTAGE_PASSWORD_FILE': str(path), 'POSTAGE_PASSWORD': 'x'}).password == 'x'
+    assert broker_settings(environ={'POSTAGE_PASSWORD_FILE': str(path)}).password.reveal() == SECRET
+    assert (
+        broker_settings(environ={'POSTAGE_PASSWORD_FILE': str(path), 'POSTAGE_PASSWORD': 'x'}).password.reveal() == 'x'
+    )
     with pytest.raises(messaging.ConfigurationError, match='POSTAGE_PASSWORD_FILE cannot be read'):
         broker_settings(environ={'POSTAGE_PASSWORD_FILE': str(tmp_path / 'none')})
 

@@ -13,6 +13,7 @@ import pytest
 from postage.errors import ConfigurationError
 from postage.messaging.fingerprint import Fingerprint, as_fingerprint_dict
 from postage.program import program_settings
+from postage.secret import Secret
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +99,7 @@ def test_the_programs_settings_are_read_when_asked_for():
     sys.modules['postage.messaging'].global_hup = {'host': 'h'}
     sys.modules['postage.messaging'].debug_mode = True
     assert program_settings() == {
-        'global_hup': {'host': 'h'},
+        'global_hup': Secret({'host': 'h'}),
         'global_vhost': None,
         'global_user': None,
         'global_password': None,

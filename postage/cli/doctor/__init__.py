@@ -28,6 +28,8 @@ from postage.cli.doctor.program import Program, counted, programs_of
 from postage.cli.doctor.questions import ask_all
 from postage.cli.doctor.rules import MIB, apply_all, limits_of
 from postage.cli.output import console, print_json
+from postage.printable import printable
+from postage.secret import Secret
 from postage.settings import broker_settings, debug_mode
 
 STYLES = {Level.WRONG: 'bold red', Level.WARNING: 'yellow'}
@@ -67,11 +69,16 @@ def command(
 
     Exit status: 0 if nothing is wrong, 1 if something is or the broker cannot be asked, 2 if it was called wrongly.
     """
-    url = next((each for each in arguments if '://' in each), None)
-    targets = [each for each in arguments if each is not url]
+    given = Secret(arguments)
+    del arguments  # a URL has a password
+    urls = [Secret(each) for each in given.reveal() if '://' in each]
+    if len(urls) > 1:
+        raise click.UsageError('there may be one URL; several hosts are one, too, separated by commas')
+    url = urls[0] if urls else None
+    targets = [each for each in given.reveal() if '://' not in each]
     for target in targets:
-        if '://' in target or not all(target.partition(':')):
-            raise click.UsageError(f'{target!r} is no MODULE:NAME, such as shop:Shipper')
+        if not all(target.partition(':')):
+            raise click.UsageError(f'{printable(target)!r} is no MODULE:NAME, such as shop:Shipper')
     with _quiet():
         settings = broker_settings(url) if url is not None else None
         programs = programs_of(targets, settings) or [Program(settings or broker_settings())]

@@ -19,6 +19,7 @@ from postage.missive.adapters.running import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M, Message, UnreadableMessage
 from postage.missive.processor import Processor
+from postage.secret import Secret, revealed
 
 logger = logging.getLogger('postage')
 
@@ -56,11 +57,12 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         eqk: Any = (),
         prefetch_count: int | None = None,
     ) -> None:
+        self.url_or_conn = url_or_conn
+        url_or_conn = Secret.of(url_or_conn)
         super().__init__(message_cls, processor)
         self.queues = [queues] if isinstance(queues, str) else list(queues)
         for queue in self.queues:
             check_queue(queue, {}, type(self).__name__)
-        self.url_or_conn = url_or_conn
         self.disable_shutdown_handler = disable_shutdown_handler
         self.prefetch_count = prefetch_count
         self.drain_timeout = drain_timeout
@@ -104,7 +106,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
             consumer.close()
 
     def _connect(self) -> AdapterConsumer:
-        hup, vhost = _broker_of(self.url_or_conn)
+        hup, vhost = _broker_of(Secret.of(self.url_or_conn))
         consumer = AdapterConsumer(self._eqk, hup, vhost, self.prefetch_count)
         try:
             for queue in self.queues:
@@ -178,31 +180,34 @@ class AdapterConsumer(messaging.GenericConsumer):
     """The consumer of one adapter."""
 
     def __init__(self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None) -> None:
+        hup = Secret.of(hup)
         self.prefetch_count = prefetch_count
         super().__init__(eqk, hup, vhost)
 
 
-def _broker_of(url_or_conn: Any) -> tuple[Any, str | None]:
+def _broker_of(given: Secret[Any] | None) -> tuple[Any, str | None]:
     """What a consumer takes as ``hup`` and ``vhost``: for a connection, those that lead to the same broker."""
-    if hasattr(url_or_conn, 'as_uri'):
-        return _broker_of_kombu(url_or_conn)
-    if not isinstance(url_or_conn, Connection):
-        return url_or_conn, None
-    settings = url_or_conn.settings
+    if hasattr(revealed(given), 'as_uri'):
+        return _broker_of_kombu(revealed(given))
+    if not isinstance(revealed(given), Connection):
+        return given, None
+    settings = revealed(given).settings
     tls = next((endpoint.ssl_options for endpoint in settings.endpoints if endpoint.ssl_options), None)
     if tls is not None:
         hosts = ','.join(map(str, settings.endpoints))
         return {'host': hosts, 'user': settings.user, 'password': settings.password, 'ssl': tls}, settings.vhost
-    credentials = f'{quote(settings.user, safe="")}:{quote(settings.password, safe="")}'
-    urls = [f'amqp://{credentials}@{endpoint}/?{urlencode(endpoint.options)}' for endpoint in settings.endpoints]
-    return ','.join(urls), settings.vhost
+    user, ends = quote(settings.user, safe=''), [f'{each}/?{urlencode(each.options)}' for each in settings.endpoints]
+    urls = (f'amqp://{user}:{quote(settings.password.reveal(), safe="")}@{end}' for end in ends)
+    return Secret(','.join(urls)), settings.vhost
 
 
-def _broker_of_kombu(connection: Any) -> tuple[str, str | None]:
+def _broker_of_kombu(connection: Any) -> tuple[Secret[str], str | None]:
     """The same for a connection of kombu, whose URL has the virtual host as it is, a ``/`` in it too."""
-    scheme, _, rest = connection.as_uri(include_password=True).partition('://')
-    where, _, vhost = rest.partition('/')
+    url = Secret(connection.as_uri(include_password=True))
+    scheme = url.reveal().partition('://')[0]
     if scheme not in ('amqp', 'amqps', 'pyamqp', 'librabbitmq'):
         raise errors.ConfigurationError(f'url_or_conn is a connection by {scheme}, and must be one by AMQP')
     is_encrypted = scheme == 'amqps' or bool(getattr(connection, 'ssl', False))
-    return f'{"amqps" if is_encrypted else "amqp"}://{where}', unquote(vhost) or None
+    where = Secret(url.reveal().partition('://')[2].partition('/'))
+    vhost = unquote(where.reveal()[2]) or None
+    return Secret(f'{"amqps" if is_encrypted else "amqp"}://{where.reveal()[0]}'), vhost

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Any
 
+from postage import errors
 from postage.missive.adapters.running import RunnableAdapter
 from postage.missive.contexts import ProcessingContext
 from postage.missive.errors import MissingExtra
 from postage.missive.messages import M
 from postage.missive.processor import Processor
+from postage.secret import Secret, revealed
 
 try:
     import redis
@@ -60,9 +62,10 @@ class RedisPubSubAdapter(RunnableAdapter[M]):
         channels: Iterable[str] = ('*',),
         url_or_conn: str | redis.Redis | None = None,
     ) -> None:
+        self._url_or_conn = Secret.of(url_or_conn)
+        del url_or_conn
         super().__init__(message_cls, processor)
         self.channels = (channels,) if isinstance(channels, str) else tuple(channels)
-        self._url_or_conn = url_or_conn
 
     def _run(self, ctx: ProcessingContext[M]) -> None:
         with closing(_Subscription(self._url_or_conn, self.channels)) as subscription:
@@ -83,18 +86,12 @@ class RedisPubSubAdapter(RunnableAdapter[M]):
 class _Subscription:
     """A subscription that outlives its connections."""
 
-    def __init__(self, url_or_conn: str | redis.Redis | None, channels: tuple[str, ...]) -> None:
+    def __init__(self, url_or_conn: Secret[str | redis.Redis] | None, channels: tuple[str, ...]) -> None:
         self._channels = channels
-        self._is_ours = not isinstance(url_or_conn, redis.Redis)
-        self._client: Any = url_or_conn
-        if self._is_ours:
-            self._client = redis.Redis.from_url(
-                str(url_or_conn or os.environ.get('REDIS_URL') or DEFAULT_URL),
-                retry=Retry(NoBackoff(), 0),
-                socket_connect_timeout=CONNECT_TIMEOUT,
-                socket_keepalive=True,
-                socket_keepalive_options=KEEPALIVE,
-            )
+        self._is_ours = not isinstance(revealed(url_or_conn), redis.Redis)
+        self._client: Any = _client_of(url_or_conn) if self._is_ours else revealed(url_or_conn)
+        if self._client is None:
+            raise errors.ConfigurationError('url_or_conn, or else REDIS_URL, is no URL that the client of Redis takes')
         self._pubsub: Any = None
         self._failures = 0
 
@@ -143,6 +140,20 @@ class _Subscription:
 def _data(data: bytes | str) -> bytes:
     """What was published; a client with ``decode_responses`` has made text of it."""
     return data.encode() if isinstance(data, str) else data
+
+
+def _client_of(url: Secret[Any] | None) -> redis.Redis | None:
+    """A client for a URL; ``None`` where it is malformed, which the error must not quote: there is a password in it."""
+    try:
+        return redis.Redis.from_url(
+            str(revealed(url) or os.environ.get('REDIS_URL') or DEFAULT_URL),
+            retry=Retry(NoBackoff(), 0),
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_keepalive=True,
+            socket_keepalive_options=KEEPALIVE,
+        )
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def _text(name: bytes | str) -> str:

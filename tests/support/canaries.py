@@ -1,0 +1,96 @@
+"""Passwords and keys of the tests, which can be told from anything else, and where they turn up.
+
+A :class:`Canary` is what a test uses for a password or a key. At the end of a run :class:`Watch` has searched all that
+the tests printed, logged and failed with, and their programs, too; where one was found, the run fails.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+CANARY = 'canary-7f3a'
+"""What every password and key of a test begins with."""
+
+
+def canary(name: str = '') -> str:
+    """A password or key for a test."""
+    return f'{CANARY}{name}'
+
+
+def sightings(text: str) -> list[str]:
+    """Where a canary is in a text, as it is or quoted or encoded: each time with what surrounds it."""
+    found = []
+    for form in FORMS:
+        at = text.find(form)
+        while at >= 0:
+            found.append(text[max(0, at - 60) : at + 60])
+            at = text.find(form, at + 1)
+    return found
+
+
+def _forms() -> Iterator[str]:
+    """A canary as it is, in octets as the broker shows them, and in base64 at each of its three offsets."""
+    octets = CANARY.encode()
+    yield CANARY
+    yield ','.join(map(str, octets))
+    yield octets.hex()
+    for offset in range(3):
+        # The first and the last characters depend on what is before and behind it.
+        yield base64.b64encode(bytes(offset) + octets).decode()[4 if offset else 0 : -4]
+
+
+FORMS = tuple(_forms())
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception with its causes, its contexts (suppressed or not), and the members of groups."""
+    waiting, seen = [error], set()
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, each.__context__, *getattr(each, 'exceptions', ())]
+
+
+def frames_of(traceback: TracebackType | None) -> Iterator[FrameType]:
+    while traceback is not None:
+        yield traceback.tb_frame
+        traceback = traceback.tb_next
+
+
+def leaks(error: BaseException, package: str = 'postage') -> list[str]:
+    """Where an exception, or a local variable of a frame on its way, shows a canary.
+
+    :param package: the frames of its modules are looked at, and those of all that it called
+    """
+    found = []
+    for each in chain(error):
+        texts = {f'{type(each).__name__}': f'{each!r} {each} {getattr(each, "__notes__", "")}'}
+        is_ours = False
+        for frame in frames_of(each.__traceback__):
+            is_ours = is_ours or str(frame.f_globals.get('__name__')).partition('.')[0] == package
+            if is_ours:
+                where = f'{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}'
+                texts |= {f'{where}: {name}': shown(value) for name, value in frame.f_locals.items()}
+        found += [f'{where} = {text[:100]}' for where, text in texts.items() if sightings(text)]
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value as tools show it: by ``repr()``, and its items one by one, as those do that walk containers."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f'repr: {error}'
+    if isinstance(value, str):
+        text += str.__str__(value)
+    if isinstance(value, dict):
+        text += ' '.join(map(shown, dict.values(value)))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        text += ' '.join(map(shown, value))
+    return text
