@@ -36,6 +36,7 @@ from postage.errors import (
     Unroutable,
     VirtualHostRefused,
 )
+from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
@@ -96,6 +97,7 @@ __all__ = [
     'Closed',
     'ConfigurationError',
     'ConnectionLost',
+    'ControlExchange',
     'DeadLetter',
     'DeadLetterStore',
     'Deadlock',
@@ -145,6 +147,7 @@ __all__ = [
     'TimeoutError',
     'Unroutable',
     'VirtualHostRefused',
+    'control_key',
     'current_delivery',
     'delivery',
     'quorum',
