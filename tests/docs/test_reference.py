@@ -23,6 +23,8 @@ from postage.cli.main import postage as command_line
 from postage.messaging import JsonEncoder, Message, MessageCommand
 from support.pages import DOCS, ROOT, parse
 
+pytestmark = pytest.mark.timeout(300)  # to make the site, on a machine that does much else
+
 REFERENCE = DOCS / 'reference'
 PUBLIC = sorted(
     module.name
