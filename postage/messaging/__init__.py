@@ -36,6 +36,7 @@ from postage.errors import (
     VirtualHostRefused,
 )
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.deadlines import deadline, remaining
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
@@ -144,7 +145,9 @@ __all__ = [
     'Unroutable',
     'VirtualHostRefused',
     'current_delivery',
+    'deadline',
     'quorum',
+    'remaining',
     'remote_exception',
     'stream',
     'with_dead_letter',
