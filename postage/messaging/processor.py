@@ -25,8 +25,8 @@ from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
-from postage.settings import clock_tolerance
 from postage.secret import Secret, revealed
+from postage.settings import clock_tolerance
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
