@@ -35,6 +35,7 @@ from postage.errors import (
     Unroutable,
     VirtualHostRefused,
 )
+from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.deadlines import deadline, remaining
 from postage.messaging.declarations import quorum, stream, with_dead_letter
@@ -96,6 +97,7 @@ __all__ = [
     'Closed',
     'ConfigurationError',
     'ConnectionLost',
+    'ControlExchange',
     'DeadLetter',
     'DeadLetterStore',
     'Deadlock',
@@ -144,6 +146,7 @@ __all__ = [
     'TimeoutError',
     'Unroutable',
     'VirtualHostRefused',
+    'control_key',
     'current_delivery',
     'deadline',
     'quorum',
