@@ -232,7 +232,7 @@ def test_two_calls_have_different_ids(bench):
     processor = silent(bench)
     producer = bench.producer()
     for _ in range(2):
-        producer.rpc_ask(_timeout=0.05)
+        producer.rpc_future_ask()
     first, second = [delivery.properties for _, _, delivery in processor.seen.take(2)]
     assert first.correlation_id != second.correlation_id
     assert first.message_id != second.message_id
