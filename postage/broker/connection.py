@@ -89,6 +89,28 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
+class _Confirms:
+    """The channels with publishes to confirm, in the order in which they published.
+
+    :param channels: of the connection, by number
+    """
+
+    def __init__(self, channels: Mapping[int, Channel]) -> None:
+        self._channels = channels
+        self._numbers: dict[int, None] = {}
+
+    def add(self, number: int) -> None:
+        self._numbers[number] = None
+
+    def flush(self) -> None:
+        """Confirm what has been published, on those channels that are still open."""
+        if self._numbers:
+            for number in self._numbers:
+                if number in self._channels:
+                    self._channels[number].flush_confirms()
+            self._numbers.clear()
+
+
 class Connection:
     """The broker's end of one connection.
 
@@ -124,7 +146,7 @@ class Connection:
         self._channel_max = CHANNEL_MAX
         self._channels: dict[int, Channel] = {}
         self._incoming = wire.FrameBuffer()
-        self._confirming: dict[int, None] = {}
+        self._confirms = _Confirms(self._channels)
         self._blocked = False
         self._is_ending = False
         self._heartbeat = 0
@@ -168,7 +190,7 @@ class Connection:
             self._refuse(refusal)
             if self.state is State.CLOSING:
                 self._incoming = _DeafBuffer()
-        self._flush_confirms()
+        self._confirms.flush()
 
     def _receive_protocol_header(self) -> bool:
         """Tell whether frames may follow; a client of another protocol hears which one is spoken here."""
@@ -199,11 +221,7 @@ class Connection:
         except Refusal as refusal:
             self._refuse(refusal, channel, payload if kind == wire.METHOD else b'')
         except Exception:
-            if self.state is State.STARTING:
-                # As text: the frames have what the client sent, its password.
-                logger.error('%s: an error of the broker itself, at a login: %s', self.peer, traceback.format_exc())
-            else:
-                logger.exception('%s: an error of the broker itself', self.peer)
+            _log_own_error(self.peer, is_login=self.state is State.STARTING)
             failure = Refusal(INTERNAL_ERROR, '')
             failure.text = 'INTERNAL_ERROR'
             self._refuse(failure)
@@ -311,14 +329,7 @@ class Connection:
 
     def published(self, number: int) -> None:
         """Hear of a message; confirms are sent once all that arrived together is done, as one may stand for many."""
-        self._confirming[number] = None
-
-    def _flush_confirms(self) -> None:
-        if self._confirming:
-            for number in self._confirming:
-                if number in self._channels:
-                    self._channels[number].flush_confirms()
-            self._confirming.clear()
+        self._confirms.add(number)
 
     # --- errors and the end ---
 
@@ -349,14 +360,14 @@ class Connection:
         """
         if self.state in (State.CLOSING, State.CLOSED):
             return
-        self._flush_confirms()
+        self._confirms.flush()
         self._end()
         self.state = State.CLOSING
         self._pulse.limit(CLOSING_SECONDS, self.lost)
         self._send(0, spec.Connection.Close(code, text, method_index >> 16, method_index & 0xFFFF))
 
     def _on_close(self, method: spec.Connection.Close) -> None:
-        self._flush_confirms()
+        self._confirms.flush()
         self._end()
         self._send(0, spec.Connection.CloseOk())
         self._finish()
@@ -463,6 +474,14 @@ def _check_heartbeat(number: int, payload: bytes) -> None:
 
 def _is_closing(payload: bytes, kind: int) -> bool:
     return kind == wire.METHOD and payload.startswith(_CLOSE_OR_OPEN)
+
+
+def _log_own_error(peer: str, is_login: bool) -> None:
+    if is_login:
+        # As text: the frames have what the client sent, its password.
+        logger.error('%s: an error of the broker itself, at a login: %s', peer, traceback.format_exc())
+    else:
+        logger.exception('%s: an error of the broker itself', peer)
 
 
 def _check_limit(name: str, wanted: int, lowest: int, highest: int) -> None:

@@ -38,6 +38,7 @@ from postage.errors import (
 )
 from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.deadlines import deadline, remaining
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
@@ -149,8 +150,10 @@ __all__ = [
     'VirtualHostRefused',
     'control_key',
     'current_delivery',
+    'deadline',
     'delivery',
     'quorum',
+    'remaining',
     'remote_exception',
     'stream',
     'with_dead_letter',
