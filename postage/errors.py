@@ -25,7 +25,8 @@
     │   ├── Nacked                    the broker refused it
     │   ├── Unroutable                mandatory, and no queue is bound for its routing key
     │   └── PublishTimeout            not confirmed, or no room in the window, in the time given
-    ├── TimeoutError                  too few RPC results in the time given; has ``results``
+    ├── TimeoutError                  no RPC result, or too few, in the time given; has ``results``
+    ├── RemoteError                   the responder of an RPC answered with an error or an exception
     ├── HandlerTimeout                a handler was closed because its time was over
     ├── HandlingUnfinished            a message was delivered again and again, and never handled to its end
     ├── StoreError                    a store of dead letters cannot take a letter, or give it
@@ -43,7 +44,7 @@ Control flow is not failure and stands outside the tree: ``ExitScheduler`` in :m
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pika.exceptions
@@ -184,7 +185,7 @@ class PublishTimeout(PublishError, builtins.TimeoutError):
 
 
 class TimeoutError(PostageError, builtins.TimeoutError):
-    """Raised by ``consume_rpc`` where fewer results than asked for arrived in time.
+    """Raised by ``consume_rpc`` where too few results arrived in time, and in place of the value of one that did not.
 
     :ivar results: the results that did arrive
     """
@@ -192,6 +193,21 @@ class TimeoutError(PostageError, builtins.TimeoutError):
     def __init__(self, message: str, results: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.results: list[Any] = list(results)
+
+
+class RemoteError(PostageError):
+    """Raised in place of a value where the responder of an RPC answered with an error or an exception.
+
+    :ivar name: of the exception's class there; ``None`` where it answered with an error
+    :ivar text: what it said
+    :ivar responder: its fingerprint; empty where it has none
+    """
+
+    def __init__(self, text: str, name: str | None = None, responder: Mapping[str, Any] | None = None) -> None:
+        super().__init__(f'{name}: {text}' if name else text)
+        self.name = name
+        self.text = text
+        self.responder = dict(responder or {})
 
 
 class HandlerTimeout(PostageError, builtins.TimeoutError):

@@ -58,6 +58,14 @@ class Consumers:
         if tag is not None and self._channel.is_open:
             yield self._cancel(queue, tag)
 
+    def end_all_steps(self) -> Steps:
+        """Stop consuming for good. At their end nothing more can come of what was begun before."""
+        self.wish = lambda: self.prefetch  # no change of it begins another consumer, or hands something back
+        for queue in list(self.tags):
+            yield from self.end_steps(queue)
+        if self._channel.is_open:
+            yield self._tell_prefetch()  # done after whatever was under way when this began
+
     def set_up_steps(self) -> Steps:
         """Consume from all queues on a channel that was just opened, with the prefetch count wished for."""
         self.prefetch = self.most_prefetched = self.wish()

@@ -41,6 +41,7 @@ class ConsumingChannel(Channel):
     :ivar notify: called on the thread that reads, must not block: there are deliveries, or ``error`` has been set
     :ivar error: what ended it, once something has that no retry cures
     :ivar consumers: from which queues they come
+    :ivar is_drained: whether it has stopped consuming for good, and nothing more can come into the inbox
     """
 
     def __init__(self, host: Host, topology: Topology, prefetch: int) -> None:
@@ -50,6 +51,7 @@ class ConsumingChannel(Channel):
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
+        self.is_drained = False
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
         self._settled = Settled()
         self._is_stuck: Callable[[float], bool] | None = None
@@ -94,6 +96,15 @@ class ConsumingChannel(Channel):
         self._watched_since = None
         self.host.tick.remove(self._look)
         self.host.tick.add(self._look)
+
+    def drain_steps(self) -> Steps:
+        """Stop consuming from every queue, and leave in the inbox what has come. At their end no more can come."""
+        try:
+            yield from self.consumers.end_all_steps()
+        except (errors.ConnectionLost, errors.ChannelLost):
+            pass  # what was in the inbox went back with it
+        self.is_drained = True
+        self.notify()
 
     def _on_cancelled(self, frame: Any) -> None:
         """The broker ended one of our consumers: its queue went, or a time-out passed. Declare, and consume again."""

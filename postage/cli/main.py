@@ -8,6 +8,7 @@ from postage import __version__
 from postage.cli.group import LazyGroup
 
 COMMANDS = {
+    'run': ('postage.cli.run.command', 'Run components as processes: workers, restarts, reloads.'),
     'broker': ('postage.cli.broker', 'Run the AMQP broker in memory, for development and tests.'),
     'dead-letters': ('postage.cli.dead_letters', 'Look at messages that failed, edit them, send them back.'),
     'doctor': ('postage.cli.doctor', 'Say what RabbitMQ refuses or drops of what a program declares.'),

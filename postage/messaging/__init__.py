@@ -28,6 +28,7 @@ from postage.errors import (
     PostageError,
     PublishError,
     PublishTimeout,
+    RemoteError,
     ResourceLocked,
     StoreError,
     TimeoutError,
@@ -62,6 +63,7 @@ from postage.messaging.messages import (
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery
 from postage.messaging.producer import GenericProducer
+from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
 from postage.program import GONE, effective
 from postage.program import global_hup as global_hup
@@ -129,6 +131,7 @@ __all__ = [
     'PublishError',
     'PublishTimeout',
     'RejectMessage',
+    'RemoteError',
     'ResourceLocked',
     'Retry',
     'RpcCommand',
@@ -142,6 +145,7 @@ __all__ = [
     'VirtualHostRefused',
     'current_delivery',
     'quorum',
+    'remote_exception',
     'stream',
     'with_dead_letter',
 ]

@@ -52,7 +52,7 @@ class Caller(Routed):
         own, cls = self.__dict__, type(self)
 
         def call(*args: Any, **kwds: Any) -> Any:
-            options = take_options(kwds, RPC_OPTIONS) if kwds else kwds
+            options = take_options(kwds, RPC_OPTIONS, name, self) if kwds else kwds
             if builder in own or hasattr(cls, builder):
                 return method(name, self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)

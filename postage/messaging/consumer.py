@@ -246,6 +246,15 @@ class GenericConsumer(QueueBinder):
         while (delivery := self.next_delivery()) is not None:
             channel.hand_back(delivery)
 
+    def drain(self) -> None:
+        """Have the broker deliver no more, and keep what waits in the inbox. Does not block."""
+        self._connection.tell(self._channel.drain_steps)
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether that is done, and the inbox is empty."""
+        return self._channel.is_drained and not self._channel.inbox
+
     def queues_reached(self, exchange: str, routing_key: str) -> list[str]:
         """Which of the queues it consumes from a message would reach, as far as its own bindings tell."""
         reached = self._topology.queues_reached(exchange, routing_key)

@@ -22,7 +22,7 @@ from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, between
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then, outcome_of
-from postage.messaging.replies import Reply
+from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
@@ -43,6 +43,7 @@ class Dispatcher:
     :param wake: has the processor look for deliveries again; called from any thread
     :ivar in_hand: how many deliveries have handlers that have not ended
     :ivar is_winding_down: whether nothing new is to be begun
+    :ivar is_draining: whether what has been delivered is handled, and nothing more is delivered
     :ivar ends_by: how a handler has asked to end the processor, if one has
     """
 
@@ -61,7 +62,7 @@ class Dispatcher:
         self._wake = wake
         self.label = f'a hook of {type(host).__name__}'
         self.in_hand = 0
-        self.is_winding_down = False
+        self.is_winding_down = self.is_draining = False
         self.ends_by: Then | None = None
         self._stop_requested = False
         self.unsettled = Unsettled(wake)
@@ -73,14 +74,24 @@ class Dispatcher:
 
     def start(self) -> None:
         """Deliveries are about to come."""
-        self._stop_requested = self.is_winding_down = self.unsettled.is_awaited = False
+        self._stop_requested = self.is_winding_down = self.is_draining = self.unsettled.is_awaited = False
         self.ends_by = None
 
     def wind_down(self) -> None:
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
-        if not self.is_winding_down:
+        if not self.is_winding_down and not self.is_draining:
             self.is_winding_down = self.unsettled.is_awaited = True
             self._source.wind_down()
+
+    def drain(self) -> None:
+        """Have no more delivered, and handle what has come. Does not block."""
+        if not self.is_winding_down and not self.is_draining:
+            self.is_draining = self.unsettled.is_awaited = True
+            self._source.drain()
+
+    def end_drain(self) -> None:
+        """What has come need not be handled after all: :meth:`wind_down` hands it back."""
+        self.is_draining = False
 
     def stop(self) -> None:
         """End the deliveries, once what handlers published is confirmed. Blocks, for 10 seconds at most.
@@ -109,7 +120,7 @@ class Dispatcher:
     @property
     def is_busy(self) -> bool:
         """Whether deliveries are being handled, or wait for their acknowledgement."""
-        return self.in_hand > 0 or self.unsettled.count > 0
+        return self.in_hand > 0 or self.unsettled.count > 0 or (self.is_draining and not self._source.is_drained)
 
     # From a delivery to its handlers
 
@@ -159,7 +170,7 @@ class Dispatcher:
         try:
             with self.hooks_around(body, delivery):
                 if not entries and reply is not None:
-                    reply(MessageResultError(f'no handler for {body["type"]} {body["name"]!r}'))
+                    reply(unanswerable(body, bool(self._table.find('message', body['type'], body['name']))))
                 for entry in entries:
                     outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
         except Exception as error:

@@ -134,7 +134,7 @@ class LocalSource(Encoding):
     def _nothing(self, *_: object) -> None:
         """There is nothing to do without a broker."""
 
-    close = prepare_replies = wind_down = took = set_aside = _nothing
+    close = prepare_replies = wind_down = drain = took = set_aside = _nothing
 
     # Queues
 
@@ -179,6 +179,11 @@ class LocalSource(Encoding):
         """Have the processor told of what is in the inbox, and of what is to come."""
         self.is_stopped, self._notify = False, notify
         notify()
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing waits to be handled."""
+        return not self.inbox
 
     def end(self) -> None:
         """Undo :meth:`begin`."""

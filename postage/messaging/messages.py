@@ -15,10 +15,11 @@ The body of each message is the dictionary that travels::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
 
-from postage.errors import EnvelopeError
+from postage.errors import EnvelopeError, PostageError, RemoteError
+from postage.messaging.remote import unpacked
 from postage.printable import shown_half_built
 
 VERSION: Final = '2'
@@ -126,16 +127,44 @@ class MessageStatus(Message):
         self.body = _envelope(self.type, str(status), self.category, content)
 
 
+T = TypeVar('T')
+
+
+class _Read(Generic[T]):
+    """An attribute that is read from the body each time; as any attribute of a message, it may be set."""
+
+    def __init__(self, read: Callable[[dict[str, Any]], T]) -> None:
+        self._read = read
+
+    def __get__(self, message: Message | None, owner: object) -> T:
+        if message is None:
+            raise AttributeError('only a result has it, not its class')
+        return self._read(message.body)
+
+
 class MessageResult(Message):
     """The result of a call that succeeded, and the base of those that did not; these are false.
 
     :param value: the result
     :param message: a word on it
     :cvar result_type: the ``type`` in the content: ``success``, ``error`` or ``exception``
+    :ivar value: the result; of an error ``None``, of an exception its name
+    :ivar text: the word on it; of an error or an exception what went wrong
+    :ivar responder: the fingerprint of what answered, empty where nothing did
+    :ivar duration: seconds that its handler took to answer; ``None`` where the responder does not tell
+    :ivar failure: the exception where no responder answered: ``errors.TimeoutError`` or ``errors.Unroutable``
     """
 
     type = 'result'
     result_type: str = 'success'
+    failure: PostageError | None = None
+
+    value: _Read[Any] = _Read(lambda body: body['content']['value'])
+    text: _Read[Any] = _Read(lambda body: body['content'].get('message', ''))
+    responder: _Read[dict[str, Any]] = _Read(
+        lambda body: _reserved(body).get('fingerprint') or body.get('fingerprint') or {}
+    )
+    duration: _Read[float | None] = _Read(lambda body: _reserved(body).get('duration'))
 
     def __init__(self, value: Any, message: str = '') -> None:
         self.body = {
@@ -147,6 +176,24 @@ class MessageResult(Message):
             'content': {'type': self.result_type, 'value': value, 'message': message},
             '_reserved': {},
         }
+
+    def unwrap(self) -> Any:
+        """The value; where the call did not succeed it raises instead. Never blocks.
+
+        :raises errors.RemoteError: the responder answered with an error or an exception
+        :raises Exception: that exception itself, where both sides registered it by ``remote_exception``
+        :raises errors.TimeoutError: nothing answered in time
+        :raises errors.Unroutable: no queue took the request
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self.body['content'].get('type') == 'success':
+            return self.value
+        error = RemoteError(str(self.text), self.value, self.responder)
+        own = unpacked(_reserved(self.body).get('exception'))
+        if own is not None:
+            raise own from error
+        raise error
 
 
 class MessageResultError(MessageResult):
@@ -174,6 +221,11 @@ class MessageResultException(MessageResult):
 
     def __init__(self, name: str, message: str = '') -> None:
         super().__init__(name, message)
+
+
+def _reserved(body: dict[str, Any]) -> Mapping[str, Any]:
+    reserved = body.get('_reserved')
+    return reserved if isinstance(reserved, dict) else {}
 
 
 def result_from_body(body: Any) -> MessageResult:

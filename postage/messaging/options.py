@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from postage import errors
@@ -28,12 +29,35 @@ def pack(args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
     return kwds
 
 
-def take_options(kwds: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Move the special keywords out of a call's arguments."""
-    return {name: kwds.pop(name) for name in names if name in kwds}
+def take_options(kwds: dict[str, Any], names: Sequence[str], method: str, owner: object = None) -> dict[str, Any]:
+    """Move the special keywords out of a call's arguments.
+
+    :param method: that was called
+    :param owner: whose builder may take other arguments that begin with an underscore
+    :raises TypeError: there is one that begins with an underscore, and nothing knows it
+    """
+    options = {name: kwds.pop(name) for name in names if name in kwds}
+    strays = [name for name in kwds if name.startswith('_')]
+    if strays:
+        taken = _parameters_of(getattr(owner, f'build_{method}', None))
+        refuse_unknown([name for name in strays if taken is not None and name not in taken], names, method)
+    return options
 
 
-def refuse_unknown(options: Mapping[str, Any], known: Sequence[str], method: str) -> None:
+def _parameters_of(builder: Any) -> Sequence[str] | None:
+    """The names of the parameters of a builder, if there is one; ``None`` where it takes any."""
+    if builder is None:
+        return ()
+    try:
+        parameters = inspect.signature(builder).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return list(parameters)
+
+
+def refuse_unknown(options: Iterable[str], known: Sequence[str], method: str) -> None:
     """See that a method is given no other options than those it knows."""
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -201,6 +201,18 @@ class MessageProcessor(MicroThread):
         """Begin with no more messages; those in the inbox go back to the broker. Does not block."""
         self._dispatcher.wind_down()
 
+    def drain(self) -> None:
+        """Have the broker deliver no more, and handle what it has delivered. Does not block.
+
+        A scheduler that is told to ``stop()`` then ends once all of that is handled, and nothing goes back to be
+        delivered again. In the scheduler's thread.
+        """
+        self._dispatcher.drain()
+
+    def end_drain(self) -> None:
+        """Have what is left of a :meth:`drain` go back to the broker after all, once the scheduler stops."""
+        self._dispatcher.end_drain()
+
     def stop_consuming(self) -> None:
         """Stop consuming; what was prefetched goes back to the broker. :meth:`start_consuming` goes on again.
 

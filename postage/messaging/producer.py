@@ -86,7 +86,7 @@ class GenericProducer(Caller):
 
     def message(self, *args: Any, **kwds: Any) -> Receipt:
         """Send a generic ``Message(*args, **kwds)``; takes the same special keywords as ``message_*``."""
-        options = take_options(kwds, PUBLISH_OPTIONS)
+        options = take_options(kwds, PUBLISH_OPTIONS, 'message')
         return self._send(Message(*args, **kwds), options)
 
     def forward(self, body: Any, **options: Any) -> Receipt:
@@ -129,7 +129,7 @@ class GenericProducer(Caller):
         own, cls = self.__dict__, type(self)
 
         def send(*args: Any, **kwds: Any) -> Receipt:
-            options = take_options(kwds, PUBLISH_OPTIONS) if kwds else kwds
+            options = take_options(kwds, PUBLISH_OPTIONS, name, self) if kwds else kwds
             if builder in own or hasattr(cls, builder):  # at each call: a program may add one at any time
                 return self._send(self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)

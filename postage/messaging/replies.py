@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
 from postage.amqp.registry import acquire, release
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
+from postage.messaging.remote import packed
 from postage.printable import text_of
 from postage.settings import BrokerSettings
 
@@ -82,6 +84,14 @@ class ReplySender:
         return receipt
 
 
+def unanswerable(body: Mapping[str, Any], has_message_handler: bool) -> MessageResultError:
+    """The answer to a request that has no handler."""
+    text = f'no handler for {body["type"]} {body["name"]!r}'
+    if has_message_handler:
+        text += ' as an RPC: it has a MessageHandler, which does not answer; send it as a message, or add an RpcHandler'
+    return MessageResultError(text)
+
+
 def _look_at(receipt: Receipt, header: Any, on_refused: Callable[[Any, BaseException], None]) -> None:
     if isinstance(receipt.error, errors.Nacked):
         on_refused(header, receipt.error)
@@ -97,7 +107,7 @@ class Reply:
     :raises errors.DecodingError: the properties of the request cannot be decoded
     """
 
-    __slots__ = ('_fingerprint', '_header', '_send', 'sent')
+    __slots__ = ('_began', '_fingerprint', '_header', '_send', 'sent')
 
     def __init__(
         self,
@@ -109,6 +119,7 @@ class Reply:
         self._send = send
         self._header = delivery.answerable if header is None else header
         self._fingerprint = fingerprint
+        self._began = time.monotonic()
         self.sent = False
 
     def __call__(self, message: Any) -> None:
@@ -121,8 +132,13 @@ class Reply:
             return
         if not hasattr(message, 'body'):
             message = MessageResult(message)
-        if isinstance(message, Message) and not message.body['fingerprint']:
-            message.body['fingerprint'].update(self._fingerprint)
+        if isinstance(message, Message):
+            body = message.body
+            if not body['fingerprint']:
+                body['fingerprint'].update(self._fingerprint)
+            reserved = body.setdefault('_reserved', {})
+            reserved['fingerprint'] = self._fingerprint
+            reserved['duration'] = round(time.monotonic() - self._began, 6)
         self._send(self._header, message)
         self.sent = True
 
@@ -131,8 +147,18 @@ class Reply:
         text = _sendable(text_of(error))
         if isinstance(error, FilterError):
             self(MessageResultError(text))
-        else:
-            self(MessageResultException(type(error).__name__, text))
+            return
+        result = MessageResultException(type(error).__name__, text)
+        exception = packed(error)
+        if exception is not None:
+            result.body['_reserved']['exception'] = exception
+            try:
+                self(result)
+                return
+            except errors.EncodingError as failure:
+                logger.warning('%s travels without its arguments: %s', type(error).__name__, failure)
+                del result.body['_reserved']['exception']
+        self(result)
 
 
 def _sendable(text: str) -> str:

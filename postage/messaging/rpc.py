@@ -66,6 +66,10 @@ class RpcFuture(Future[MessageResult]):
             wait_until_done(self, self._connection.readership, timeout)
         return super().result(0)
 
+    def value(self, timeout: float | None = None) -> Any:
+        """The value of the result. Blocks as :meth:`result` does, and raises what that and ``unwrap()`` raise."""
+        return self.result(timeout).unwrap()
+
 
 class Answer:
     """The result message for the one thread that waits for it and does nothing else meanwhile: less than a future.
@@ -316,7 +320,7 @@ class RpcClient:
         if call.is_lost and 'after it was sent' not in reason:
             reason += '; the connection was lost after it was sent'
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
-        return self._finish(call, MessageResultException('TimeoutError', message))
+        return self._finish(call, failed(errors.TimeoutError(message)))
 
     def _retire(self, channel: ReplyChannel | None) -> None:
         """Give this address to no new call."""
@@ -379,7 +383,7 @@ class RpcClient:
             where = f'no queue is bound to exchange {call.exchange!r} for key {call.routing_key!r}'
             if not call.exchange:
                 where = f'there is no queue {call.routing_key!r}'
-            result = MessageResultException('Unroutable', f'RPC {call.name!r}: {where}')
+            result = failed(errors.Unroutable(f'RPC {call.name!r}: {where}'))
             tell = self._finish(call, result, answered=True)
         tell()
 
@@ -502,6 +506,13 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
                 count -= 1
     finally:
         connection.remove_channel(channel)
+
+
+def failed(error: errors.PostageError) -> MessageResultException:
+    """The result of a call that no responder answered."""
+    result = MessageResultException(type(error).__name__, str(error))
+    result.failure = error
+    return result
 
 
 def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import itertools
 import logging
 import signal
 import threading
@@ -24,39 +25,66 @@ def run_until_signal(call: Callable[[], object], stop: Callable[[], object], gra
     if threading.current_thread() is not threading.main_thread():
         call()
         return
-    ending = _Ending(stop, grace)
-    try:
-        try:
-            ending.take_signals()
-            call()
-        finally:
-            ending.has_ended = True
-    except _Interrupted:
-        logger.error('what was in hand did not end within %g s of the signal, and was interrupted', grace)
-    finally:
-        ending.give_signals_back()
+    Ending(stop, grace).run(call)
 
 
 class _Interrupted(BaseException):
     """Raised in the main thread, whatever it is running, when the time of grace after a signal is over."""
 
 
-class _Ending:
+class Ending:
     """What signals do to a scheduler: the first ends it in good order, the second ends the process.
 
     When the time of grace is over a thread, the watch, sends the process one more signal, for that alone interrupts the
     main thread in whatever it waits for.
 
+    :param stop: as for :func:`run_until_signal`
+    :param grace: the same
+    :param obeys: whether signals after the first do nothing, for :meth:`cut` is called; else they end the process
     :ivar has_ended: whether the scheduler has ended, so that there is nothing left to interrupt
+    :ivar was_cut: whether the call was interrupted
     """
 
-    def __init__(self, stop: Callable[[], object], grace: float) -> None:
-        self.has_ended = False
+    def __init__(self, stop: Callable[[], object], grace: float, obeys: bool = False) -> None:
+        self.has_ended = self.was_cut = False
         self._stop = stop
+        self._obeys = obeys
         self._grace = grace
+        self._times_begun = itertools.count()
         self._watch: threading.Timer | None = None
+        self._is_cut = False  # told to end at once, before the time of grace is over
         self._is_over = False  # the time of grace: the next signal is the watch's own
         self._previous: dict[int, Any] = {}
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Call ``call()`` with the signals handled here. Blocks; for the main thread."""
+        try:
+            try:
+                self.take_signals()
+                call()
+            finally:
+                self.has_ended = True
+        except _Interrupted:
+            self.was_cut = True
+            why = 'was told to end at once' if self._is_cut else f'did not end within {self._grace:g} s of the signal'
+            logger.error('what was in hand %s, and was interrupted', why)
+        finally:
+            self.give_signals_back()
+
+    def begin(self, number: int = signal.SIGTERM) -> None:
+        """Begin to end, as at the first signal. Any thread; never blocks. Nothing happens the second time."""
+        # One step, for a signal handler and another thread may both be here.
+        if next(self._times_begun) == 0:
+            self._watch = threading.Timer(self._grace, self._interrupt, (number,))
+            self._watch.daemon = True
+            self._watch.start()
+            self._stop()
+
+    def cut(self) -> None:
+        """Interrupt the call now, as at the end of the time of grace. Any thread but the main one; never blocks."""
+        if not self.has_ended:
+            self._is_cut = True
+            self._interrupt(signal.SIGTERM)
 
     def take_signals(self) -> None:
         """Have SIGTERM and SIGINT handled here."""
@@ -83,11 +111,8 @@ class _Ending:
             if not self.has_ended:
                 raise _Interrupted
         elif self._watch is None:
-            self._watch = threading.Timer(self._grace, self._interrupt, (number,))
-            self._watch.daemon = True
-            self._watch.start()
-            self._stop()
-        else:
+            self.begin(number)
+        elif not self._obeys:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 

@@ -266,7 +266,7 @@ def test_a_call_is_refused_by_whatever_exchange_it_would_come_back(bench, exchan
         producer.message_begin(_eks=[(DefaultExchange, 'the-queue')])
         answer = asking.seen.next()
         assert not isinstance(answer, messaging.Deadlock)
-        assert answer.body['content']['value'] == 'TimeoutError', 'nobody is there'
+        assert answer.body['content']['value'] == 'Unroutable', 'nobody is there'
 
 
 def test_a_call_to_another_component_of_the_same_scheduler_is_refused(bench):
@@ -381,7 +381,7 @@ def test_a_call_to_a_queue_of_the_same_name_on_another_virtual_host_is_not_refus
         asking.route = (EchoExchange, 'work')
         running = bench.run(asking)
         bench.producer().message_begin(_eks=[(DefaultExchange, 'the-queue')])
-        assert asking.seen.next().body['content']['value'] == 'TimeoutError', 'nobody is there'
+        assert asking.seen.next().body['content']['value'] == 'Unroutable', 'nobody is there'
         running.stop()
         asking.producer.close()
     finally:

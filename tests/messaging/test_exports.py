@@ -45,6 +45,7 @@ NEW = {
     'Timeout',
     'current_delivery',
     'quorum',
+    'remote_exception',
     'stream',
     'with_dead_letter',
 }

@@ -407,6 +407,17 @@ class BareResponder:
         self._thread.join(TIMEOUT)
 
 
+def responder_of_results(bench: Bench, bodies: list[Any]) -> BareResponder:
+    """A program of bare pika that answers the next requests with these bodies, one after the other."""
+    rest = iter(bodies)
+
+    def answer(body: Any, properties: Any) -> Any:
+        return [(properties.reply_to, next(rest), properties.correlation_id)]
+
+    responder: BareResponder = bench.closing(BareResponder(bench.broker, bench.collect(), answer))
+    return responder
+
+
 class HeldConfirms:
     """Confirms that arrive are kept back until :meth:`release`: messages stay unconfirmed meanwhile."""
 

@@ -58,6 +58,7 @@ MAY_IMPORT = {
         'generic_application',
         'dead_letters',
     },
+    '__main__': {'cli'},
     'broker': {'errors', 'printable', 'secret'},
     'testing': {
         'errors',

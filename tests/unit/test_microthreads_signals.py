@@ -41,7 +41,7 @@ from postage.microthreads import MicroScheduler, MicroThread, signals
 
 ended, sent = threading.Event(), threading.Event()
 
-class LateWatch(signals._Ending):
+class LateWatch(signals.Ending):
     # The time of grace ends when the loop has ended, just before its watch is cancelled.
     def give_signals_back(self):
         ended.set()
@@ -53,7 +53,7 @@ class LateWatch(signals._Ending):
         super()._interrupt(number)
         sent.set()
 
-signals._Ending = LateWatch
+signals.Ending = LateWatch
 
 class Ends(MicroThread):
     def main(self):

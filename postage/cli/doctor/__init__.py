@@ -23,13 +23,14 @@ import click
 from rich.markup import escape
 
 from postage.broker.limits import size_of
+from postage.cli.components import check_targets
 from postage.cli.doctor.broker import Broker, connected
 from postage.cli.doctor.findings import Finding, Level
 from postage.cli.doctor.program import Program, counted, programs_of
 from postage.cli.doctor.questions import ask_all
 from postage.cli.doctor.rules import apply_all, limits_of
 from postage.cli.output import console, print_json
-from postage.printable import printable
+from postage.errors import ConfigurationError
 from postage.secret import Secret
 from postage.settings import broker_settings, debug_mode
 
@@ -75,9 +76,10 @@ def command(
         raise click.UsageError('there may be one URL; several hosts are one, too, separated by commas')
     url = urls[0] if urls else None
     targets = [each for each in given.reveal() if '://' not in each]
-    for target in targets:
-        if not all(target.partition(':')):
-            raise click.UsageError(f'{printable(target)!r} is no MODULE:NAME, such as shop:Shipper')
+    try:
+        check_targets(targets)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
     with _quiet():
         settings = broker_settings(url) if url is not None else None
         programs = programs_of(targets, settings) or [Program(settings or broker_settings())]

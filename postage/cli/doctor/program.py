@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import inspect
-import os
-import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from postage import errors
 from postage.amqp.recording import Operation, RecordingConnection, recording
 from postage.amqp.topology import Binding, Queue
+from postage.cli.components import components_of, present_directory
 from postage.dead_letters.queue import QueueDeadLetters
 from postage.messaging import MessageProcessor
 from postage.messaging.connected import Connected
@@ -23,6 +18,7 @@ from postage.messaging.outcomes import Pause
 from postage.settings import BrokerSettings
 
 COMPONENTS = (MessageProcessor, Connected)
+WHAT = 'processor, consumer or producer'
 
 
 @dataclass(frozen=True)
@@ -68,8 +64,8 @@ def programs_of(targets: Sequence[str], settings: BrokerSettings | None) -> list
     :param settings: the broker to take for all of them, in place of their own
     :raises errors.ConfigurationError: a component cannot be imported or made
     """
-    with _present_directory(), recording() as connections:
-        components = [component for target in targets for component in _components(target)]
+    with present_directory(), recording() as connections:
+        components = [component for target in targets for component in components_of(target, COMPONENTS, WHAT)]
         programs: dict[BrokerSettings, Program] = {}
 
         def program_of(own: BrokerSettings) -> Program:
@@ -86,61 +82,6 @@ def programs_of(targets: Sequence[str], settings: BrokerSettings | None) -> list
 def counted(number: int, name: str) -> str:
     """So many things, in words."""
     return f'{number} {name}' if number == 1 else f'{number} {name}s'
-
-
-@contextlib.contextmanager
-def _present_directory() -> Generator[None, None, None]:
-    """Have modules found where the command is run, as ``python -m`` has."""
-    before = list(sys.path)
-    sys.path.insert(0, os.getcwd())
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-# Components
-
-
-def _components(target: str) -> list[Any]:
-    """The components that ``MODULE:NAME`` stands for."""
-    with _told(target):
-        module, _, name = target.partition(':')
-        found: Any = importlib.import_module(module)
-        for part in name.split('.'):
-            found = getattr(found, part)
-    if callable(found) and not isinstance(found, COMPONENTS):
-        missing = _needed(found)
-        if missing:
-            raise errors.ConfigurationError(
-                f'{target} needs {", ".join(missing)}; name a function without arguments that makes one'
-            )
-        with _told(target):
-            found = found()
-    components = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, *COMPONENTS)) else [found]
-    for component in components:
-        if not isinstance(component, COMPONENTS):
-            raise errors.ConfigurationError(
-                f'{target} is no processor, consumer or producer, and makes none, but {component!r:.80}'
-            )
-    return components
-
-
-@contextlib.contextmanager
-def _told(target: str) -> Generator[None, None, None]:
-    """What the program's own code raises, as an error in one line."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        kind = '' if isinstance(error, errors.PostageError) else f'{type(error).__name__}: '
-        raise errors.ConfigurationError(f'{target}: {kind}{error}') from error
-
-
-def _needed(function: Callable[..., Any]) -> list[str]:
-    """The arguments that a function cannot do without."""
-    any_number = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    return [each.name for each in parameters if each.default is each.empty and each.kind not in any_number]
 
 
 # What they declare

@@ -1,0 +1,79 @@
+"""How what ``postage run`` starts logs: in lines for people, or in JSON, with what is known of the message in hand."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from postage.printable import printable
+
+Fields = Callable[[logging.LogRecord], dict[str, Any]]
+"""What is known of that which a record is about, by name."""
+
+TEXT = '%(asctime)s %(levelname)s %(name)s: %(message)s'
+
+
+def configure(log_format: str, level: str, fields: Sequence[Fields] = ()) -> None:
+    """Log to standard error.
+
+    :param log_format: ``text`` or ``json``
+    :param level: such as ``info``
+    :param fields: say what is known of a record
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter(fields) if log_format == 'json' else TextFormatter(fields))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+
+class _Known:
+    def __init__(self, fields: Sequence[Fields]) -> None:
+        self._fields = fields
+
+    def of(self, record: logging.LogRecord) -> dict[str, Any]:
+        known: dict[str, Any] = {}
+        for fields in self._fields:
+            known.update(fields(record))
+        return {name: value for name, value in known.items() if value is not None}
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people; what is known of the message stands at their end."""
+
+    def __init__(self, fields: Sequence[Fields] = ()) -> None:
+        super().__init__(TEXT)
+        self._known = _Known(fields)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        line = super().formatMessage(record)
+        known = self._known.of(record)
+        known.pop('fingerprint', None)
+        said = ' '.join(f'{name}={value}' for name, value in known.items())
+        return f'{line} [{printable(said)}]' if said else line
+
+
+class JsonFormatter(logging.Formatter):
+    """An object in each line."""
+
+    def __init__(self, fields: Sequence[Fields] = ()) -> None:
+        super().__init__()
+        self._known = _Known(fields)
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)
+        line: dict[str, Any] = {
+            'time': moment.isoformat(timespec='milliseconds'),
+            'level': record.levelname,
+            'logger': record.name,
+            'message': record.getMessage(),
+            'pid': record.process,
+            **self._known.of(record),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line['exception'] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)

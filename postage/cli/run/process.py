@@ -1,0 +1,68 @@
+"""One worker process, as its supervisor knows it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+
+from postage.cli.run.line import Line
+from postage.cli.run.options import Options
+
+
+class Process:
+    """A worker process: begun, and then told what to do over its line.
+
+    :param number: of its slot, counted from 1
+    :ivar is_ready: whether its components consume
+    :ivar leaves: whether it was told to end
+    :ivar failure: why its components could not be made, if so
+    """
+
+    def __init__(self, number: int, options: Options) -> None:
+        self.number = number
+        self.is_ready = self.leaves = False
+        self.failure: str | None = None
+        ours, theirs = socket.socketpair()
+        with theirs:
+            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+            program = [sys.executable, *flags, '-m', 'postage.cli.run.worker']
+            # The descriptor stays open, under the same number, where the worker runs itself anew.
+            self._process = subprocess.Popen(
+                [*program, str(theirs.fileno()), options.as_json()],
+                pass_fds=[theirs.fileno()],
+            )
+        self.line = Line(ours)
+
+    def __str__(self) -> str:
+        return f'worker {self.number} (pid {self._process.pid})'
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status once it has ended, negative for a signal; ``None`` while it runs. Never blocks."""
+        return self._process.poll()
+
+    def order(self, what: str) -> None:
+        """Have it end: ``drain``, ``stop`` or ``cut``, as :class:`postage.cli.run.worker.Worker` says."""
+        self.leaves = True
+        self.line.say(order=what)
+
+    def kill(self) -> None:
+        """End it at once; what it has in hand goes back to the broker."""
+        self._process.kill()
+
+    def how_it_ended(self) -> str:
+        """Its end, in words."""
+        status = self.status
+        if status is not None and status < 0:
+            try:
+                return f'was killed by {signal.Signals(-status).name}'
+            except ValueError:
+                return f'was killed by signal {-status}'
+        return f'ended with status {status}'

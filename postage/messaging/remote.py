@@ -1,0 +1,72 @@
+"""Exceptions that travel: those that a responder raises and its caller gets as themselves.
+
+Both sides register the class. What travels is the name under which it is registered, and the exception's arguments, in
+the result's ``_reserved``; nothing of it is code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
+from postage import errors
+from postage.printable import shown
+
+E = TypeVar('E', bound=Exception)
+
+_registered: dict[str, type[Exception]] = {}
+
+
+@overload
+def remote_exception(exception: type[E]) -> type[E]: ...
+@overload
+def remote_exception(*, name: str) -> Callable[[type[E]], type[E]]: ...
+def remote_exception(exception: Any = None, *, name: str | None = None) -> Any:
+    """Register an exception class, which this decorates, so that an RPC raises it at the caller as itself.
+
+    Both sides register a class of that name, which takes what ``args`` holds: what the encoder can encode. It is
+    ``reply.unwrap()``, or ``value()`` of a future, that raises it; a side that has not registered it gets a
+    ``RemoteError``.
+
+    :param name: under which it is registered; by default that of the class
+    :raises errors.ConfigurationError: it is no exception class, or another class has that name
+    """
+    if exception is None:
+        return lambda decorated: _register(decorated, name)
+    return _register(exception, name)
+
+
+def _register(exception: Any, name: str | None) -> Any:
+    if not isinstance(exception, type) or not issubclass(exception, Exception):
+        raise errors.ConfigurationError(f'@remote_exception decorates classes of exceptions, not {shown(exception)}')
+    name = exception.__name__ if name is None else name
+    if not isinstance(name, str):
+        raise errors.ConfigurationError(f'@remote_exception: the name must be text, not {shown(name)}')
+    known = _registered.get(name, exception)
+    if (known.__module__, known.__qualname__) != (exception.__module__, exception.__qualname__):
+        where = f'{known.__module__}.{known.__qualname__}'
+        raise errors.ConfigurationError(f'@remote_exception: {where} is registered as {name!r}; give one a name=')
+    _registered[name] = exception
+    return exception
+
+
+def packed(error: Exception) -> dict[str, Any] | None:
+    """What travels of a registered exception; ``None`` for all others."""
+    for name, exception in _registered.items():
+        if type(error) is exception:
+            return {'name': name, 'args': list(error.args)}
+    return None
+
+
+def unpacked(exception: Any) -> Exception | None:
+    """The exception that a result carries; ``None`` where it is none that is registered here."""
+    if not isinstance(exception, Mapping):
+        return None
+    name, arguments = exception.get('name'), exception.get('args')
+    cls = _registered.get(name) if isinstance(name, str) else None
+    if cls is None or not isinstance(arguments, list):
+        return None
+    try:
+        return cls(*arguments)
+    except Exception:  # the other side has another version of it
+        return None

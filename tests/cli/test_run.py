@@ -1,0 +1,302 @@
+"""``postage run``: what it runs, how it ends, and what it says."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.brokers import Broker
+from support.programs import Module
+from support.running import SHOP, Notes, ShopProducer
+
+SLOW = (
+    SHOP
+    + """
+class Slow(Prices):
+    @messaging.MessageHandler('command', 'price')
+    def msg_price(self, content):
+        print('begun', content['parameters'], flush=True)
+        time.sleep(content['parameters'])
+        print('done', content['parameters'], flush=True)
+
+class Fails(Prices):
+    @messaging.MessageHandler('command', 'price')
+    def msg_price(self, content):
+        raise KeyError('no such price')
+
+class Named(messaging.MessageProcessor):
+    def __init__(self, fingerprint):
+        super().__init__(fingerprint, [])
+        print('named', self.fingerprint['name'], flush=True)
+
+class Ends(Prices):
+    def main(self):
+        yield
+        raise OSError('the disk is gone')
+
+class Wide(Prices):
+    def main(self):
+        print('concurrency', self.concurrency, flush=True)
+        yield from super().main()
+
+number = 7
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, embedded: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'shop.py').write_text(SLOW)
+    monkeypatch.setenv('POSTAGE_URL', embedded.url)
+    monkeypatch.setenv('NOTES', str(tmp_path / 'notes'))
+
+
+@pytest.fixture
+def start(run_module: Callable[..., Module]) -> Callable[..., Module]:
+    """A function that starts ``postage run``."""
+    return lambda *arguments, **environment: run_module('postage', ['run', *arguments], environment)
+
+
+@pytest.fixture
+def producer() -> Iterator[ShopProducer]:
+    with ShopProducer() as producer:
+        yield producer
+
+
+def end(program: Module) -> int:
+    program.send_signal(signal.SIGTERM)
+    return program.wait()
+
+
+# What it runs
+
+
+def test_several_components_and_what_a_function_makes_run_in_one_scheduler(
+    start: Callable[..., Module], producer: ShopProducer, tmp_path: Path, embedded: Broker
+) -> None:
+    program = start('shop:Prices', 'shop:both', 'shop:Named')
+    program.expect('named Named')
+    program.expect('worker 1 (pid')
+    producer.message_price([1, 0])
+    producer.message_price([2, 0])
+    assert len({note.pid for note in Notes(tmp_path / 'notes').wait(2, 10)}) == 1
+    assert sorted(embedded.queues()) == ['orders', 'prices']
+    assert end(program) == 0, program.output
+
+
+def test_workers_are_processes(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices', '--workers', '3')
+    program.expect('is ready', times=3)
+    assert len({line.split('pid ')[1].split(')')[0] for line in program.lines if 'is ready' in line}) == 3
+    assert end(program) == 0
+
+
+def test_options_are_variables_too(start: Callable[..., Module]) -> None:
+    program = start(POSTAGE_RUN_COMPONENTS='shop:Wide', POSTAGE_RUN_WORKERS='2', POSTAGE_RUN_CONCURRENCY='7')
+    program.expect('concurrency 7', times=2)
+    program.expect('is ready', times=2)
+    assert end(program) == 0
+
+
+def test_options_stand_in_the_project_file_and_a_variable_goes_first(
+    start: Callable[..., Module], tmp_path: Path
+) -> None:
+    project = tmp_path / 'pyproject.toml'
+    project.write_text(
+        '[tool.postage]\ncomponents = ["shop:Wide"]\nconcurrency = 3\nlog-format = "json"\nworkers = 1\n'
+    )
+    program = start(POSTAGE_RUN_CONCURRENCY='4')
+    program.expect('concurrency 4')
+    program.expect('"message": "worker 1')
+    assert end(program) == 0
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('[tool.postage]\nwokers = 1\n', "[tool.postage] has the unknown key 'wokers'; it may have components, "),
+        ('[tool.postage]\nworkers = "many"\n', "'many' is not a valid integer"),
+        ('[tool.postage\n', 'pyproject.toml cannot be read: '),
+    ],
+)
+def test_what_is_wrong_in_the_project_file_is_named(
+    start: Callable[..., Module], tmp_path: Path, text: str, words: str
+) -> None:
+    (tmp_path / 'pyproject.toml').write_text(text)
+    program = start('shop:Prices')
+    assert program.wait() in (1, 2)
+    assert words in program.output
+    assert 'Traceback' not in program.output
+
+
+# What cannot be run
+
+
+@pytest.mark.parametrize(
+    ('target', 'words'),
+    [
+        ('nonsense:It', "Error: nonsense:It: ModuleNotFoundError: No module named 'nonsense'"),
+        ('shop:It', "Error: shop:It: AttributeError: module 'shop' has no attribute 'It'"),
+        ('shop:number', 'Error: shop:number is no processor, application or other microthread, and makes none, but 7'),
+        ('shop:ShopExchange', 'Error: shop:ShopExchange is no processor, application or other microthread'),
+    ],
+)
+def test_what_cannot_be_made_is_said_in_one_line(start: Callable[..., Module], target: str, words: str) -> None:
+    program = start(target)
+    assert program.wait() == 1
+    assert len(program.lines) == 1, program.output
+    assert program.lines[0].startswith(words)
+
+
+@pytest.mark.parametrize('arguments', [(), ('shop',), ('amqp://localhost:5672',), ('shop:Prices', '--workers', '0')])
+def test_a_wrong_call_is_a_mistake_of_the_caller(start: Callable[..., Module], arguments: tuple[str, ...]) -> None:
+    program = start(*arguments)
+    assert program.wait() == 2
+    assert program.count('Error: ') == 1
+
+
+def test_where_the_program_itself_raises_its_traceback_is_shown(start: Callable[..., Module], tmp_path: Path) -> None:
+    (tmp_path / 'shop.py').write_text('import os\n\ndef prices():\n    return os.nonsense\n')
+    program = start('shop:prices')
+    assert program.wait() == 1
+    assert program.count('return os.nonsense') == 1
+    assert program.count('Error: shop:prices: AttributeError: ') == 1
+
+
+WITHOUT_WATCHFILES = """
+import sys
+sys.modules['watchfiles'] = None
+sys.argv = ['postage', 'run', 'shop:Prices', '--reload']
+from postage.cli import main
+sys.exit(main())
+"""
+
+
+def test_reload_without_its_extra_is_one_line_that_names_it(run_program: Callable[..., Module]) -> None:
+    program = run_program(WITHOUT_WATCHFILES)
+    assert program.wait() == 1
+    assert program.output == "Error: --reload needs watchfiles, which comes with: pip install 'postage[run]'"
+
+
+# How it ends
+
+
+def test_at_a_signal_the_handler_ends_and_the_rest_goes_back(
+    start: Callable[..., Module], producer: ShopProducer, embedded: Broker
+) -> None:
+    program = start('shop:Slow')
+    program.expect('is ready')
+    for seconds in (1, 0, 0):
+        producer.message_price(seconds)
+    program.expect('begun 1')
+    assert end(program) == 0
+    assert program.count('done') == 1
+    assert embedded.messages() == {'prices': 2}
+
+
+def test_a_second_signal_hands_everything_back(
+    start: Callable[..., Module], producer: ShopProducer, embedded: Broker
+) -> None:
+    program = start('shop:Slow')
+    program.expect('is ready')
+    producer.message_price(30)
+    producer.message_price(31)
+    program.expect('begun 30')
+    program.send_signal(signal.SIGTERM)
+    with pytest.raises(AssertionError, match='still running'):
+        program.wait(0.3)
+    assert end(program) == 3
+    program.expect('was told to end at once, and was interrupted')
+    assert embedded.messages() == {'prices': 2}
+
+
+def test_what_takes_longer_than_the_grace_is_interrupted(
+    start: Callable[..., Module], producer: ShopProducer, embedded: Broker
+) -> None:
+    program = start('shop:Slow', '--grace', '0.3')
+    program.expect('is ready')
+    producer.message_price(30)
+    program.expect('begun 30')
+    assert end(program) == 3
+    assert embedded.messages() == {'prices': 1}
+
+
+def test_the_command_quit_ends_it(start: Callable[..., Module], producer: ShopProducer) -> None:
+    program = start('shop:Prices')
+    program.expect('is ready')
+    producer.message_quit()
+    assert program.wait() == 0
+    program.expect('was told to quit')
+
+
+def test_a_worker_whose_supervisor_is_killed_ends_too(start: Callable[..., Module], embedded: Broker) -> None:
+    program = start('shop:Prices')
+    worker = int(program.expect('is ready').split('pid ')[1].split(')')[0])
+    program.send_signal(signal.SIGKILL)
+    program.wait()  # until no process has its output open
+    assert embedded.channels() == 0
+    assert worker != program.pid
+
+
+# Workers that end, and are replaced
+
+
+def test_a_component_that_ends_by_an_exception_is_started_again_with_growing_pauses(
+    start: Callable[..., Module],
+) -> None:
+    program = start('shop:Ends')
+    program.expect('ended with status 1; another one begins in 0.2 s', 30)
+    assert end(program) == 0
+
+
+def test_sighup_replaces_the_workers_one_by_one(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices', '--workers', '2')
+    program.expect('is ready', times=2)
+    program.send_signal(signal.SIGHUP)
+    program.expect('in place of pid', times=2)
+    program.expect('ended with status 0', times=2)
+    assert end(program) == 0
+
+
+def test_a_source_that_is_broken_keeps_the_old_worker_until_it_is_mended(
+    start: Callable[..., Module], tmp_path: Path, producer: ShopProducer
+) -> None:
+    program = start('shop:Prices', '--reload')
+    program.expect('is ready')
+    (tmp_path / 'shop.py').write_text('def broken(:\n')
+    program.expect('was to take over and failed, so the old one goes on')
+    producer.message_price([1, 0])
+    Notes(tmp_path / 'notes').wait(1, 10)
+    (tmp_path / 'shop.py').write_text(SLOW)
+    program.expect('in place of pid')
+    assert end(program) == 0
+
+
+# What it says
+
+
+def test_a_line_of_json_says_which_message_it_is_about(start: Callable[..., Module], producer: ShopProducer) -> None:
+    program = start('shop:Fails', '--log-format', 'json')
+    program.expect('is ready')
+    receipt = producer.message_price([1, 0])
+    line = json.loads(program.expect('raised on'))
+    assert line['level'] == 'ERROR'
+    assert line['message_id'] == receipt.message_id
+    assert line['attempt'] == 1
+    assert line['fingerprint']['name'] == 'prices'
+    assert 'KeyError' in line['exception']
+    assert end(program) == 0
+    for each in program.lines:
+        json.loads(each)
+
+
+def test_python_m_postage_is_the_command(run_module: Callable[..., Module]) -> None:
+    program = run_module('postage', ['--help'])
+    assert program.wait() == 0
+    assert program.count('Usage: postage ') == 1
+    assert len(program.lines) <= 24, 'it fits a screen'
+    assert program.count(' run ') == 1
