@@ -58,6 +58,24 @@ class Consumers:
         if tag is not None and self._channel.is_open:
             yield self._cancel(queue, tag)
 
+    def pause_steps(self) -> Steps:
+        """Stop consuming from all queues, and hand back what is not begun. What is in hand is settled as usual.
+
+        A queue that deletes itself without a consumer keeps its one, and so does a stream, whose consumer has the
+        position; what those have delivered stays.
+        """
+        ended = {queue for queue in self.tags if not self._needs_consumer(queue)}
+        for queue in ended:
+            yield from self.end_steps(queue)
+        if self._channel.is_open:
+            # What was on its way may come after the answer to the cancel, but not after this one.
+            yield self._tell_prefetch()
+            self._hand_back(ended)
+
+    def _needs_consumer(self, queue: str) -> bool:
+        declared = self._topology.queues.get(queue)
+        return self.origins.is_stream(queue) or (declared is not None and bool(declared.flags.get('auto_delete')))
+
     def end_all_steps(self) -> Steps:
         """Stop consuming for good. At their end nothing more can come of what was begun before."""
         self.wish = lambda: self.prefetch  # no change of it begins another consumer, or hands something back

@@ -207,11 +207,7 @@ class Connection:
         except Refusal as refusal:
             self._refuse(refusal, channel, payload if kind == wire.METHOD else b'')
         except Exception:
-            if self.state is State.STARTING:
-                # As text: the frames have what the client sent, its password.
-                logger.error('%s: an error of the broker itself, at a login: %s', self.peer, traceback.format_exc())
-            else:
-                logger.exception('%s: an error of the broker itself', self.peer)
+            _log_own_error(self.peer, is_login=self.state is State.STARTING)
             failure = Refusal(INTERNAL_ERROR, '')
             failure.text = 'INTERNAL_ERROR'
             self._refuse(failure)
@@ -454,6 +450,14 @@ def _check_heartbeat(number: int, payload: bytes) -> None:
 
 def _is_closing(payload: bytes, kind: int) -> bool:
     return kind == wire.METHOD and payload.startswith(_CLOSE_OR_OPEN)
+
+
+def _log_own_error(peer: str, is_login: bool) -> None:
+    if is_login:
+        # As text: the frames have what the client sent, its password.
+        logger.error('%s: an error of the broker itself, at a login: %s', peer, traceback.format_exc())
+    else:
+        logger.exception('%s: an error of the broker itself', peer)
 
 
 def _check_limit(name: str, wanted: int, lowest: int, highest: int) -> None:
