@@ -69,8 +69,16 @@ def dead_letter_of(
         changes['CC'] = None
     changed = header.replace(expiration=None, headers=tables.merge(header.headers, changes))
     keys = message.routing_keys if key is None else (key,)
-    carried = failures if rules.carries_failures else 0
-    return Message(exchange, keys[0], changed, message.body, routing_keys=keys, deaths=deaths, failures=carried)
+    return Message(
+        exchange,
+        keys[0],
+        changed,
+        message.body,
+        routing_keys=keys,
+        deaths=deaths,
+        memory=message.memory,
+        failures=failures if rules.carries_failures else 0,
+    )
 
 
 def carbon_copies(header: ContentHeader, key: bytes) -> list[str]:
