@@ -37,6 +37,7 @@ from postage.errors import (
 )
 from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.deadlines import deadline, remaining
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
@@ -147,7 +148,9 @@ __all__ = [
     'VirtualHostRefused',
     'control_key',
     'current_delivery',
+    'deadline',
     'quorum',
+    'remaining',
     'remote_exception',
     'stream',
     'with_dead_letter',

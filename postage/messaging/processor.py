@@ -28,6 +28,7 @@ from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
 from postage.secret import Secret, revealed
+from postage.settings import clock_tolerance
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
@@ -119,6 +120,7 @@ class MessageProcessor(MicroThread):
         if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
             raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
         check_decision(f'{name}.remote_commands', self.remote_commands)
+        clock_tolerance()
         most = self.max_deliveries
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
