@@ -22,6 +22,7 @@ from postage.errors import (
     HandlingUnfinished,
     LetterRefused,
     Nacked,
+    NoDelivery,
     NoSuchLetter,
     NotFound,
     OperationRefused,
@@ -63,7 +64,7 @@ from postage.messaging.messages import (
     RpcCommand,
 )
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
-from postage.messaging.processor import MessageProcessor, current_delivery
+from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
@@ -127,6 +128,7 @@ __all__ = [
     'MessageResultException',
     'MessageStatus',
     'Nacked',
+    'NoDelivery',
     'NoSuchLetter',
     'NotFound',
     'OperationRefused',
@@ -149,6 +151,7 @@ __all__ = [
     'control_key',
     'current_delivery',
     'deadline',
+    'delivery',
     'quorum',
     'remaining',
     'remote_exception',

@@ -48,6 +48,17 @@ def current_delivery() -> Delivery | None:
     return current.get()
 
 
+def delivery() -> Delivery:
+    """The same, for code that runs in handlers only. Never blocks.
+
+    :raises errors.NoDelivery: it is called outside of a handler
+    """
+    found = current.get()
+    if found is None:
+        raise errors.NoDelivery('no handler is running here; current_delivery() is None in that case')
+    return found
+
+
 class MessageProcessor(MicroThread):
     """A microthread that consumes messages and calls the handlers defined in it.
 

@@ -47,6 +47,7 @@ NEW = {
     'control_key',
     'current_delivery',
     'deadline',
+    'delivery',
     'quorum',
     'remaining',
     'remote_exception',
