@@ -72,6 +72,7 @@ class GenericApplication(MessageProcessor):
 
     exchange_class: ClassVar[type[Exchange]] = GenericApplicationExchange
     logging_producer: Any = NullProducer()
+    control = True
 
     def __init__(
         self, fingerprint: Any, vhost: str | None = None, groups: Sequence[str] | None = None, hup: Any = None
@@ -119,6 +120,8 @@ class GenericApplication(MessageProcessor):
         if _group_name(group) not in self.groups:
             self.add_eqk(self._group_eqk(group))
             self.groups.append(group)
+            if self._control is not None:
+                self._control.join(group)
 
     def leave_group(self, group: str) -> None:
         """Be reached by the group's keys no more; the others in it are. Blocks."""
@@ -127,6 +130,8 @@ class GenericApplication(MessageProcessor):
             self.consumer.queue_unbind(self.exchange_class, self.uid, key)
             self.consumer.queue_leave(key)
             self.groups.remove(group)
+            if self._control is not None:
+                self._control.leave(group)
 
     @RpcHandler('command', 'ping')
     def msg_ping(self, content: dict[str, Any], reply_func: Any) -> None:

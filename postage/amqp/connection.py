@@ -158,6 +158,11 @@ class Connection:
         silence = now - link.read_at if link.read_at else 0.0
         return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many messages the broker has not confirmed yet. Any thread; never blocks."""
+        return sum(publisher.in_flight for publisher in list(self.publishers.values()))
+
     def awaited(self) -> contextlib.AbstractContextManager[None]:
         """Round everything in which a thread blocks until this connection has brought something."""
         return self.readership.awaited()
@@ -281,6 +286,8 @@ class Connection:
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
         self.heartbeat, self.server = link.heartbeat, link.server
+        link.add_on_connection_blocked_callback(lambda *_: self.standing.block(True))
+        link.add_on_connection_unblocked_callback(lambda *_: self.standing.block(False))
         self.standing.enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 

@@ -66,6 +66,24 @@ class Consumers:
         if self._channel.is_open:
             yield self._tell_prefetch()  # done after whatever was under way when this began
 
+    def pause_steps(self) -> Steps:
+        """Stop consuming from all queues, and hand back what is not begun. What is in hand is settled as usual.
+
+        A queue that deletes itself without a consumer keeps its one, and so does a stream, whose consumer has the
+        position; what those have delivered stays.
+        """
+        ended = {queue for queue in self.tags if not self._needs_consumer(queue)}
+        for queue in ended:
+            yield from self.end_steps(queue)
+        if self._channel.is_open:
+            # What was on its way may come after the answer to the cancel, but not after this one.
+            yield self._tell_prefetch()
+            self._hand_back(ended)
+
+    def _needs_consumer(self, queue: str) -> bool:
+        declared = self._topology.queues.get(queue)
+        return self.origins.is_stream(queue) or (declared is not None and bool(declared.flags.get('auto_delete')))
+
     def set_up_steps(self) -> Steps:
         """Consume from all queues on a channel that was just opened, with the prefetch count wished for."""
         self.prefetch = self.most_prefetched = self.wish()

@@ -212,6 +212,7 @@ class PublishingChannel(Channel):
 
     :param confirms: whether the broker confirms what it takes over. Without, a message is done with once it is sent.
     :ivar lock: of the window
+    :ivar in_flight: how many messages are in it: accepted, and not settled. Any thread may look
     :ivar urgent: how many messages there are whose confirm is waited for
     """
 
@@ -232,7 +233,7 @@ class PublishingChannel(Channel):
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._waiting = 0  # threads that wait for a change
-        self._in_flight = self._bytes = 0
+        self.in_flight = self._bytes = 0
         self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
         self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
         self._sent: deque[Outgoing] = deque()  # without confirms: on the wire, and to be settled
@@ -257,10 +258,10 @@ class PublishingChannel(Channel):
             with self.lock:
                 if not self.is_wanted or self.host.standing.error is not None:
                     raise self._closed()
-                half_full = self._in_flight >= WINDOW_MESSAGES // 2 or self._bytes + size > WINDOW_BYTES // 2
+                half_full = self.in_flight >= WINDOW_MESSAGES // 2 or self._bytes + size > WINDOW_BYTES // 2
                 # What settles messages must not wait for it.
                 if not half_full or self._has_room(size) or this_thread.is_reading:
-                    self._in_flight += 1
+                    self.in_flight += 1
                     self._bytes += size
                     self.is_awaited = self.is_awaited or half_full
                     if outgoing.receipt is not None:
@@ -271,7 +272,7 @@ class PublishingChannel(Channel):
         self.host.outbox.submit(self)
 
     def _has_room(self, size: int) -> bool:
-        return self._in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self._in_flight)
+        return self.in_flight < WINDOW_MESSAGES and (self._bytes + size <= WINDOW_BYTES or not self.in_flight)
 
     def _wait_for_room(self, size: int, timeout: float) -> float:
         """Returns what is left of the time; another thread may have taken the room by then."""
@@ -280,7 +281,7 @@ class PublishingChannel(Channel):
         with self.host.awaited(), self.lock:
             if not self._wait(lambda: self._has_room(size) or not self.is_wanted, timeout):
                 raise errors.PublishTimeout(
-                    f'{self._in_flight} messages have been waiting for the broker for {timeout:g} s; '
+                    f'{self.in_flight} messages have been waiting for the broker for {timeout:g} s; '
                     'this one was not accepted'
                 )
         return max(0.0, deadline - time.monotonic())
@@ -295,7 +296,7 @@ class PublishingChannel(Channel):
                 self._pending.remove(outgoing)
             except ValueError:
                 return False  # the usual case: it has been sent
-            self._in_flight -= 1
+            self.in_flight -= 1
             self._bytes -= len(outgoing.body)
             if outgoing.receipt is not None:
                 outgoing.receipt.ledger.unsettled -= 1
@@ -323,7 +324,7 @@ class PublishingChannel(Channel):
     def is_empty(self, timeout: float) -> bool:
         """Wait until nothing of any producer is unsettled. Blocks. Returns whether that is so in time."""
         with self.host.awaited(), self.lock:
-            return self._wait(lambda: not self._in_flight, timeout)
+            return self._wait(lambda: not self.in_flight, timeout)
 
     def _wait(self, condition: Callable[[], bool], timeout: float | None) -> bool:
         """Wait until something holds. With the lock held, which is given back meanwhile."""
@@ -425,7 +426,7 @@ class PublishingChannel(Channel):
                     outgoing = known[0]
                     size = len(outgoing.body)
                     del known[0]
-                    self._in_flight -= 1
+                    self.in_flight -= 1
                     self._bytes -= size
                     receipt = outgoing.receipt
                     if receipt is not None:
@@ -458,10 +459,10 @@ class PublishingChannel(Channel):
             self.is_awaited = (
                 self.ALWAYS_AWAITED
                 or self.urgent > 0
-                or self._in_flight > WINDOW_MESSAGES // 2
+                or self.in_flight > WINDOW_MESSAGES // 2
                 or self._bytes > WINDOW_BYTES // 2
             )
-            if self._in_flight or not self._settled:
+            if self.in_flight or not self._settled:
                 return
             waiting, self._settled = self._settled, []
         for future in waiting:
@@ -470,7 +471,7 @@ class PublishingChannel(Channel):
 
     def when_settled(self) -> Future[Any]:
         with self.lock:
-            if not self._in_flight:
+            if not self.in_flight:
                 return done()
             settled: Future[Any] = Future()
             self._settled.append(settled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from concurrent.futures import Future
 from typing import Any
 
@@ -38,12 +39,18 @@ class Standing:
     :param where: what the connection leads to, for the errors
     :ivar state: what it is at
     :ivar error: what no attempt can cure, in state REFUSED
+    :ivar opened_at: since when it is open, or was last, as ``time.time()`` has it; ``None`` before that
+    :ivar reconnects: how often it was open again after a loss
+    :ivar blocked_at: since when the broker takes no messages on it, as it has said; ``None`` where it does
     """
 
     def __init__(self, where: object) -> None:
         self._where = where
         self.state = State.NEW
         self.error: errors.BrokerError | None = None
+        self.opened_at: float | None = None
+        self.blocked_at: float | None = None
+        self.reconnects = 0
         self._waiting: list[Future[Any]] = []
 
     @property
@@ -66,6 +73,11 @@ class Standing:
         :param error: what no attempt can cure
         """
         self.error = error or self.error  # first, for a thread that finds it refused asks why
+        if state is State.OPEN:
+            self.reconnects += self.opened_at is not None
+            self.opened_at = time.time()
+        elif state is State.CONNECTING:
+            self.blocked_at = None
         self.state = state
         failed = self.closed() if state is State.CLOSING else self.error
         if state is State.OPEN or failed is not None:
@@ -75,6 +87,10 @@ class Standing:
                     future.set_exception(failed)
                 else:
                     future.set_result(None)
+
+    def block(self, is_blocked: bool) -> None:
+        """The broker has said that it takes no messages, or that it does again. On the I/O thread."""
+        self.blocked_at = time.time() if is_blocked else None
 
     def when_open(self) -> Future[Any]:
         """A future that is done once there is a connection with everything on it restored. On the I/O thread."""

@@ -35,6 +35,7 @@ from postage.errors import (
     Unroutable,
     VirtualHostRefused,
 )
+from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
@@ -95,6 +96,7 @@ __all__ = [
     'Closed',
     'ConfigurationError',
     'ConnectionLost',
+    'ControlExchange',
     'DeadLetter',
     'DeadLetterStore',
     'Deadlock',
@@ -143,6 +145,7 @@ __all__ = [
     'TimeoutError',
     'Unroutable',
     'VirtualHostRefused',
+    'control_key',
     'current_delivery',
     'quorum',
     'remote_exception',

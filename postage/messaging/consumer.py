@@ -12,7 +12,7 @@ from typing import Any
 import pika.spec
 
 from postage import errors, settings
-from postage.amqp.connection import Connection
+from postage.amqp.connection import CLOSE_TIMEOUT, Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.control import BlockingAccess
 from postage.amqp.deliveries import Delivery
@@ -50,6 +50,7 @@ class GenericConsumer(QueueBinder):
     :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
     :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement, 0 for any number; ``None``
         has it follow the handlers: many while they are quick, one while they are slow
+    :ivar on_stop: what :meth:`stop_consuming` does where a processor consumes; that sets it
     """
 
     eqk: Any = ()
@@ -69,6 +70,7 @@ class GenericConsumer(QueueBinder):
         self._queues_warned: set[str] = set()
         self._replies = ReplySender(self._settings)
         self._lets_broker_retry = True
+        self.on_stop: Callable[[], None] | None = None
         with self._connecting('consuming'):
             self._channel = self._new_channel()
             self.add_eqk(self.eqk)
@@ -88,6 +90,7 @@ class GenericConsumer(QueueBinder):
         """Stop consuming and give the connection back; the last to do so closes it. Blocks."""
         if self._closed:
             return
+        self.on_stop = None  # it stops for good
         self.stop_consuming()
         self._give_back()
         self._replies.close()
@@ -145,7 +148,13 @@ class GenericConsumer(QueueBinder):
             self.end()
 
     def stop_consuming(self) -> None:
-        """Have ``start_consuming`` return; what was prefetched goes back to the broker. Any thread, callbacks too."""
+        """Have ``start_consuming`` return; what was prefetched goes back to the broker. Any thread, callbacks too.
+
+        The consumer of a processor is not in :meth:`start_consuming`: there it is ``processor.pause()``, which blocks
+        until the broker delivers no more, and ``processor.resume()`` goes on.
+        """
+        if self.on_stop is not None:
+            self.on_stop()
         self._stop.set()
         self._channel.notify()
 
@@ -189,6 +198,23 @@ class GenericConsumer(QueueBinder):
             yield self._connection.control.operate('queue_declare', doing, queue=queue, passive=True)
         for queue in queues:
             yield from channel.consumers.begin_steps(queue)
+
+    def pause(self) -> None:
+        """Have nothing delivered any more; what is not begun goes back. Blocks; any thread but an I/O thread.
+
+        Without a connection it holds for the next one.
+
+        :raises errors.BrokerError: the broker has not answered in time
+        """
+        self._connection.ask(self._channel.consumers.pause_steps, CLOSE_TIMEOUT, when_open=False)
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`. Blocks until the broker delivers again; any thread but an I/O thread.
+
+        :raises errors.BrokerError: it cannot be consumed again, or there was no connection for a minute
+        """
+        channel = self._channel
+        self._connection.ask(lambda: self._consume_all_steps(channel))
 
     def end(self) -> None:
         """Undo :meth:`begin`: cancel its consumers, and hand what was not settled back to the broker. Blocks."""

@@ -19,6 +19,7 @@ from postage.amqp.publishing import HEADER_OVERHEAD
 from postage.amqp.retries import DELIVERY_COUNT, count_of
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
+from postage.messaging.counting import Figures
 from postage.messaging.delays import Spread, delay_queue
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
@@ -41,15 +42,22 @@ class Failures:
     """The failed deliveries of one processor. Its methods are for the scheduler's thread.
 
     :param unsettled: counts what has been begun, and ought to end before the processor does
+    :param figures: in which it counts what becomes of them
     :param begin_again: handles a delivery once more, if there is room, and returns whether there was
     """
 
     def __init__(
-        self, host: Host, source: Source, unsettled: Unsettled, begin_again: Callable[[Delivery], bool]
+        self,
+        host: Host,
+        source: Source,
+        unsettled: Unsettled,
+        figures: Figures,
+        begin_again: Callable[[Delivery], bool],
     ) -> None:
         self._host = host
         self._source = source
         self._unsettled = unsettled
+        self._figures = figures
         self._begin_again = begin_again
         self._forwarder: Forwarder | None = None
         self._spread = Spread()
@@ -67,6 +75,7 @@ class Failures:
         It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
         and in this process where its queue is exclusive, or a stream.
         """
+        self._figures.retried += 1
         properties = delivery.properties
         retries = delivery.retries
         if retries is not None and retries.takes(count_of(properties.headers), pause.shortest, pause.longest):
@@ -151,6 +160,7 @@ class Failures:
 
     def give_up(self, delivery: Delivery, failure: Failure) -> None:
         """Put a message into the processor's store; where it has none, reject it."""
+        self._figures.gave_up(failure.reason)
         store = self._host.dead_letters
         if store is None:
             self._source.give_up(delivery, failure)

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeVar
 
 from postage import errors
+from postage.messaging.counting import HandlerFigures
 from postage.messaging.messages import CATEGORIES
 from postage.messaging.outcomes import CONTROL_FLOW, FilterError
 
@@ -211,6 +212,8 @@ def _mark(target: Target, attribute: str, mark: object, label: str) -> Target:
 class Entry:
     """One handler of one processor, with what is done before it is called.
 
+    :ivar data: which messages it takes
+    :ivar figures: what is counted of it
     :ivar colour: how it runs
     :ivar timeout: seconds it may take, ``None`` for no limit
     :ivar retries: when its message is to be handled again
@@ -222,6 +225,8 @@ class Entry:
         'body_key',
         'call',
         'colour',
+        'data',
+        'figures',
         'filters',
         'is_class',
         'is_plain',
@@ -235,7 +240,9 @@ class Entry:
 
     def __init__(self, processor: Any, attribute: str, data: HandlerData, marks: Mapping[str, Any]) -> None:
         self.processor = processor
+        self.data = data
         self.label = f'{type(processor).__name__}.{attribute}'
+        self.figures = HandlerFigures(self.label)
         self.is_rpc = data.category == 'rpc'
         self.body_key = data.body_key
         self.filters: list[MessageFilter] = marks.get(_FILTERS, [])[::-1]  # from the handler outwards

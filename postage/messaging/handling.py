@@ -6,9 +6,9 @@ import contextvars
 import dataclasses
 import functools
 import logging
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from time import monotonic
 from typing import Any
 
 from postage import errors
@@ -16,12 +16,13 @@ from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
+from postage.messaging.counting import Figures
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
-from postage.messaging.hooks import Hook, MessageContext, between
+from postage.messaging.hooks import Hook, MessageContext, around_message, failed_by
 from postage.messaging.messages import MessageResultError, check_envelope
-from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then, outcome_of
+from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then
 from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
@@ -44,6 +45,8 @@ class Dispatcher:
     :ivar in_hand: how many deliveries have handlers that have not ended
     :ivar is_winding_down: whether nothing new is to be begun
     :ivar is_draining: whether what has been delivered is handled, and nothing more is delivered
+    :ivar figures: what is counted of its messages
+    :ivar is_paused: whether nothing new is to be begun before that ends; written by any thread
     :ivar ends_by: how a handler has asked to end the processor, if one has
     """
 
@@ -60,13 +63,14 @@ class Dispatcher:
         self._table = table
         self._hooks = hooks
         self._wake = wake
+        self.figures = Figures([entry.figures for entry in table.entries])
         self.label = f'a hook of {type(host).__name__}'
         self.in_hand = 0
-        self.is_winding_down = self.is_draining = False
+        self.is_winding_down = self.is_draining = self.is_paused = False
         self.ends_by: Then | None = None
         self._stop_requested = False
         self.unsettled = Unsettled(wake)
-        self._failures = Failures(host, source, self.unsettled, self._begin_again)
+        self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
 
@@ -136,6 +140,10 @@ class Dispatcher:
             self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
             return
         entries = self._table.find(body['category'], body['type'], body['name'])
+        figures = self.figures
+        figures.received += 1
+        if delivery.redelivered:
+            figures.redelivered += 1
         for entry in entries:
             if not entry.is_plain:
                 assert self._host.scheduler is not None
@@ -167,12 +175,16 @@ class Dispatcher:
         self, entries: Sequence[Entry], body: dict[str, Any], reply: Reply | None, delivery: Delivery
     ) -> Outcome:
         outcome = HANDLED
+        context = MessageContext(body, delivery)
+        if not entries:
+            self.figures.unhandled += 1
         try:
-            with self.hooks_around(body, delivery):
+            with self.hooks_around(context):
                 if not entries and reply is not None:
                     reply(unanswerable(body, bool(self._table.find('message', body['type'], body['name']))))
                 for entry in entries:
                     outcome = outcome.and_also(call_plain(entry, body, reply, delivery))
+                context.conclude(outcome, bool(entries))
         except Exception as error:
             outcome = outcome.and_also(raised(error, self.label, reply, delivery))
         return outcome
@@ -213,7 +225,7 @@ class Dispatcher:
 
     def _begin_again(self, delivery: Delivery) -> bool:
         """Handle a delivery once more. Returns whether there was room for it."""
-        if self.in_hand >= self._host.concurrency or self.is_winding_down:
+        if self.in_hand >= self._host.concurrency or self.is_winding_down or self.is_paused:
             return False
         delivery.is_handled = False
         self._begin(delivery)
@@ -221,12 +233,9 @@ class Dispatcher:
 
     # For the microthreads of its deliveries
 
-    def hooks_around(self, body: dict[str, Any], delivery: Delivery) -> AbstractContextManager[None]:
+    def hooks_around(self, context: MessageContext) -> AbstractContextManager[None]:
         """The hooks of one message, around its handlers."""
-        if self._hooks is None:
-            return _NO_HOOKS
-        before, after = self._hooks
-        return between((before,), (after,), MessageContext(body, delivery))
+        return _NO_HOOKS if self._hooks is None else around_message(*self._hooks, context)
 
     def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None:
         """The handlers of a delivery have ended, after so long."""
@@ -314,6 +323,8 @@ class Dispatcher:
 
 def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery: Delivery) -> Outcome:
     """Run a plain handler to its end. What it raises is its outcome."""
+    figures = entry.figures
+    figures.begun[delivery] = monotonic()
     try:
         result: Any
         if entry.is_simple:
@@ -322,14 +333,17 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
         elif entry.timeout is None:
             result = entry(body, reply)
         else:
-            began = time.monotonic()
+            began = monotonic()
             result = entry(body, reply)
-            _say_if_late(entry, time.monotonic() - began)
+            _say_if_late(entry, monotonic() - began)
         if reply is not None and result is not None and not reply.sent:
             reply(result)
+        figures.ended(delivery)
         return HANDLED
     except Exception as error:
-        return raised(error, entry.label, reply, delivery, entry.retries)
+        outcome = raised(error, entry.label, reply, delivery, entry.retries)
+        figures.raised(delivery, outcome)
+        return outcome
 
 
 class Handling(MicroThread):
@@ -348,6 +362,7 @@ class Handling(MicroThread):
         self._entries = entries
         self._body = body
         self._reply = reply
+        self.label = ', '.join(entry.label for entry in entries)
 
     @property
     def is_busy(self) -> bool:
@@ -357,40 +372,49 @@ class Handling(MicroThread):
     def main(self) -> Generator[Any, Any, None]:
         """Call the handlers, then settle the delivery."""
         current.set(self._delivery)
-        began = time.monotonic()
+        began = monotonic()
         outcome = HANDLED
         try:
-            with self._dispatcher.hooks_around(self._body, self._delivery):
+            context = MessageContext(self._body, self._delivery)
+            with self._dispatcher.hooks_around(context):
                 for entry in self._entries:
                     outcome = outcome.and_also((yield from self._call(entry)))
+                context.conclude(outcome)
         except GeneratorExit:
             self._dispatcher.abandoned(self._delivery)
             raise
         except Exception as error:
             outcome = outcome.and_also(raised(error, self._dispatcher.label, self._reply, self._delivery))
         current.set(None)
-        self._dispatcher.handled(self._delivery, outcome, time.monotonic() - began)
+        self._dispatcher.handled(self._delivery, outcome, monotonic() - began)
 
     def _call(self, entry: Entry) -> Generator[Any, Any, Outcome]:
         if entry.colour is Colour.PLAIN:
             return call_plain(entry, self._body, self._reply, self._delivery)
         assert self.scheduler is not None
-        timer = None
+        timer, figures = None, entry.figures
+        figures.begun[self._delivery] = monotonic()
         try:
             if entry.timeout is not None:
                 timer = self.scheduler.call_later(entry.timeout, functools.partial(self._time_is_up, entry))
             result = yield from self._run(entry, self.scheduler)
             if self._reply is not None and result is not None and not self._reply.sent:
                 self._reply(result)
+            figures.ended(self._delivery)
             return HANDLED
         except _TimeIsUp:
-            closed = errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s')
-            return raised(closed, entry.label, self._reply, self._delivery, entry.retries)
+            return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
         except Exception as error:
-            return raised(error, entry.label, self._reply, self._delivery, entry.retries)
+            return self._raised(entry, error)
         finally:
+            figures.begun.pop(self._delivery, None)  # of a handler that was closed before its end
             if timer is not None:
                 timer.cancel()
+
+    def _raised(self, entry: Entry, error: Exception) -> Outcome:
+        outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
+        entry.figures.raised(self._delivery, outcome)
+        return outcome
 
     def _time_is_up(self, entry: Entry) -> None:
         if entry.colour is Colour.THREADED:
@@ -403,7 +427,7 @@ class Handling(MicroThread):
         if entry.colour is Colour.THREADED:
             context = contextvars.copy_context()
             return (yield scheduler.executor.submit(context.run, entry, self._body, self._reply))
-        running = entry(self._body, self._reply)
+        running = self.inner = entry(self._body, self._reply)
         if entry.colour is Colour.GENERATOR:
             return (yield from self._run_generator(running))
         future = scheduler.run_coroutine(running)
@@ -449,11 +473,9 @@ def raised(
     :param label: what to call it in the log
     :param retries: when the message is to be handled again
     """
-    outcome = outcome_of(error)
-    if not outcome.acknowledge:
-        pause = pause_after(retries, error, delivery) if outcome.traceback else None
-        failure = Failure('exception' if outcome.traceback else 'rejected', error)
-        outcome = dataclasses.replace(outcome, failure=failure, pause=pause)
+    outcome = failed_by(error)
+    if outcome.traceback:
+        outcome = dataclasses.replace(outcome, pause=pause_after(retries, error, delivery))
     if outcome.pause is not None:
         wait = f'it is handled again in about {outcome.pause.seconds:.3g} s'
         logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, text_of(error))

@@ -5,8 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from dataclasses import replace
+from time import monotonic
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
+
+from postage import errors
+from postage.messaging.outcomes import Failure, Fate, Outcome, outcome_of
+from postage.messaging.properties import ATTEMPTS, whole_header
 
 logger = logging.getLogger('postage')
 
@@ -20,15 +26,66 @@ class State(SimpleNamespace):
 class MessageContext:
     """One message on its way through the handlers of a ``MessageProcessor``, as its hooks see it.
 
+    What became of it is known in ``after_handling``; before that, and where the message came to no end because the
+    processor stopped, ``outcome``, ``exception`` and ``duration`` are ``None``.
+
     :ivar state: what the hooks of this message keep
     :ivar body: the message's body
     :ivar delivery: how it was delivered
+    :ivar outcome: ``'handled'``; ``'unhandled'``: no handler takes it; ``'dropped'`` by ``FilterError``; ``'retried'``:
+        it is handled again, after a pause; ``'rejected'`` by ``RejectMessage``; ``'dead'``: given up for an exception
+    :ivar exception: what a handler, or ``before_handling``, raised
+    :ivar duration: how many seconds its handlers took
     """
 
     def __init__(self, body: dict[str, Any], delivery: Any) -> None:
         self.state: Any = State()
         self.body = body
         self.delivery = delivery
+        self.outcome: Fate | Literal['unhandled'] | None = None
+        self.exception: BaseException | None = None
+        self.duration: float | None = None
+        self._began = monotonic()
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt to handle the message this is, from 1, as far as its headers tell."""
+        try:
+            return whole_header(self.delivery.headers, ATTEMPTS) + 1
+        except errors.DecodingError:
+            return 1
+
+    def conclude(self, outcome: Outcome, is_taken: bool = True) -> None:
+        """Note what has become of it.
+
+        :param is_taken: whether there is a handler for it
+        """
+        self.outcome = outcome.fate if is_taken else 'unhandled'
+        self.exception = outcome.error
+        self.duration = monotonic() - self._began
+
+
+@contextmanager
+def around_message(before: Hook, after: Hook, context: MessageContext) -> Generator[None, None, None]:
+    """Run the body of a ``with`` between the two hooks of a message. The body calls ``context.conclude()``."""
+
+    def begin(context: MessageContext) -> None:
+        try:
+            before(context)
+        except Exception as error:
+            context.conclude(failed_by(error))
+            raise
+
+    with between((begin,), (after,), context):
+        yield
+
+
+def failed_by(error: Exception) -> Outcome:
+    """What comes of a message when this is raised, where nothing is tried again."""
+    outcome = outcome_of(error)
+    if outcome.acknowledge:
+        return replace(outcome, error=error)
+    return replace(outcome, error=error, failure=Failure('exception' if outcome.traceback else 'rejected', error))
 
 
 @contextmanager

@@ -96,7 +96,7 @@ class LocalSource(Encoding):
     generation = 1
     frame_max = 131_072
     is_open = is_wanted = True
-    own_ack = None
+    own_ack = on_stop = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         del hup  # it leads nowhere
@@ -134,7 +134,7 @@ class LocalSource(Encoding):
     def _nothing(self, *_: object) -> None:
         """There is nothing to do without a broker."""
 
-    close = prepare_replies = wind_down = drain = took = set_aside = _nothing
+    close = prepare_replies = wind_down = drain = pause = resume = took = set_aside = _nothing
 
     # Queues
 

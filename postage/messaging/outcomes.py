@@ -62,6 +62,10 @@ class Pause:
         return self.milliseconds / 1000
 
 
+Fate = Literal['handled', 'dropped', 'retried', 'rejected', 'dead']
+"""What becomes of a message: it is handled to its end; a handler raised ``FilterError``; it is handled again, after a
+pause; a handler raised ``RejectMessage``; another exception, and it is given up."""
+
 Then = Literal['exit', 'restart', 'end']
 """What a processor does after a message: end the loop of its scheduler, run the program again, or end itself."""
 
@@ -75,6 +79,7 @@ class Outcome:
     :ivar then: what the processor does after that, if it does not just go on
     :ivar failure: why it is not acknowledged
     :ivar pause: after which it is to be handled again, instead of being dead
+    :ivar error: what was raised, if anything was
     """
 
     acknowledge: bool
@@ -82,6 +87,16 @@ class Outcome:
     then: Then | None = None
     failure: Failure | None = None
     pause: Pause | None = None
+    error: BaseException | None = None
+
+    @property
+    def fate(self) -> Fate:
+        """What becomes of the message, in a word."""
+        if self.pause is not None:
+            return 'retried'
+        if self.failure is not None:
+            return 'rejected' if self.failure.reason == 'rejected' else 'dead'
+        return 'handled' if self.then is not None or self.error is None else 'dropped'
 
     def and_also(self, other: Outcome) -> Outcome:
         """The outcome of a message that several handlers took.
@@ -95,6 +110,7 @@ class Outcome:
             then=other.then or self.then,
             failure=self.failure or other.failure,
             pause=max(pauses, key=lambda pause: pause.milliseconds, default=None),
+            error=self.error if self.failure is not None or other.error is None else other.error,
         )
 
 

@@ -17,6 +17,8 @@ from postage.amqp.turns import alarm_of_thread
 from postage.messaging import deadlocks
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.control import Control
+from postage.messaging.counting import Figures
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Dispatcher
@@ -72,6 +74,9 @@ class MessageProcessor(MicroThread):
         handled at the same time, unless ``prefetch_count`` says so, for a crash counts against each that was fetched
     :cvar remote_commands: whether ``quit``, ``restart`` and the commands about groups of a ``GenericApplication`` are
         obeyed: ``True``, ``False``, or a method that gets the delivery and returns ``True`` where they are
+    :cvar control: whether it answers questions and commands on :class:`ControlExchange`, as ``postage ps`` and its kin
+        send them, beside its handlers: see :mod:`postage.messaging.control`
+    :cvar version: what it calls its own version there
     :ivar consumer: the consumer it reads from
     :ivar fingerprint: its fingerprint, as a dictionary
     :ivar state: what its hooks and handlers keep
@@ -83,6 +88,8 @@ class MessageProcessor(MicroThread):
     dead_letters: DeadLetterStore | None = None
     max_deliveries: int | None = None
     remote_commands: Any = True
+    control: bool = False
+    version: str | None = None
 
     def __init__(self, fingerprint: Any = None, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
@@ -102,6 +109,8 @@ class MessageProcessor(MicroThread):
         has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
         hooks = (self.before_handling, self.after_handling) if has_hooks else None
         self._dispatcher = Dispatcher(self, self.consumer, table, hooks, self._deliverable.set)
+        self.consumer.on_stop = self.pause
+        self._control = Control(self, table, self._dispatcher, self.consumer, hup, vhost) if self.control else None
 
     def _check_settings(self) -> None:
         name = type(self).__name__
@@ -153,6 +162,7 @@ class MessageProcessor(MicroThread):
                     yield None if more else self._deliverable
             finally:
                 deadlocks.forget(self.scheduler, self.consumer.queues_reached)
+                self._end_control()
                 self._dispatcher.stop_now()
 
     def step(self) -> Any:
@@ -165,7 +175,7 @@ class MessageProcessor(MicroThread):
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
-                if dispatcher.in_hand < self.concurrency and not dispatcher.is_winding_down:
+                if dispatcher.in_hand < self.concurrency and not (dispatcher.is_winding_down or dispatcher.is_paused):
                     delivery = self.consumer.next_delivery()
                 if delivery is None:
                     more = False
@@ -182,6 +192,10 @@ class MessageProcessor(MicroThread):
         """Have the broker deliver. Called when the scheduler starts it; blocks until the broker has agreed."""
         self._dispatcher.start()
         self.consumer.begin(self._deliverable.set, self.concurrency)
+        if self._dispatcher.is_paused:
+            self.consumer.pause()
+        if self._control is not None:
+            self._control.begin()
         connections = self.consumer.connections
         if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
@@ -191,6 +205,38 @@ class MessageProcessor(MicroThread):
             for connection in connections:
                 alarm.add(connection.readership)
             self.scheduler.sleep_by(alarm)
+
+    def pause(self) -> None:
+        """Begin with no more messages until :meth:`resume`; those that are fetched and not begun go back to the broker.
+
+        What is in hand goes on, and is settled. Timers and other microthreads go on, too. A queue that deletes itself
+        keeps its consumer, so some of its messages wait here. Before the processor runs: it begins paused. Any thread,
+        handlers included; blocks until the broker delivers no more.
+
+        :raises errors.BrokerError: the broker has not answered; nothing is begun all the same
+        """
+        self._dispatcher.is_paused = True
+        self.consumer.pause()
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`. Any thread; blocks until the broker delivers again.
+
+        :raises errors.BrokerError: it cannot be consumed again, or there was no connection for a minute
+        """
+        was_paused, self._dispatcher.is_paused = self._dispatcher.is_paused, False
+        if was_paused:
+            self.consumer.resume()
+            self._deliverable.set()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it begins with no messages at present, because of :meth:`pause`."""
+        return self._dispatcher.is_paused
+
+    @property
+    def figures(self) -> Figures:
+        """What is counted of its messages, to be read from any thread."""
+        return self._dispatcher.figures
 
     @property
     def is_busy(self) -> bool:
@@ -223,8 +269,13 @@ class MessageProcessor(MicroThread):
 
     def close(self) -> None:
         """Stop consuming and give the connections back. Blocks."""
+        self._end_control()
         self._dispatcher.close()
         self.consumer.close()
+
+    def _end_control(self) -> None:
+        if self._control is not None:
+            self._control.end()
 
     def add_eqk(self, eqk: Any) -> None:
         """Declare and consume from more queues. Blocks."""

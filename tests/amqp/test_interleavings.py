@@ -80,7 +80,7 @@ class Window:
     def check_settled(self, but: int = 0) -> None:
         """Each message is settled, and none was twice; all receipts but so many have called back, once."""
         channel = self.channel
-        assert (channel._in_flight, channel._bytes, self.ledger.unsettled) == (0, 0, 0)
+        assert (channel.in_flight, channel._bytes, self.ledger.unsettled) == (0, 0, 0)
         assert not channel._pending
         assert not channel._unconfirmed
         assert [receipt.unsettled for receipt in self.receipts] == [0] * len(self.receipts)

@@ -392,7 +392,7 @@ def test_receipts_and_the_count_that_flush_waits_for_change_together(bench: Benc
         while True:
             with channel.lock:
                 unsettled = sum(receipt.unsettled for receipt in receipts)
-                assert producer._ledger.unsettled == channel._in_flight == unsettled
+                assert producer._ledger.unsettled == channel.in_flight == unsettled
             looks += 1
             if unsettled < 25:
                 break

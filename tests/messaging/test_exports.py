@@ -37,12 +37,14 @@ OF_THE_REFERENCE = {
 }
 
 NEW = {
+    'ControlExchange',
     'DeadLetter',
     'DeadLetterStore',
     'Retry',
     'RpcFuture',
     'Threaded',
     'Timeout',
+    'control_key',
     'current_delivery',
     'quorum',
     'remote_exception',

@@ -1,0 +1,270 @@
+"""What is counted of a processor's messages, for those that ask how it is: ``stats``, health, metrics.
+
+The scheduler's thread counts, in a few steps for each message. Any thread may read: each number is replaced in one
+step, so a reader sees it as it was before or after, and numbers that are read one after the other may be one message
+apart.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from postage.messaging.outcomes import Outcome, Reason
+from postage.printable import printable, text_of
+
+BOUNDS: Final = tuple(
+    round(mantissa * 10.0**exponent, 9) for exponent in range(-5, 3) for mantissa in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5)
+)
+"""Seconds, the upper bounds of the buckets: nine to a power of ten, from 10 µs to 750 s.
+
+Those of the OpenTelemetry conventions (0.005, 0.01, 0.025, … 10) are among them, so that a histogram by those bounds is
+exact (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/).
+"""
+RATE_SECONDS: Final = 10.0  # over which a rate is taken
+ERROR_LENGTH: Final = 300  # characters of an error's text that are kept
+
+clock = time.monotonic
+
+
+class Histogram:
+    """How long things took, by buckets.
+
+    :ivar buckets: how many took no longer than each of :data:`BOUNDS`, and longer than the one before; the last is for
+        those that took longer than all
+    :ivar seconds: all of them together
+    """
+
+    __slots__ = ('buckets', 'seconds')
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(BOUNDS) + 1)
+        self.seconds = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.buckets)
+
+    def quantile(self, part: float) -> float | None:
+        """Seconds within which that part of them, 0 to 1, were done: a bound, or :data:`BOUNDS`' last for longer ones.
+
+        ``None`` where there were none.
+        """
+        return quantile((self,), part)
+
+    def by(self, bounds: Sequence[float]) -> list[int]:
+        """How many took no longer than each of these bounds, cumulated, all of them last. Exact for such of ours."""
+        buckets = list(self.buckets)
+        return [sum(buckets[: bisect_left(BOUNDS, bound * (1 + 1e-9))]) for bound in bounds] + [sum(buckets)]
+
+
+def quantile(histograms: Iterable[Histogram], part: float) -> float | None:
+    """As :meth:`Histogram.quantile`, of several together."""
+    buckets = [sum(column) for column in zip(*(histogram.buckets for histogram in histograms), strict=True)]
+    wanted = part * sum(buckets)
+    if not wanted:
+        return None
+    reached = 0
+    for bound, number in zip((*BOUNDS, BOUNDS[-1]), buckets, strict=True):
+        reached += number
+        if reached >= wanted:
+            return bound
+    return BOUNDS[-1]
+
+
+class Rate:
+    """How many things a second happened of late, from a total that grows.
+
+    A mark is set once a second, by the first thing that happens in it; so nothing has to be done while nothing happens.
+
+    :ivar next_mark: when the next one is due; what counts looks at this, which is cheap, and calls :meth:`mark`
+    """
+
+    __slots__ = ('_began', '_marks', 'next_mark')
+
+    def __init__(self) -> None:
+        self._began = clock()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS) + 2)
+        self.next_mark = 0.0
+
+    def mark(self, now: float, total: int) -> None:
+        """A second has passed since the last mark. ``total`` does not count what happens now."""
+        self._marks.append((now, total))
+        self.next_mark = now + 1.0
+
+    def of(self, total: int) -> float:
+        """How many a second, over the last :data:`RATE_SECONDS`."""
+        now = clock()
+        since = now - RATE_SECONDS
+        before = next((count for at, count in list(self._marks) if at >= since), total)
+        return (total - before) / max(1.0, min(RATE_SECONDS, now - self._began))
+
+
+class HandlerFigures:
+    """What is counted of one handler.
+
+    :ivar label: the handler's name, with that of its processor's class
+    :ivar handled: messages that it handled to its end
+    :ivar failed: those that it failed, by an exception or ``RejectMessage``: the sum of the next two
+    :ivar retried: those of them that are to be handled again
+    :ivar dead: those of them that are not
+    :ivar dropped: those that it, or a filter before it, dropped by ``FilterError``
+    :ivar durations: how long it took, whatever came of it
+    :ivar begun: what it has in hand: delivery → when it began, as ``time.monotonic()`` has it
+    :ivar last_error: of the last message that it failed: when (``time.time()``), the exception's class and its text
+    """
+
+    __slots__ = (
+        'begun',
+        'dead',
+        'dropped',
+        'durations',
+        'failed',
+        'handled',
+        'label',
+        'last_error',
+        'rate',
+        'retried',
+    )
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.handled = self.failed = self.retried = self.dead = self.dropped = 0
+        self.durations = Histogram()
+        self.rate = Rate()
+        self.begun: dict[Any, float] = {}
+        self.last_error: tuple[float, str, str] | None = None
+
+    def ended(self, delivery: Any) -> None:
+        """It has handled a message. For the scheduler's thread, as :attr:`begun` is."""
+        now = clock()
+        seconds = now - self.begun.pop(delivery, now)
+        durations = self.durations
+        durations.buckets[bisect_left(BOUNDS, seconds)] += 1
+        durations.seconds += seconds
+        if now >= self.rate.next_mark:
+            self.rate.mark(now, self.total)
+        self.handled += 1
+
+    def raised(self, delivery: Any, outcome: Outcome) -> None:
+        """It, or what it stands for, has raised. For the scheduler's thread."""
+        self.ended(delivery)
+        fate = outcome.fate
+        if fate == 'handled':  # by what ends a processor
+            return
+        self.handled -= 1
+        if fate == 'dropped':
+            self.dropped += 1
+            return
+        self.failed += 1
+        if fate == 'retried':
+            self.retried += 1
+        else:
+            self.dead += 1
+        error = outcome.error
+        if error is not None:
+            self.last_error = (time.time(), type(error).__name__, printable(text_of(error), ERROR_LENGTH))
+
+    @property
+    def total(self) -> int:
+        """All that it has had."""
+        return self.handled + self.failed + self.dropped
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON can have it. Any thread."""
+        return {
+            'handled': self.handled,
+            'failed': self.failed,
+            'retried': self.retried,
+            'dead': self.dead,
+            'dropped': self.dropped,
+            'in_hand': len(self.begun),
+            'oldest_in_hand': _age((self,)),
+            'rate': round(self.rate.of(self.total), 3),
+            'p50': self.durations.quantile(0.5),
+            'p99': self.durations.quantile(0.99),
+            'last_error': error_as_dict(self.last_error),
+        }
+
+
+class Figures:
+    """What is counted of one processor.
+
+    :ivar handlers: the same of each of its handlers
+    :ivar since: when it was made, as ``time.time()`` has it
+    :ivar received: deliveries that were begun
+    :ivar redelivered: those of them that may have been delivered before
+    :ivar unhandled: those of them that no handler takes
+    :ivar retried: messages that were put off, to be handled again
+    :ivar dead: messages that were given up, by the reason; see :data:`postage.messaging.outcomes.Reason`
+    """
+
+    __slots__ = ('dead', 'handlers', 'received', 'redelivered', 'retried', 'since', 'unhandled')
+
+    def __init__(self, handlers: Sequence[HandlerFigures]) -> None:
+        self.handlers = list(handlers)
+        self.since = time.time()
+        self.received = self.redelivered = self.unhandled = self.retried = 0
+        self.dead: dict[Reason, int] = {}
+
+    def gave_up(self, reason: Reason) -> None:
+        """A message was given up. For the scheduler's thread."""
+        self.dead[reason] = self.dead.get(reason, 0) + 1
+
+    @property
+    def in_hand(self) -> int:
+        """Messages that a handler has begun and not ended. Any thread."""
+        return sum(len(handler.begun) for handler in self.handlers)
+
+    @property
+    def oldest_in_hand(self) -> float | None:
+        """For how many seconds a handler has had a message, the one that has had it longest. Any thread."""
+        return _age(self.handlers)
+
+    @property
+    def rate(self) -> float:
+        """Messages a second, of late. Any thread."""
+        return sum(handler.rate.of(handler.total) for handler in self.handlers)
+
+    def quantile(self, part: float) -> float | None:
+        """As :meth:`Histogram.quantile`, of all handlers. Any thread."""
+        return quantile([handler.durations for handler in self.handlers], part) if self.handlers else None
+
+    @property
+    def last_error(self) -> tuple[float, str, str] | None:
+        """The last one of all handlers. Any thread."""
+        return max((handler.last_error for handler in self.handlers if handler.last_error), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it but the handlers, as JSON can have it. Any thread."""
+        return {
+            'received': self.received,
+            'redelivered': self.redelivered,
+            'handled': sum(handler.handled for handler in self.handlers),
+            'failed': sum(handler.failed for handler in self.handlers),
+            'unhandled': self.unhandled,
+            'retried': self.retried,
+            'dead': sum(list(self.dead.values())),
+            'dead_by_reason': dict(self.dead),
+            'in_hand': self.in_hand,
+            'oldest_in_hand': self.oldest_in_hand,
+            'rate': round(self.rate, 3),
+            'p50': self.quantile(0.5),
+            'p99': self.quantile(0.99),
+            'last_error': error_as_dict(self.last_error),
+        }
+
+
+def _age(handlers: Sequence[HandlerFigures]) -> float | None:
+    # list() of a dictionary's values is one step, so the scheduler's thread may add to it meanwhile.
+    begun = [at for handler in handlers for at in list(handler.begun.values())]
+    return round(clock() - min(begun), 3) if begun else None
+
+
+def error_as_dict(error: tuple[float, str, str] | None) -> dict[str, Any] | None:
+    """The last error as JSON can have it."""
+    return None if error is None else {'at': round(error[0], 3), 'exception': error[1], 'message': error[2]}
