@@ -159,6 +159,16 @@ class Connection:
         return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
 
     @property
+    def channels(self) -> list[Channel]:
+        """Those that are open on it, and opened again after a loss. Any thread."""
+        return list(self._channels)
+
+    @property
+    def lost_at(self) -> float:
+        """When it was lost last, as ``time.time()`` has it. Any thread."""
+        return time.time() - (time.monotonic() - self._lost_at)
+
+    @property
     def unconfirmed(self) -> int:
         """How many messages the broker has not confirmed yet. Any thread; never blocks."""
         return sum(publisher.in_flight for publisher in list(self.publishers.values()))

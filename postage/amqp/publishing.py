@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -35,6 +36,8 @@ logger = logging.getLogger('postage')
 WINDOW_MESSAGES = 4096  # accepted and not yet confirmed, all producers of a connection together
 WINDOW_BYTES = 32 * 1024 * 1024  # of bodies; one message is always let in
 FAILURES_KEPT = 1000  # a producer that is never asked must not remember its failures for ever
+DURATION_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Seconds: the buckets that the OpenTelemetry conventions have for what a client does with a broker."""
 HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
 SAFE_PROPERTIES = codec.FRAME_MIN - HEADER_OVERHEAD  # bytes that fit into a frame on every connection
 
@@ -163,12 +166,24 @@ class Outgoing:
 
     :param receipt: told what becomes of it; ``None`` where no receipt was given
     :param resend: whether it may be sent again after a loss
+    :ivar at: when it was made, on the monotonic clock
     :ivar returned: why it came back, if it did
     :ivar failure: why it failed for good, if it did
     """
 
     __slots__ = (
-        *('arguments', 'body', 'exchange', 'failure', 'properties', 'receipt', 'resend', 'returned', 'routing_key'),
+        *(
+            'arguments',
+            'at',
+            'body',
+            'exchange',
+            'failure',
+            'properties',
+            'receipt',
+            'resend',
+            'returned',
+            'routing_key',
+        ),
     )
 
     def __init__(
@@ -188,6 +203,7 @@ class Outgoing:
         self.body = body
         self.receipt = receipt
         self.resend = resend
+        self.at = time.monotonic()
         self.returned = ''
         self.failure: errors.PublishError | None = None
 
@@ -211,6 +227,11 @@ class PublishingChannel(Channel):
     """The channel through which messages leave, shared by all producers of a connection.
 
     :param confirms: whether the broker confirms what it takes over. Without, a message is done with once it is sent.
+    :ivar settled: how many messages it is known of what became of them
+    :ivar failed: how many of them failed for good
+    :ivar durations: how many took no longer than each of :data:`DURATION_BOUNDS` to be settled, and longer than the one
+        before; the last is for those that took longer than all
+    :ivar seconds: what all of them took together
     :ivar lock: of the window
     :ivar in_flight: how many messages are in it: accepted, and not settled. Any thread may look
     :ivar urgent: how many messages there are whose confirm is waited for
@@ -222,7 +243,9 @@ class PublishingChannel(Channel):
         super().__init__(host)
         self.confirms = confirms
         self.is_awaited = self.ALWAYS_AWAITED
-        self.urgent = 0
+        self.urgent = self.settled = self.failed = 0
+        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
+        self.seconds = 0.0
         self._lost_by: errors.BrokerError = errors.ConnectionLost('it was never opened')
         self._tag = 0
         self._oldest = 1  # no tag below it is unconfirmed
@@ -288,6 +311,13 @@ class PublishingChannel(Channel):
 
     def _closed(self) -> errors.BrokerError:
         return self.host.standing.error or errors.Closed('the connection is closed')
+
+    @property
+    def oldest(self) -> float | None:
+        """Since when the oldest message that is not settled has been so, on the monotonic clock; ``None`` for none."""
+        with self.lock:
+            waiting = next(iter(self._unconfirmed.values()), None) or next(iter(self._pending), None)
+            return None if waiting is None else waiting.at
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Do not send what has not been sent yet. Any thread. Returns whether that was so."""
@@ -420,14 +450,21 @@ class PublishingChannel(Channel):
         :param told: receipts that are settled and have to tell it
         """
         told = deque() if told is None else told
+        now, durations = time.monotonic(), self.durations
         try:
             with self.lock:
                 while known:
                     outgoing = known[0]
-                    size = len(outgoing.body)
+                    size, took = len(outgoing.body), now - outgoing.at
+                    bucket = bisect_left(DURATION_BOUNDS, took)
                     del known[0]
                     self.in_flight -= 1
                     self._bytes -= size
+                    durations[bucket] += 1
+                    self.seconds += took
+                    self.settled += 1
+                    if outgoing.failure is not None:
+                        self.failed += 1
                     receipt = outgoing.receipt
                     if receipt is not None:
                         if outgoing.failure is not None:

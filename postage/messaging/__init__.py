@@ -51,6 +51,7 @@ from postage.messaging.handlers import (
     Threaded,
     Timeout,
 )
+from postage.messaging.health import Health, health
 from postage.messaging.letters import DeadLetter, DeadLetterStore
 from postage.messaging.messages import (
     Message,
@@ -113,6 +114,7 @@ __all__ = [
     'Handler',
     'HandlerTimeout',
     'HandlingUnfinished',
+    'Health',
     'JsonEncoder',
     'LetterRefused',
     'Message',
@@ -147,6 +149,7 @@ __all__ = [
     'VirtualHostRefused',
     'control_key',
     'current_delivery',
+    'health',
     'quorum',
     'remote_exception',
     'stream',
