@@ -62,14 +62,6 @@ class Consumers:
         if tag is not None and self._channel.is_open:
             yield self._cancel(queue, tag)
 
-    def end_all_steps(self) -> Steps:
-        """Stop consuming for good. At their end nothing more can come of what was begun before."""
-        self.wish = lambda: self.prefetch  # no change of it begins another consumer, or hands something back
-        for queue in list(self.tags):
-            yield from self.end_steps(queue)
-        if self._channel.is_open:
-            yield self._tell_prefetch()  # done after whatever was under way when this began
-
     def pause_steps(self) -> Steps:
         """Stop consuming from all queues, and hand back what is not begun. What is in hand is settled as usual.
 
@@ -87,6 +79,14 @@ class Consumers:
     def _needs_consumer(self, queue: str) -> bool:
         declared = self._topology.queues.get(queue)
         return self.origins.is_stream(queue) or (declared is not None and bool(declared.flags.get('auto_delete')))
+
+    def end_all_steps(self) -> Steps:
+        """Stop consuming for good. At their end nothing more can come of what was begun before."""
+        self.wish = lambda: self.prefetch  # no change of it begins another consumer, or hands something back
+        for queue in list(self.tags):
+            yield from self.end_steps(queue)
+        if self._channel.is_open:
+            yield self._tell_prefetch()  # done after whatever was under way when this began
 
     def set_up_steps(self) -> Steps:
         """Consume from all queues on a channel that was just opened, with the prefetch count wished for."""

@@ -12,25 +12,23 @@ from typing import Any
 import pika.spec
 
 from postage import errors, settings
-from postage.amqp.connection import CLOSE_TIMEOUT, Connection
+from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.control import BlockingAccess
 from postage.amqp.deliveries import Delivery
-from postage.amqp.publishing import Receipt
 from postage.amqp.steps import Steps
+from postage.messaging.answering import Answering
 from postage.messaging.binding import QueueBinder
 from postage.messaging.declarations import check_eqk, check_queue
-from postage.messaging.messages import MessageResult, MessageResultError
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
-from postage.messaging.replies import ReplySender
-from postage.printable import shown_half_built, text_of
+from postage.printable import shown_half_built
 from postage.secret import Secret
 
 logger = logging.getLogger('postage')
 
 
-class GenericConsumer(QueueBinder):
+class GenericConsumer(QueueBinder, Answering):
     """Consumes from queues that are bound to exchanges.
 
     The constructor connects and declares the exchanges, queues and bindings of ``eqk``; nothing is delivered before
@@ -68,7 +66,6 @@ class GenericConsumer(QueueBinder):
         self._stop = threading.Event()
         self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
-        self._replies = ReplySender(self._settings)
         self._lets_broker_retry = True
         self.on_stop: Callable[[], None] | None = None
         with self._connecting('consuming'):
@@ -93,12 +90,6 @@ class GenericConsumer(QueueBinder):
         self.on_stop = None  # it stops for good
         self.stop_consuming()
         self._give_back()
-        self._replies.close()
-
-    @property
-    def connections(self) -> list[Connection]:
-        """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
-        return [self._connection, *filter(None, [self._replies.connection])]
 
     @property
     def channel(self) -> BlockingAccess:
@@ -345,47 +336,3 @@ class GenericConsumer(QueueBinder):
                 'for anything else there is consumer.channel'
             )
         return method
-
-    def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
-        """Answer an RPC. Does not block but for a full window of unconfirmed messages; any thread.
-
-        :param header: the AMQP properties of the request
-        :param message: a ``MessageResult`` or one of its kin; a plain value is wrapped in one
-        :return: what becomes of it; ``None`` where the request names no reply address
-        :raises errors.EncodingError: the result cannot be encoded
-        """
-        if not header.reply_to:
-            logger.warning('an RPC without a reply_to property cannot be answered')
-            return None
-        if not hasattr(message, 'body'):
-            message = MessageResult(message)
-        encoded = self.encode(message.body)
-        return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
-
-    def answer_refused(self, header: Any, error: BaseException) -> None:
-        """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.
-
-        Does not block; any thread.
-
-        :param header: the properties of the request
-        :param error: why
-        """
-        result = MessageResultError(f'the reply could not be sent: {error}')
-        try:
-            self._replies.send(header, self.encode(result.body), self.encoder.content_type)
-        except Exception as failure:
-            logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
-
-    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
-        """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.
-
-        :param header: the AMQP properties of the request, which name a reply address
-        :param encoded: the body of the answer
-        :param content_type: what it is
-        :return: what becomes of it
-        """
-        return self._replies.send(header, encoded, content_type)
-
-    def prepare_replies(self) -> None:
-        """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
-        self._replies.open()

@@ -44,9 +44,9 @@ class Dispatcher:
     :param wake: has the processor look for deliveries again; called from any thread
     :ivar in_hand: how many deliveries have handlers that have not ended
     :ivar is_winding_down: whether nothing new is to be begun
-    :ivar is_draining: whether what has been delivered is handled, and nothing more is delivered
     :ivar figures: what is counted of its messages
     :ivar is_paused: whether nothing new is to be begun before that ends; written by any thread
+    :ivar is_draining: whether what has been delivered is handled, and nothing more is delivered
     :ivar ends_by: how a handler has asked to end the processor, if one has
     """
 

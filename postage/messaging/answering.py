@@ -1,0 +1,79 @@
+"""Answers to RPC requests, on the connection that publishes: what a consumer is beside its deliveries."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from postage.amqp.connection import Connection
+from postage.amqp.publishing import Receipt
+from postage.messaging.connected import Connected
+from postage.messaging.messages import MessageResult, MessageResultError
+from postage.messaging.replies import ReplySender
+from postage.printable import text_of
+
+logger = logging.getLogger('postage')
+
+
+class Answering(Connected):
+    """Sends replies, beside what it does on its own connection. They go out on another one, taken at the first reply.
+
+    Under a memory alarm the broker stops reading publishers, and acknowledgements must not stop with them.
+    """
+
+    def __init__(self, hup: Any, vhost: str | None) -> None:
+        super().__init__(hup, vhost)
+        self._replies = ReplySender(self._settings)
+
+    def _give_back(self) -> None:
+        super()._give_back()
+        self._replies.close()
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
+        return [self._connection, *filter(None, [self._replies.connection])]
+
+    def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
+        """Answer an RPC. Does not block but for a full window of unconfirmed messages; any thread.
+
+        :param header: the AMQP properties of the request
+        :param message: a ``MessageResult`` or one of its kin; a plain value is wrapped in one
+        :return: what becomes of it; ``None`` where the request names no reply address
+        :raises errors.EncodingError: the result cannot be encoded
+        """
+        if not header.reply_to:
+            logger.warning('an RPC without a reply_to property cannot be answered')
+            return None
+        if not hasattr(message, 'body'):
+            message = MessageResult(message)
+        encoded = self.encode(message.body)
+        return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
+
+    def answer_refused(self, header: Any, error: BaseException) -> None:
+        """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.
+
+        Does not block; any thread.
+
+        :param header: the properties of the request
+        :param error: why
+        """
+        result = MessageResultError(f'the reply could not be sent: {error}')
+        try:
+            self._replies.send(header, self.encode(result.body), self.encoder.content_type)
+        except Exception as failure:
+            logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
+
+    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
+        """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.
+
+        :param header: the AMQP properties of the request, which name a reply address
+        :param encoded: the body of the answer
+        :param content_type: what it is
+        :return: what becomes of it
+        """
+        return self._replies.send(header, encoded, content_type)
+
+    def prepare_replies(self) -> None:
+        """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
+        self._replies.open()
