@@ -26,6 +26,7 @@ from postage import errors
 from postage.amqp import frames as codec
 from postage.amqp.channel import Channel, Host
 from postage.amqp.cutter import Content
+from postage.amqp.durations import BOUNDS, Durations
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.steps import Steps, done, when_done
 from postage.amqp.threads import this_thread
@@ -36,8 +37,6 @@ logger = logging.getLogger('postage')
 WINDOW_MESSAGES = 4096  # accepted and not yet confirmed, all producers of a connection together
 WINDOW_BYTES = 32 * 1024 * 1024  # of bodies; one message is always let in
 FAILURES_KEPT = 1000  # a producer that is never asked must not remember its failures for ever
-DURATION_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Seconds: the buckets that the OpenTelemetry conventions have for what a client does with a broker."""
 HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
 SAFE_PROPERTIES = codec.FRAME_MIN - HEADER_OVERHEAD  # bytes that fit into a frame on every connection
 
@@ -172,18 +171,16 @@ class Outgoing:
     """
 
     __slots__ = (
-        *(
-            'arguments',
-            'at',
-            'body',
-            'exchange',
-            'failure',
-            'properties',
-            'receipt',
-            'resend',
-            'returned',
-            'routing_key',
-        ),
+        'arguments',
+        'at',
+        'body',
+        'exchange',
+        'failure',
+        'properties',
+        'receipt',
+        'resend',
+        'returned',
+        'routing_key',
     )
 
     def __init__(
@@ -227,11 +224,7 @@ class PublishingChannel(Channel):
     """The channel through which messages leave, shared by all producers of a connection.
 
     :param confirms: whether the broker confirms what it takes over. Without, a message is done with once it is sent.
-    :ivar settled: how many messages it is known of what became of them
-    :ivar failed: how many of them failed for good
-    :ivar durations: how many took no longer than each of :data:`DURATION_BOUNDS` to be settled, and longer than the one
-        before; the last is for those that took longer than all
-    :ivar seconds: what all of them took together
+    :ivar durations: what messages took until they were settled
     :ivar lock: of the window
     :ivar in_flight: how many messages are in it: accepted, and not settled. Any thread may look
     :ivar urgent: how many messages there are whose confirm is waited for
@@ -243,12 +236,10 @@ class PublishingChannel(Channel):
         super().__init__(host)
         self.confirms = confirms
         self.is_awaited = self.ALWAYS_AWAITED
-        self.urgent = self.settled = self.failed = 0
-        self.durations = [0] * (len(DURATION_BOUNDS) + 1)
-        self.seconds = 0.0
+        self.urgent = 0
+        self.durations = Durations()
         self._lost_by: errors.BrokerError = errors.ConnectionLost('it was never opened')
-        self._tag = 0
-        self._oldest = 1  # no tag below it is unconfirmed
+        self._tag, self._oldest = 0, 1  # no tag below the oldest is unconfirmed
         self._suspects = 0  # see _on_lost
         self._empty_window()
 
@@ -311,13 +302,6 @@ class PublishingChannel(Channel):
 
     def _closed(self) -> errors.BrokerError:
         return self.host.standing.error or errors.Closed('the connection is closed')
-
-    @property
-    def oldest(self) -> float | None:
-        """Since when the oldest message that is not settled has been so, on the monotonic clock; ``None`` for none."""
-        with self.lock:
-            waiting = next(iter(self._unconfirmed.values()), None) or next(iter(self._pending), None)
-            return None if waiting is None else waiting.at
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Do not send what has not been sent yet. Any thread. Returns whether that was so."""
@@ -449,22 +433,17 @@ class PublishingChannel(Channel):
 
         :param told: receipts that are settled and have to tell it
         """
-        told = deque() if told is None else told
-        now, durations = time.monotonic(), self.durations
+        told, now, durations = deque() if told is None else told, time.monotonic(), self.durations
         try:
             with self.lock:
                 while known:
                     outgoing = known[0]
-                    size, took = len(outgoing.body), now - outgoing.at
-                    bucket = bisect_left(DURATION_BOUNDS, took)
+                    size, bucket = len(outgoing.body), bisect_left(BOUNDS, now - outgoing.at)
                     del known[0]
                     self.in_flight -= 1
                     self._bytes -= size
-                    durations[bucket] += 1
-                    self.seconds += took
-                    self.settled += 1
-                    if outgoing.failure is not None:
-                        self.failed += 1
+                    durations.buckets[bucket] += 1
+                    durations.seconds += now - outgoing.at
                     receipt = outgoing.receipt
                     if receipt is not None:
                         if outgoing.failure is not None:
@@ -591,6 +570,13 @@ class PublishingChannel(Channel):
         self.is_awaited = self.ALWAYS_AWAITED
         self._empty_window()
         return True
+
+
+def oldest(channel: PublishingChannel) -> float | None:
+    """Since when the oldest message that is not settled has been so, on the monotonic clock; ``None`` for none."""
+    with channel.lock:
+        waiting = next(iter(channel._unconfirmed.values()), None) or next(iter(channel._pending), None)
+        return None if waiting is None else waiting.at
 
 
 def _check_fits(outgoing: Outgoing, frame_max: int) -> None:

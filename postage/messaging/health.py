@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
-from postage.amqp.publishing import PublishingChannel
+from postage.amqp.publishing import PublishingChannel, oldest
 from postage.amqp.registry import connections as all_connections
 from postage.messaging.counting import Figures
 from postage.messaging.handlers import Entry
@@ -31,6 +31,9 @@ class Watched(Protocol):
 
 watched: weakref.WeakSet[Any] = weakref.WeakSet()
 """The processors of this process that consume: each a :class:`Watched`, which adds and discards itself."""
+
+counted: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Those that have begun to consume, also where they have ended: what they counted still counts."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,21 @@ def _lost(connection: Connection) -> str:
 
 def _since(connections: Sequence[Connection], is_lost: bool) -> float | None:
     if is_lost:
-        return min((each.lost_at for each in connections if not each.is_open), default=None)
+        return min((each.standing.lost_at for each in connections if not each.is_open), default=None)
     return max((each.standing.opened_at for each in connections if each.standing.opened_at), default=None)
 
 
 def _unattached(connection: Connection) -> Iterator[str]:
-    for channel in connection.channels:
+    for channel in list(connection.channels):
         if isinstance(channel, ConsumingChannel):
             yield from channel.unattached
 
 
 def _unsettled(connection: Connection) -> Iterator[float]:
-    for channel in connection.channels:
-        if isinstance(channel, PublishingChannel) and channel.oldest is not None:
-            yield channel.oldest
+    for channel in list(connection.channels):
+        since = oldest(channel) if isinstance(channel, PublishingChannel) else None
+        if since is not None:
+            yield since
 
 
 def _overdue(processor: Watched, handler_time: float | None) -> Iterator[str]:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from postage.amqp.connection import Connection
-from postage.amqp.publishing import DURATION_BOUNDS, PublishingChannel
+from postage.amqp.durations import BOUNDS
+from postage.amqp.publishing import PublishingChannel
 from postage.amqp.registry import connections
-from postage.messaging.health import watched
+from postage.messaging.health import counted
 
 Kind = Literal['counter', 'gauge', 'histogram']
 SYSTEM = 'rabbitmq'
@@ -45,7 +46,7 @@ METRICS: dict[str, Metric] = {
 class Sample(NamedTuple):
     """One number, or one histogram.
 
-    :ivar value: of a histogram the counts by :data:`DURATION_BOUNDS`, each for itself, and the sum
+    :ivar value: of a histogram the counts by :data:`BOUNDS`, each for itself, and the sum
     """
 
     name: str
@@ -59,7 +60,7 @@ def samples() -> list[Sample]:
 
 
 def _of_processors() -> Iterator[Sample]:
-    for processor in list(watched):
+    for processor in list(counted):
         figures = processor.figures
         queues = list(processor.consumer.topology.queues)
         about = {
@@ -77,7 +78,7 @@ def _of_processors() -> Iterator[Sample]:
             yield Sample('postage.messages.dead', {**about, 'postage.reason': reason}, number)
         for handler in figures.handlers:
             if handler.total:
-                cumulated = handler.durations.by(DURATION_BOUNDS)
+                cumulated = handler.durations.by(BOUNDS)
                 counts = [after - before for before, after in zip([0, *cumulated], cumulated, strict=False)]
                 value = {'counts': counts, 'sum': handler.durations.seconds}
                 yield Sample('messaging.process.duration', {**about, 'postage.handler': handler.label}, value)
@@ -91,11 +92,12 @@ def _of_connections() -> Iterator[Sample]:
         if connection.role == 'publishing':
             yield Sample('postage.messages.unconfirmed', about, connection.unconfirmed)
             sent = {**about, 'messaging.operation.name': 'send'}
-            for channel in connection.channels:
+            for channel in list(connection.channels):
                 if isinstance(channel, PublishingChannel):
-                    value = {'counts': list(channel.durations), 'sum': channel.seconds}
+                    counts = list(channel.durations.buckets)
+                    value = {'counts': counts, 'sum': channel.durations.seconds}
                     yield Sample('messaging.client.operation.duration', sent, value)
-                    yield Sample('messaging.client.sent.messages', sent, channel.settled)
+                    yield Sample('messaging.client.sent.messages', sent, sum(counts))
 
 
 def _server(connection: Connection) -> dict[str, str]:

@@ -22,7 +22,7 @@ from postage.messaging.counting import Figures
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Dispatcher
-from postage.messaging.health import watched
+from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
@@ -150,6 +150,7 @@ class MessageProcessor(MicroThread):
         with between((self.before_processing,), (self.after_processing,)):
             self.start_consuming()
             watched.add(self)
+            counted.add(self)
             try:
                 while self._dispatcher.ends_by != 'end':
                     self._may_have_more = True

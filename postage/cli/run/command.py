@@ -67,16 +67,7 @@ def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) ->
     from postage.cli.run.status import StatusServer
     from postage.cli.run.supervisor import Supervisor
 
-    if not hasattr(signal, 'SIGHUP'):
-        raise ConfigurationError('postage run needs POSIX: signals, and sockets that child processes inherit')
-    try:
-        check_targets(components)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
-    if not components:
-        raise click.UsageError(f'name what to run: MODULE:NAME, {PREFIX}_COMPONENTS, or "components" in pyproject.toml')
-    given['reload_dirs'] = tuple(given['reload_dirs'])
-    options = Options(components, **given)
+    options = _checked(components, given)
     logs.configure(options.log_format, options.log_level)
     supervisor = Supervisor(options)
     with contextlib.ExitStack() as stack:
@@ -88,3 +79,15 @@ def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) ->
             stack.callback(server.close)
             logging.getLogger('postage.run').info('status at %s/ready', server.url)
         ctx.exit(supervisor.run())
+
+
+def _checked(components: tuple[str, ...], given: dict[str, Any]) -> Options:
+    if not hasattr(signal, 'SIGHUP'):
+        raise ConfigurationError('postage run needs POSIX: signals, and sockets that child processes inherit')
+    try:
+        check_targets(components)
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+    if not components:
+        raise click.UsageError(f'name what to run: MODULE:NAME, {PREFIX}_COMPONENTS, or "components" in pyproject.toml')
+    return Options(components, **{**given, 'reload_dirs': tuple(given['reload_dirs'])})
