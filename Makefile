@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test soak lanes versions lint bench calls rabbitmq brokers redis amqp-tools old-releases table clean
+.PHONY: help demo docs test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -81,6 +81,10 @@ brokers: ## prepare RabbitMQ 4.0 and 4.3 beside the installed one, for BROKER=4.
 
 redis: PACKAGE := redis-server
 redis: ## install redis-server (Debian, Ubuntu), so that the tests of the Redis adapter run
+	$(INSTALL)
+
+venv: PACKAGE := python3-venv
+venv: ## install python3-venv (Debian, Ubuntu), so that the tests can run on the distribution's Python
 	$(INSTALL)
 
 amqp-tools: PACKAGE := amqp-tools

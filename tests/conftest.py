@@ -65,9 +65,9 @@ def rabbitmq_node() -> Iterator[RabbitMQNode]:
     yield from running_node()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session')
 def private_rabbitmq_node() -> Iterator[RabbitMQNode]:
-    """A RabbitMQ node for the tests of one module; take ``private_rabbitmq``, which starts it where it is down."""
+    """A second node, for the tests that stop it; take ``private_rabbitmq``, which starts it where it is down."""
     yield from running_node()
 
 

@@ -57,7 +57,8 @@ def _convert(python: Path, archive: Path) -> None:
     """Unpack the release, carry it to Python 3, and move it to where the environment imports it from."""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(archive) as packed:
-            packed.extractall(folder, filter='data')
+            # Debian's 3.11.2, an optimised build, has no filters yet.
+            packed.extractall(folder, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
         package = next(Path(folder).glob('*/postage'))
         _run(str(python), '-m', 'fissix', '--nobackups', '--write', '--no-diffs', str(package))
         (site_packages,) = FOLDER.glob('lib/python*/site-packages')

@@ -56,6 +56,29 @@ AWAIT_BOOT = """
 (fun Wait() -> case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Wait() end end)()
 """
 
+# AMQP makes queues, exchanges and bindings, and nothing else that lasts. The clients have ended, and soon the node has
+# noticed.
+EMPTY = """
+(fun(VHost) ->
+    Await = fun
+        Wait(0) -> ok;
+        Wait(N) -> case rabbit_connection_tracking:list(VHost) of [] -> ok; _ -> timer:sleep(5), Wait(N - 1) end
+    end,
+    Await(100),
+    Made = fun() ->
+        [Name || X <- rabbit_exchange:list(VHost), Name <- [element(2, X)], {resource, _, exchange, Text} <- [Name],
+            Text =/= <<>>, binary:longest_common_prefix([Text, <<"amq.">>]) < 4]
+    end,
+    Delete = fun(Queue) -> rabbit_amqqueue:delete(Queue, false, false, <<"tests">>) end,
+    [catch rabbit_amqqueue:with(amqqueue:get_name(Queue), Delete) || Queue <- rabbit_amqqueue:list(VHost)],
+    [catch rabbit_exchange:delete(Name, false, <<"tests">>) || Name <- Made()],
+    case [rabbit_connection_tracking:list(VHost), rabbit_amqqueue:list(VHost), Made(), rabbit_binding:list(VHost)] of
+        [[], [], [], []] -> "empty";
+        _ -> "not empty"
+    end
+end)(%s)
+"""
+
 CONFIGURATION = """
 listeners.tcp.1 = {host}:{port}
 log.console = false
@@ -118,6 +141,8 @@ class RabbitMQNode:
         self._said: deque[str] = deque(maxlen=20)
         self._asked = 0
         self._vhosts = 0
+        self._spare_vhosts: list[str] = []  # as good as new
+        self._changes = 0  # other than by AMQP
         self.version = version
         self._write_configuration(configuration)
 
@@ -130,6 +155,8 @@ class RabbitMQNode:
         """
         if self._process is not None:
             return
+        self._changes += 1
+        self._spare_vhosts.clear()  # one that was made just before the node was killed may not be there
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
             self._server.command('/bin/sh', '-c', START_SCRIPT if self._has_epmd else '"$@"', 'sh', self._server.path),
@@ -149,9 +176,9 @@ class RabbitMQNode:
         )
         self._reader.start()
         try:
-            self.evaluate(AWAIT_BOOT, START_TIMEOUT)
-            self._pid = int(self.evaluate('os:getpid()'))
-            self.version = self.evaluate('rabbit_misc:version()')
+            self._evaluate(AWAIT_BOOT, START_TIMEOUT)
+            self._pid = int(self._evaluate('os:getpid()'))
+            self.version = self._evaluate('rabbit_misc:version()')
         except BaseException:
             self.kill()
             raise
@@ -208,6 +235,10 @@ class RabbitMQNode:
         :param timeout: seconds to wait for the answer
         :raises NodeFailed: where the expression fails, or no answer comes in time
         """
+        self._changes += 1
+        return self._evaluate(expression, timeout)
+
+    def _evaluate(self, expression: str, timeout: float = COMMAND_TIMEOUT) -> str:
         self._asked += 1
         mark = f'answer {self._asked}'
         # `fun` keeps the variables of one expression from those of the next, which share the shell.
@@ -234,7 +265,7 @@ class RabbitMQNode:
             self._vhosts += 1
             name = f'test-{self._vhosts}'
         vhost = binary(name)
-        self.evaluate(
+        self._evaluate(
             f'rabbit_vhost:add({vhost}, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
             f'<<"guest">>, {vhost}, <<".*">>, <<".*">>, <<".*">>, <<"tests">>), ""'
         )
@@ -242,7 +273,7 @@ class RabbitMQNode:
 
     def delete_vhost(self, name: str) -> None:
         """Delete a virtual host with all that is in it; its connections are closed."""
-        self.evaluate(f'rabbit_vhost:delete({binary(name)}, <<"tests">>), ""')
+        self._evaluate(f'rabbit_vhost:delete({binary(name)}, <<"tests">>), ""')
 
     def listen_with_tls(self, certificate: Path, authority: Path | None = None) -> int:
         """Speak TLS on a further port, until the node ends, and return that.
@@ -281,7 +312,7 @@ class RabbitMQNode:
         """
         which = '_' if vhost is None else binary(vhost)
         # `catch`: some may have ended before it is their turn.
-        self.evaluate(
+        self._evaluate(
             '[catch rabbit_networking:close_connection(Pid, "CLOSED_BY_TESTS") || [{pid, Pid}, {vhost, VHost}]'
             ' <- rabbit_networking:connection_info_all([pid, vhost]),'
             f' case VHost of {which} -> true; _ -> false end], ""'
@@ -300,14 +331,14 @@ class RabbitMQNode:
     def channels(self, vhost: str) -> int:
         """Return how many channels are open in a virtual host."""
         return int(
-            self.evaluate(
+            self._evaluate(
                 'integer_to_list(length([Info || Info <- rabbit_channel:info_all([vhost]),'
                 f' proplists:get_value(vhost, Info) =:= {binary(vhost)}]))'
             )
         )
 
     def _queues(self, vhost: str, count: str) -> dict[str, int | None]:
-        answer = self.evaluate(
+        answer = self._evaluate(
             'lists:join(" ", [[base64:encode(element(4, proplists:get_value(name, Info))), ":",'
             f' io_lib:format("~p", [proplists:get_value({count}, Info)])]'
             f' || Info <- rabbit_amqqueue:info_all({binary(vhost)}, [name, {count}])])'
@@ -321,13 +352,21 @@ class RabbitMQNode:
 
     @contextlib.contextmanager
     def new_vhost(self) -> Iterator[str]:
-        """A virtual host for the length of a ``with``."""
-        name = self.add_vhost()
+        """A virtual host for the length of a ``with``.
+
+        One that was used by AMQP alone is emptied, and serves again: to make and to delete one takes longer than most
+        tests do.
+        """
+        name = self._spare_vhosts.pop() if self._spare_vhosts else self.add_vhost()
+        changes = self._changes
         try:
             yield name
         finally:
             if self.is_running:
-                self.delete_vhost(name)
+                if self._changes == changes and self._evaluate(EMPTY % binary(name)) == 'empty':
+                    self._spare_vhosts.append(name)
+                else:
+                    self.delete_vhost(name)
 
     # Inside
 

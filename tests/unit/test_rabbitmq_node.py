@@ -12,6 +12,7 @@ import pytest
 
 from support.brokers import Broker, RabbitMQ, connect
 from support.programs import Program
+from support.rabbitmq_node import START_TIMEOUT, RabbitMQNode, binary
 
 NODE_THAT_IS_KILLED = """
 import sys, time
@@ -24,6 +25,10 @@ time.sleep(60)
 """
 
 
+def to(node: RabbitMQNode, vhost: str) -> pika.URLParameters:
+    return pika.URLParameters(node.url(vhost))
+
+
 def test_every_test_has_an_empty_virtual_host(broker: Broker) -> None:
     assert broker.queues() == {}
     with connect(broker) as connection:
@@ -33,6 +38,43 @@ def test_every_test_has_an_empty_virtual_host(broker: Broker) -> None:
 
 def test_every_test_has_an_empty_virtual_host_also_after_another_test(broker: Broker) -> None:
     test_every_test_has_an_empty_virtual_host(broker)
+
+
+def test_a_virtual_host_that_was_used_by_amqp_alone_is_emptied_and_serves_again(rabbitmq_node: RabbitMQNode) -> None:
+    with (
+        rabbitmq_node.new_vhost() as first,
+        pika.BlockingConnection(to(rabbitmq_node, first)) as connection,
+    ):
+        channel = connection.channel()
+        channel.exchange_declare('an exchange', durable=True)
+        for queue, flags in {'shared': {}, 'exclusive': {'exclusive': True}}.items():
+            channel.queue_declare(queue, durable=True, **flags)
+            channel.queue_bind(queue, 'an exchange', 'key')
+            channel.queue_bind(queue, 'amq.topic', 'key')
+            channel.basic_publish('', queue, b'message')
+    with rabbitmq_node.new_vhost() as second:
+        assert second == first
+        made = f'length(rabbit_exchange:list({binary(first)})), length(rabbit_binding:list({binary(first)}))'
+        assert rabbitmq_node.queues(first) == {}
+        assert rabbitmq_node.evaluate(f'io_lib:format("~p, ~p", [{made}])') == '7, 0'
+    with rabbitmq_node.new_vhost() as third:
+        assert third != first  # something other than AMQP may have changed that one
+
+
+def test_a_virtual_host_with_a_binding_that_stays_is_deleted(rabbitmq_node: RabbitMQNode) -> None:
+    with rabbitmq_node.new_vhost() as first, pika.BlockingConnection(to(rabbitmq_node, first)) as connection:
+        connection.channel().exchange_bind('amq.topic', 'amq.direct', 'key')
+    with rabbitmq_node.new_vhost() as second:
+        assert second != first
+
+
+def test_a_virtual_host_with_a_connection_that_stays_is_deleted(rabbitmq_node: RabbitMQNode) -> None:
+    with rabbitmq_node.new_vhost() as first:
+        connection = pika.BlockingConnection(to(rabbitmq_node, first))
+    with pytest.raises(pika.exceptions.ConnectionClosedByBroker):
+        connection.process_data_events(time_limit=10)
+    with rabbitmq_node.new_vhost() as second:
+        assert second != first
 
 
 def test_queues_are_counted_by_the_messages_that_wait(broker: Broker) -> None:
@@ -79,12 +121,13 @@ def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None
         assert connection.is_open
 
 
+@pytest.mark.timeout(150)
 @pytest.mark.usefixtures('rabbitmq')
 def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program]) -> None:
     program = run_program(NODE_THAT_IS_KILLED, sys.path)
-    pid, directory = program.expect('/').split()
+    pid, directory = program.expect('/', START_TIMEOUT).split()
     os.kill(program.pid, 9)
     program.wait()
     # `tail --pid` waits for the end of a process that is not our child.
-    subprocess.run(['tail', '--pid', pid, '-f', '/dev/null'], timeout=20, check=True)
+    subprocess.run(['tail', '--pid', pid, '-f', '/dev/null'], timeout=START_TIMEOUT, check=True)
     subprocess.run(['rm', '-r', directory], check=True)
