@@ -167,7 +167,8 @@ class Call(Outgoing):
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.limit = limit
-        self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
+        self.at = time.monotonic()
+        self.gives_up_at = self.at + timeout * (max_retry + 1)
         if limit is not None and limit < self.gives_up_at:
             self.gives_up_at = limit
         self.channel: ReplyChannel | None = None
