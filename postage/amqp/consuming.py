@@ -186,21 +186,24 @@ class ConsumingChannel(Channel):
         self.inbox.extendleft(kept)
         self.host.outbox.flush()
 
-    def close_steps(self) -> Steps:
-        """As :meth:`Channel.close_steps`; what was not tried goes back first.
+    def give_back_steps(self) -> Steps:
+        """End all consumers for good, and hand back what was not begun. Never raises.
 
         What a closed channel leaves unsettled goes back as well, but counts as tried: RabbitMQ 4.3 and later, quorum
         queues.
         """
         self.is_wanted = False
         try:
-            for queue in list(self.consumers.tags):
-                yield from self.consumers.end_steps(queue)
+            yield from self.consumers.end_all_steps()
         except errors.BrokerError as error:
             logger.debug('ending a consumer: %s', error)
         if self.is_open:
             self._return_inbox(set(self.consumers.queues.values()))
         self.inbox.clear()
+
+    def close_steps(self) -> Steps:
+        """As :meth:`Channel.close_steps`; what was not tried goes back first."""
+        yield from self.give_back_steps()
         self.host.tick.remove(self._look)
         yield from super().close_steps()
 
