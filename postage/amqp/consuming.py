@@ -97,6 +97,14 @@ class ConsumingChannel(Channel):
         self.host.tick.remove(self._look)
         self.host.tick.add(self._look)
 
+    @property
+    def unattached(self) -> list[str]:
+        """The queues that it is to consume from and does not at present. Any thread; never blocks."""
+        if not self.is_wanted:
+            return []
+        consumers = self.consumers
+        return [queue for queue in list(consumers.tags) if not self.is_open or queue not in consumers.attached]
+
     def drain_steps(self) -> Steps:
         """Stop consuming from every queue, and leave in the inbox what has come. At their end no more can come."""
         try:
@@ -112,6 +120,7 @@ class ConsumingChannel(Channel):
         queue = self.consumers.queues.get(tag.encode())
         if queue is None or self.consumers.tags.get(queue) != tag:
             return
+        self.consumers.attached.discard(queue)
         text = 'queue %r went away, or the broker ended its consumer: it is declared and consumed again'
         self._sparingly.log(logging.WARNING, text, queue)
         when_done(self._recover_steps(queue, tag, self._pauses.next()), self._on_recovered)

@@ -9,6 +9,7 @@ from postage.cli.group import LazyGroup
 
 COMMANDS = {
     'run': ('postage.cli.run.command', 'Run components as processes: workers, restarts, reloads.'),
+    'probe': ('postage.cli.probe', 'Say whether running components are ready.'),
     'broker': ('postage.cli.broker', 'Run the AMQP broker in memory, for development and tests.'),
     'dead-letters': ('postage.cli.dead_letters', 'Look at messages that failed, edit them, send them back.'),
     'ps': ('postage.cli.operate.ps', 'Show the components that run.'),
