@@ -77,6 +77,7 @@ class Failures:
         It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
         and in this process where its queue is exclusive, or a stream.
         """
+        self._vouch(delivery)
         self._figures.retried += 1
         properties = delivery.properties
         retries = delivery.retries
@@ -162,6 +163,7 @@ class Failures:
 
     def give_up(self, delivery: Delivery, failure: Failure) -> None:
         """Put a message into the processor's store; where it has none, reject it."""
+        self._vouch(delivery)
         self._figures.gave_up(failure.reason)
         store = self._host.dead_letters
         if store is None:
@@ -178,6 +180,11 @@ class Failures:
             end(error)
             return
         self._hand_over(delivery, put, 'to store it as a dead letter', end)
+
+    def _vouch(self, delivery: Delivery) -> None:
+        """What could be verified can be so again, wherever it is sent to."""
+        if self._source.gate is not None:
+            self._source.gate.failed(delivery, is_sent_on=True)
 
     def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[None]:
         if self._host.scheduler is not None:
