@@ -46,6 +46,7 @@ DEFAULT_VHOST = '/'
 DEFAULT_USER = 'guest'
 DEFAULT_PASSWORD = 'guest'
 DEFAULT_CONNECT_TIMEOUT = 60.0
+DEFAULT_CLOCK_TOLERANCE = 0.5  # seconds
 DEFAULT_MAX_BODY = 128 * 1024 * 1024  # bytes: what RabbitMQ 3 allows, and eight times what RabbitMQ 4 does
 
 
@@ -96,6 +97,12 @@ VARIABLES = (
         str(DEFAULT_MAX_BODY),
     ),
     Variable(
+        'POSTAGE_CLOCK_TOLERANCE',
+        'seconds by which the clocks of two machines may differ: an RPC request is dropped unhandled only when its '
+        'deadline has passed by that much',
+        f'{DEFAULT_CLOCK_TOLERANCE:g}',
+    ),
+    Variable(
         'POSTAGE_DEBUG_MODE',
         '``true``: log every declaration, message and delivery',
         'off',
@@ -110,6 +117,12 @@ VARIABLES = (
     ),
     Variable('POSTAGE_RMQ_USER', 'the name of ``POSTAGE_USER`` in old versions; a ``DeprecationWarning``', 'none'),
     Variable('POSTAGE_RMQ_PASSWORD', 'likewise that of ``POSTAGE_PASSWORD``', 'none'),
+    Variable(
+        'POSTAGE_RUN_WORKERS',
+        'the option ``--workers`` of ``postage run``; each of its options has such a variable',
+        '1',
+        '``--workers``',
+    ),
     Variable(
         'POSTAGE_BROKER_PASSWORD', 'the password that ``postage broker`` asks for', 'guest', '``--password-file``'
     ),
@@ -287,7 +300,9 @@ def broker_settings(
         vhost=_named(sources, 'vhost'),
         user=_named(sources, 'user'),
         password=_named(sources, 'password'),
-        connect_timeout=_connect_timeout(environ.reveal().get('POSTAGE_CONNECT_TIMEOUT')),
+        connect_timeout=_seconds(
+            'POSTAGE_CONNECT_TIMEOUT', environ.reveal().get('POSTAGE_CONNECT_TIMEOUT'), DEFAULT_CONNECT_TIMEOUT
+        ),
         max_body=_max_body(environ.reveal().get('POSTAGE_MAX_BODY')),
     )
 
@@ -313,6 +328,15 @@ def debug_mode(program: Any = None, environ: Any = None) -> bool:
     program, environ = Secret(program or {}), Secret(os.environ if environ is None else environ)
     asked_by_environment = environ.reveal().get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
     return asked_by_environment or bool(program.reveal().get('debug_mode'))
+
+
+def clock_tolerance(environ: Mapping[str, str] | None = None) -> float:
+    """Return by how many seconds the clocks of two machines may differ: ``POSTAGE_CLOCK_TOLERANCE``.
+
+    :raises ConfigurationError: it is no such number
+    """
+    text = (os.environ if environ is None else environ).get('POSTAGE_CLOCK_TOLERANCE')
+    return _seconds('POSTAGE_CLOCK_TOLERANCE', text, DEFAULT_CLOCK_TOLERANCE)
 
 
 def apply_debug_mode(enabled: bool) -> None:
@@ -509,15 +533,15 @@ def _older_variable(name: str) -> str:
     return f'POSTAGE_RMQ_{name.upper()}'
 
 
-def _connect_timeout(text: str | None) -> float:
+def _seconds(name: str, text: str | None, default: float) -> float:
     if not text:
-        return DEFAULT_CONNECT_TIMEOUT
+        return default
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise ConfigurationError(f'POSTAGE_CONNECT_TIMEOUT must be a number of seconds, 0 or more, not {text!r}')
+        raise ConfigurationError(f'{name} must be a number of seconds, 0 or more, not {text!r:.40}')
     return seconds
 
 

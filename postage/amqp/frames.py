@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 from typing import Any, Final, NamedTuple
 
 import pika
@@ -55,8 +56,12 @@ _flags = Struct('>H')
 # Bits of the property flags (section 4.2.6.1), highest first, in the order in which the values follow.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
 _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
-# Those in which nothing can be hidden that is hard to decode.
-_PLAIN = _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
+DEADLINE = 'x-postage-deadline'
+"""The header of a request that says until when its answer is waited for, in milliseconds since 1970."""
+_DEADLINE_TABLE = b'\0\0\0\x1c\x12' + DEADLINE.encode() + b'l'  # as our requests have it, but for the number
+
+# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are a deadline alone.
+_PLAIN = _HEADERS | _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
 _PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
 
 
@@ -143,16 +148,20 @@ def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> 
     return _usual_head(_MESSAGE_ID, content_type, delivery_mode) + bytes((len(own_id),)) + own_id
 
 
-def request_properties(content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int) -> bytes:
+def request_properties(
+    content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int, deadline: int
+) -> bytes:
     """The same for what most requests have.
 
     :param own_id: message id and correlation id, one of our own
     :param expiration: in milliseconds
+    :param deadline: milliseconds since 1970
     """
-    head = _usual_head(_CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID, content_type, delivery_mode)
+    head = _request_head(content_type)
     encoded_id = own_id.encode()
     encoded_id = bytes((len(encoded_id),)) + encoded_id
-    return b''.join((head, encoded_id, _short_string_of(reply_to), _short_string_of(str(expiration)), encoded_id))
+    tail = (_int64.pack(deadline), b'\2' if delivery_mode == 2 else b'\1', encoded_id)
+    return b''.join((head, *tail, _short_string_of(reply_to), _short_string_of(str(expiration)), encoded_id))
 
 
 def reply_properties(content_type: str, own_id: str, correlation_id: str) -> bytes:
@@ -171,6 +180,14 @@ def reply_properties(content_type: str, own_id: str, correlation_id: str) -> byt
 def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> bytes:
     head = encode_properties(content_type=content_type or None, delivery_mode=delivery_mode)
     return _flags.pack(_flags.unpack_from(head)[0] | further_flags) + head[2:]
+
+
+@lru_cache(maxsize=256)
+def _request_head(content_type: str) -> bytes:
+    """The flags, the content type, and of the headers all but the value of the deadline, which is all they have."""
+    head = encode_properties(content_type=content_type or None)
+    flags = _HEADERS | _DELIVERY_MODE | _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
+    return _flags.pack(_flags.unpack_from(head)[0] | flags) + head[2:] + _DEADLINE_TABLE
 
 
 @lru_cache(maxsize=256)
@@ -281,27 +298,34 @@ class Answerable(NamedTuple):
     """What of a message's properties its answer depends on, decoded by itself because it is asked for so often.
 
     Its names are those of pika's ``BasicProperties``.
+
+    :ivar deadline: until when its answer is waited for, in milliseconds since 1970
     """
 
     correlation_id: str | None
     reply_to: str | None
+    deadline: int | None = None
 
 
 def decode_answerable(data: bytes) -> Answerable:
-    """The correlation id and the reply address in the properties of a content header.
+    """The correlation id, the reply address and the deadline in the properties of a content header.
 
     :raises DecodingError: as :func:`decode_properties`
     """
-    correlation_id = reply_to = None
+    correlation_id = reply_to = deadline = None
     try:
         flags, position = data[0] << 8 | data[1], 2
         if flags & ~_PLAIN:
-            properties = decode_properties(data)
-            return Answerable(properties.correlation_id, properties.reply_to)
+            return _answerable_of(decode_properties(data))
         if flags & _CONTENT_TYPE:
             position += 1 + data[position]
         if flags & _CONTENT_ENCODING:
             position += 1 + data[position]
+        if flags & _HEADERS:
+            if not data.startswith(_DEADLINE_TABLE, position):
+                return _answerable_of(decode_properties(data))
+            position += len(_DEADLINE_TABLE) + 8
+            (deadline,) = _int64.unpack_from(data, position - 8)
         if flags & _DELIVERY_MODE:
             position += 1
         if flags & _PRIORITY:
@@ -314,9 +338,15 @@ def decode_answerable(data: bytes) -> Answerable:
             reply_to = data[start:position].decode('utf-8')
         if position > len(data):
             raise ValueError('a string reaches beyond the end')
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, StructError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
-    return tuple.__new__(Answerable, (correlation_id, reply_to))
+    return tuple.__new__(Answerable, (correlation_id, reply_to, deadline))
+
+
+def _answerable_of(properties: pika.BasicProperties) -> Answerable:
+    deadline = (properties.headers or {}).get(DEADLINE)
+    is_number = isinstance(deadline, int) and not isinstance(deadline, bool)
+    return Answerable(properties.correlation_id, properties.reply_to, deadline if is_number else None)
 
 
 def salvage_answerable(data: bytes) -> Answerable:

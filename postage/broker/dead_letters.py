@@ -62,7 +62,7 @@ def dead_letter_of(
         changes['CC'] = None
     changed = header.replace(expiration=None, headers=tables.merge(header.headers, changes))
     keys = message.routing_keys if key is None else (key,)
-    return Message(exchange, keys[0], changed, message.body, routing_keys=keys, deaths=deaths)
+    return Message(exchange, keys[0], changed, message.body, routing_keys=keys, deaths=deaths, memory=message.memory)
 
 
 def carbon_copies(header: ContentHeader, key: bytes) -> list[str]:

@@ -169,6 +169,8 @@ class Delivering:
         arguments = method.arguments or {}
         args.check_consumer_arguments(queue.name, self._host.name, arguments)
         self._check_exclusive_use(queue, method.exclusive)
+        if self._host.consumers.count >= self._host.limits.consumers:
+            raise Refusal(NOT_ALLOWED, f'reached maximum ({self._host.limits.consumers}) of consumers')
         if queue.is_quorum and self.prefetch_count:
             where = f"queue '{queue.name}' in vhost '{self._host.name}'"
             raise Refusal(NOT_IMPLEMENTED, f'{where} does not support global qos')

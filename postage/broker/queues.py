@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from postage.broker.clock import Clock, Timer
+from postage.broker.limits import Tally
 from postage.broker.messages import Message, QueuedMessage
 from postage.broker.ready import Consumer, ReadyMessages, Turns
 from postage.broker.retries import DelayedRetries
@@ -20,6 +21,7 @@ class Owner(Protocol):
 
     clock: Clock
     rules: Rules
+    consumers: Tally
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
         """Send a dead message on to where the queue's arguments say."""
@@ -57,7 +59,7 @@ class Queue:
         self.owner = owner
         self.auto_delete = auto_delete
         self.arguments = arguments or {}
-        self.consumers = Turns()
+        self.consumers = Turns(host.consumers)
         self.unacknowledged = 0
         self.unsettled_gets = 0
         self.deleted = False

@@ -22,6 +22,7 @@ from postage.errors import (
     HandlingUnfinished,
     LetterRefused,
     Nacked,
+    NoDelivery,
     NoSuchLetter,
     NotFound,
     OperationRefused,
@@ -37,6 +38,7 @@ from postage.errors import (
 )
 from postage.messaging.addresses import ControlExchange, control_key
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.deadlines import deadline, remaining
 from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
@@ -62,7 +64,7 @@ from postage.messaging.messages import (
     RpcCommand,
 )
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
-from postage.messaging.processor import MessageProcessor, current_delivery
+from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
@@ -126,6 +128,7 @@ __all__ = [
     'MessageResultException',
     'MessageStatus',
     'Nacked',
+    'NoDelivery',
     'NoSuchLetter',
     'NotFound',
     'OperationRefused',
@@ -147,7 +150,10 @@ __all__ = [
     'VirtualHostRefused',
     'control_key',
     'current_delivery',
+    'deadline',
+    'delivery',
     'quorum',
+    'remaining',
     'remote_exception',
     'stream',
     'with_dead_letter',

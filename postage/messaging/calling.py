@@ -10,15 +10,16 @@ from typing import Any
 from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.control import declare_queue
+from postage.amqp.deliveries import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
 from postage.amqp.turns import alarm_of_thread, read_by_this_thread
-from postage.messaging import deadlocks
+from postage.messaging import deadlines, deadlocks
 from postage.messaging.messages import Message, MessageResult, RpcCommand
 from postage.messaging.options import RPC_OPTIONS, further_properties, number, pack, take_options
 from postage.messaging.routed import Routed
-from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result
+from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
 
 
@@ -103,6 +104,16 @@ class Caller(Routed):
             timeout = number(options, '_timeout', timeout)
             max_retry = int(number(options, '_max_retry', max_retry, whole=True))
             further = further_properties(options)
+        until = None
+        if deadlines.of_block.get() is not None or current.get() is not None:  # else without a call
+            until = deadlines.limit()
+            if until is not None:
+                timeout = min(timeout, until - time.monotonic())
+                if timeout <= 0:
+                    future.set_result(
+                        failed(errors.TimeoutError(f'RPC {name!r}: its deadline had passed before it was sent'))
+                    )
+                    return route
         message.fingerprint(**self.fingerprint)
         if settings.is_debugging:
             self._log_sending(*route, message.body)
@@ -118,6 +129,7 @@ class Caller(Routed):
             timeout,
             max_retry,
             self.reply_queue_per_call,
+            until,
         )
         (self._connection.rpc_client or client_of(self._connection)).call(call)
         return route
@@ -174,6 +186,8 @@ class Caller(Routed):
         self._check_open()
         results: list[MessageResult] = []
         deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
+        until = deadlines.limit()
+        deadline = deadline if until is None else min(deadline, until)
         with contextlib.closing(bodies_in(queue, self._connection, result_len, deadline)) as bodies:
             for data in bodies:
                 if callback is not None:

@@ -27,8 +27,10 @@ from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
+from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
 from postage.printable import text_of
+from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
 
@@ -72,6 +74,7 @@ class Dispatcher:
         self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
+        self._tolerance = clock_tolerance()
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
 
     # Life
@@ -135,6 +138,11 @@ class Dispatcher:
             reply = None
             if body['category'] == 'rpc':
                 reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint)
+                unwanted = why_unwanted(reply.header, self._tolerance)
+                if unwanted:
+                    logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
+                    self._settle(delivery, HANDLED)
+                    return
         except errors.DecodingError as error:
             logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
             self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')

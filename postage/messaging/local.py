@@ -17,6 +17,7 @@ from typing import Any, Literal
 from postage import errors
 from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery
+from postage.amqp.frames import DEADLINE
 from postage.amqp.topology import Binding, Queue, Topology
 from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.encoders import Encoding
@@ -82,6 +83,11 @@ class LocalDelivery(Delivery):
     def correlation_id(self) -> str | None:
         """That of its properties."""
         return self.properties.correlation_id  # type: ignore[no-any-return]
+
+    @property
+    def deadline(self) -> int | None:
+        """That of its headers."""
+        return self.headers.get(DEADLINE)
 
 
 class LocalSource(Encoding):

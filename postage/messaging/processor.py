@@ -28,6 +28,7 @@ from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
 from postage.secret import Secret, revealed
+from postage.settings import clock_tolerance
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
@@ -45,6 +46,17 @@ def current_delivery() -> Delivery | None:
     ``None`` outside handlers. Never blocks.
     """
     return current.get()
+
+
+def delivery() -> Delivery:
+    """The same, for code that runs in handlers only. Never blocks.
+
+    :raises errors.NoDelivery: it is called outside of a handler
+    """
+    found = current.get()
+    if found is None:
+        raise errors.NoDelivery('no handler is running here; current_delivery() is None in that case')
+    return found
 
 
 class MessageProcessor(MicroThread):
@@ -119,6 +131,7 @@ class MessageProcessor(MicroThread):
         if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
             raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
         check_decision(f'{name}.remote_commands', self.remote_commands)
+        clock_tolerance()
         most = self.max_deliveries
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
             raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')

@@ -105,9 +105,12 @@ class Reply:
     :param fingerprint: of the processor that answers
     :param header: of its properties, those that the answer depends on; by default they are read
     :raises errors.DecodingError: the properties of the request cannot be decoded
+
+    :ivar header: those properties
+    :ivar sent: whether it was answered
     """
 
-    __slots__ = ('_began', '_fingerprint', '_header', '_send', 'sent')
+    __slots__ = ('_began', '_fingerprint', '_send', 'header', 'sent')
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class Reply:
         header: Any = None,
     ) -> None:
         self._send = send
-        self._header = delivery.answerable if header is None else header
+        self.header = delivery.answerable if header is None else header
         self._fingerprint = fingerprint
         self._began = time.monotonic()
         self.sent = False
@@ -128,7 +131,7 @@ class Reply:
         :raises errors.EncodingError: it cannot be encoded; nothing was sent
         """
         if self.sent:
-            logger.warning('a second answer to RPC %s was dropped', self._header.correlation_id)
+            logger.warning('a second answer to RPC %s was dropped', self.header.correlation_id)
             return
         if not hasattr(message, 'body'):
             message = MessageResult(message)
@@ -139,7 +142,7 @@ class Reply:
             reserved = body.setdefault('_reserved', {})
             reserved['fingerprint'] = self._fingerprint
             reserved['duration'] = round(time.monotonic() - self._began, 6)
-        self._send(self._header, message)
+        self._send(self.header, message)
         self.sent = True
 
     def tell(self, error: Exception) -> None:

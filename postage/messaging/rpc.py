@@ -122,6 +122,8 @@ class Call(Outgoing):
     :param decode: of the reply's body
     :param timeout: seconds for each attempt
     :param max_retry: how often it is sent again
+    :param queue_per_call: whether it has a reply address of its own
+    :param limit: the deadline that all of its attempts share, on the monotonic clock, where it has one
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar is_lost: whether the connection was lost after it was sent
@@ -129,7 +131,7 @@ class Call(Outgoing):
 
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
-        *('gives_up_at', 'is_lost', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
+        *('gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
     )
 
     def __init__(
@@ -145,6 +147,7 @@ class Call(Outgoing):
         timeout: float,
         max_retry: int,
         queue_per_call: bool,
+        limit: float | None,
     ) -> None:
         # What Outgoing() does, without the call: this is on the way of each RPC.
         self.exchange, self.routing_key = route
@@ -163,7 +166,10 @@ class Call(Outgoing):
         self.queue_per_call = queue_per_call
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
+        self.limit = limit
         self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
+        if limit is not None and limit < self.gives_up_at:
+            self.gives_up_at = limit
         self.channel: ReplyChannel | None = None
         self.is_lost = False
 
@@ -174,12 +180,15 @@ class Call(Outgoing):
         """
         own_id, mode = self.correlation_id, self.delivery_mode
         remaining = max(1, int(min(1000 * (self.gives_up_at - time.monotonic()), frames.EXPIRATION_MAX)))
+        deadline = int(1000 * time.time()) + remaining
         if self.further is None:
-            self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining)
+            self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining, deadline)
             return
         properties: dict[str, Any] = {'content_type': self.content_type or None, 'delivery_mode': mode}
         properties |= {'message_id': own_id, 'correlation_id': own_id, 'reply_to': reply_to}
-        self.properties = frames.encode_properties(**{**properties, 'expiration': str(remaining), **self.further})
+        properties |= {'expiration': str(remaining), **self.further}
+        properties['headers'] = {**self.further.get('headers', {}), frames.DEADLINE: deadline}
+        self.properties = frames.encode_properties(**properties)
 
 
 class _Address:
@@ -248,6 +257,9 @@ class RpcClient:
         """Set the deadline of the next attempt. With the lock held; the request is sent without it."""
         call.attempt += 1
         call.sent += 1
+        if call.limit is not None:
+            self._deadlines.forget(call)
+            call.timeout = max(0.0, min(call.timeout, call.limit - time.monotonic()))
         deadline = self._deadlines.set(call, call.timeout)
         if deadline < self._armed_for:
             self._armed_for = deadline
@@ -303,7 +315,7 @@ class RpcClient:
 
     def _why_no_reply(self, call: Call) -> str:
         """Why the time of an attempt has passed without a reply, as far as that is known here."""
-        trouble, reason = self._connection.trouble, f'no reply within {call.timeout:g} s'
+        trouble, reason = self._connection.trouble, f'no reply within {call.timeout:.3g} s'
         if self._withdraw(call):
             return f'{reason}, and it could not be sent: {trouble or "the broker has closed its channel"}'
         return f'{reason}, though {"it was sent; " + trouble if trouble else "the broker took the request"}'
@@ -311,7 +323,8 @@ class RpcClient:
     def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
         if call.future.cancelled():
             return self._finish(call, None)
-        if call.attempt <= call.max_retry and call.channel is not None:
+        has_time = call.limit is None or time.monotonic() < call.limit
+        if call.attempt <= call.max_retry and call.channel is not None and has_time:
             logger.debug('RPC %r: attempt %d failed, %s; it is sent again', call.name, call.attempt, reason)
             self._withdraw(call)
             call.address(call.channel.address)

@@ -21,8 +21,9 @@ from pika.adapters.utils import io_services_utils
 from postage import messaging
 from postage.amqp.steps import Steps
 from postage.broker.server import BrokerServer
-from support.brokers import Broker
+from support.brokers import Broker, connect
 from support.leftovers import postage_threads
+from support.limits import limited
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoProducer, eventually
 from support.ports import free_ports
 from support.programs import Program
@@ -407,6 +408,17 @@ def test_a_missing_virtual_host_is_an_error_at_once(bench: Bench, monkeypatch: p
     assert isinstance(caught.value, pika.exceptions.ProbableAccessDeniedError)
     assert isinstance(caught.value, messaging.PostageError)
     assert threads() == []
+
+
+def test_a_broker_that_has_too_many_connections_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '0.3')
+    with connect(bench.broker), limited(bench.broker, connections=1):
+        with pytest.raises(messaging.BrokerUnavailable, match=r'connection limit \(1\) is reached'):
+            EchoProducer()
+        monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '30')
+        waiting = InThread(EchoProducer)
+        bench.log.expect('WARNING', 'connection limit')
+    waiting.result().close()
 
 
 def test_after_a_refusal_the_right_credentials_connect(bench: Bench) -> None:

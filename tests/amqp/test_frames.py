@@ -32,6 +32,9 @@ names = some.text(some.characters(exclude_categories=['Cs', 'Cc']), max_size=60)
 # Frames out
 
 
+DEADLINE = frames.DEADLINE
+
+
 @PROFILE
 @given(
     channel=some.integers(1, 65535),
@@ -149,16 +152,27 @@ def test_what_is_empty_is_sent_and_what_is_none_is_left_out() -> None:
 
 
 @PROFILE
-@given(content_type=names, delivery_mode=some.sampled_from([1, 2]), reply_to=names, expiration=some.integers(1, 10**9))
+@given(
+    content_type=names,
+    delivery_mode=some.sampled_from([1, 2]),
+    reply_to=names,
+    expiration=some.integers(1, 10**9),
+    deadline=some.integers(2**31, 2**62),
+)
 def test_the_properties_of_most_messages_are_quicker_made_and_the_same(
-    content_type: str, delivery_mode: int, reply_to: str, expiration: int
+    content_type: str, delivery_mode: int, reply_to: str, expiration: int, deadline: int
 ) -> None:
     head = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': 'id-1'}
     assert frames.usual_properties(content_type, delivery_mode, 'id-1') == frames.encode_properties(**head)
-    request = frames.request_properties(content_type, delivery_mode, 'id-1', reply_to, expiration)
+    request = frames.request_properties(content_type, delivery_mode, 'id-1', reply_to, expiration, deadline)
     assert request == frames.encode_properties(
-        **head, correlation_id='id-1', reply_to=reply_to, expiration=str(expiration)
+        **head,
+        headers={frames.DEADLINE: deadline},
+        correlation_id='id-1',
+        reply_to=reply_to,
+        expiration=str(expiration),
     )
+    assert frames.decode_answerable(request) == ('id-1', reply_to, deadline)
     for correlation_id in ('', 'of the request, längér'):
         reply = frames.reply_properties(content_type, 'id-1', correlation_id)
         transient = {**head, 'delivery_mode': 1, 'correlation_id': correlation_id or None}
@@ -408,12 +422,19 @@ def test_settlements_are_what_pika_makes_of_them(channel: int, tag: int) -> None
 
 @PROFILE
 @given(
-    correlation_id=maybe_text, reply_to=maybe_text, content_type=maybe_text, headers=some.none() | some.just({'a': 1})
+    correlation_id=maybe_text,
+    reply_to=maybe_text,
+    content_type=maybe_text,
+    headers=some.sampled_from(
+        [None, {'a': 1}, {DEADLINE: 2**40}, {DEADLINE: 5}, {DEADLINE: 'x'}, {DEADLINE: 5, 'a': 1}]
+    ),
 )
 def test_what_an_answer_depends_on_is_the_same_decoded_by_itself(**properties: Any) -> None:
     encoded = frames.encode_properties(**properties, content_encoding='e', delivery_mode=1, priority=3)
     answerable = frames.decode_answerable(encoded)
     assert (answerable.correlation_id, answerable.reply_to) == (properties['correlation_id'], properties['reply_to'])
+    deadline = (properties['headers'] or {}).get(DEADLINE)
+    assert answerable.deadline == (deadline if isinstance(deadline, int) else None)
 
 
 @PROFILE

@@ -1073,6 +1073,22 @@ def test_headers_of_a_message_without_any_are_empty(bench):
     assert processor.seen.next() == {}
 
 
+def test_delivery_is_the_current_delivery_for_a_type_checker_too(bench):
+    class Telling(Processor):
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            self.seen.put(messaging.delivery() is messaging.current_delivery())
+
+    processor = run(bench, Telling)
+    bench.producer().message_echo()
+    assert processor.seen.next() is True
+
+
+def test_outside_a_handler_there_is_no_delivery():
+    with pytest.raises(messaging.NoDelivery, match='no handler is running'):
+        messaging.delivery()
+
+
 def test_outside_a_handler_there_is_no_current_delivery(bench):
     processor = run(bench, Echo)
     bench.producer().message_echo()

@@ -10,6 +10,7 @@ import pytest
 from pika import frame
 
 from postage.broker.clock import Clock
+from postage.broker.limits import Tally
 from postage.broker.messages import ContentHeader, Message, QueuedMessage
 from postage.broker.queues import Queue
 from postage.broker.rules import rules_of
@@ -26,6 +27,7 @@ class Host:
     def __init__(self) -> None:
         self.clock = Clock()
         self.rules = rules_of()
+        self.consumers = Tally()
         self.dead: list[tuple[bytes, str]] = []
         self.deleted: list[Queue] = []
 
