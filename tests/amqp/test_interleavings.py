@@ -7,9 +7,11 @@ lock keeps it out, it is given :data:`PATIENCE` to show that it waits.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -331,6 +333,27 @@ def test_a_change_that_the_loss_of_the_channel_cuts_short_is_made_up_for_when_it
     drive(on.channel.ensure_open_steps())
     on.host.pika_channel.opened()
     assert on.answer_all() == on.channel.prefetch == 64
+
+
+def test_what_stays_when_others_are_handed_back_keeps_its_order_while_more_is_read() -> None:
+    channel = Consuming().channel
+
+    def come(queue: str) -> Any:
+        channel.inbox.append(SimpleNamespace(queue=queue, number=next(numbers)))  # type: ignore[arg-type]
+        return channel.inbox[-1]
+
+    def hand_back(delivery: Any) -> None:
+        handed_back.append(delivery)
+        assert channel.inbox[0] is staying[0], 'the consuming thread would take another one'
+        staying.append(come('own'))
+
+    handed_back: list[Any] = []
+    numbers = itertools.count()
+    staying, shared = [come('own')], [come('shared'), come('shared')]
+    channel.hand_back = hand_back  # type: ignore[method-assign]
+    channel._return_inbox({'shared'})
+    assert handed_back == shared[::-1]
+    assert list(channel.inbox) == staying
 
 
 def test_what_two_threads_ask_for_is_what_is_wanted_in_the_end() -> None:
