@@ -53,6 +53,7 @@ from postage.messaging.handlers import (
     Threaded,
     Timeout,
 )
+from postage.messaging.health import Health, health
 from postage.messaging.letters import DeadLetter, DeadLetterStore
 from postage.messaging.messages import (
     Message,
@@ -115,6 +116,7 @@ __all__ = [
     'Handler',
     'HandlerTimeout',
     'HandlingUnfinished',
+    'Health',
     'JsonEncoder',
     'LetterRefused',
     'Message',
@@ -152,6 +154,7 @@ __all__ = [
     'current_delivery',
     'deadline',
     'delivery',
+    'health',
     'quorum',
     'remaining',
     'remote_exception',
