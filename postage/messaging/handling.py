@@ -368,6 +368,8 @@ class Dispatcher:
         if pause is not None:
             text = '%r is handled again in about %.3g s, because what its handler published failed: %s'
             logger.warning(text, delivery, pause.seconds, error)
+            for receipt in delivery.receipts or ():
+                receipt.note_told()
             self._failures.put_off(delivery, pause, failure)
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, error)
