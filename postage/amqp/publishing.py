@@ -112,10 +112,8 @@ class Receipt:
 
     def note_told(self) -> None:
         """What went wrong has been told, or dealt with: no flush tells it any more."""
-        with (
-            self.ledger.channel.lock,
-            contextlib.suppress(ValueError),
-        ):  # another thread, or a flush, has been told of it
+        # Another thread, or a flush, may have been told before.
+        with self.ledger.channel.lock, contextlib.suppress(ValueError):
             if self.error is not None:
                 self.ledger.failures.remove(self.error)
 
