@@ -42,6 +42,7 @@ from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
+from postage.messaging.gathering import Gathering, Replies
 from postage.messaging.handlers import (
     Handler,
     MessageFilter,
@@ -109,6 +110,7 @@ __all__ = [
     'Exchange',
     'FilterError',
     'Fingerprint',
+    'Gathering',
     'GenericConsumer',
     'GenericProducer',
     'Handler',
@@ -135,6 +137,7 @@ __all__ = [
     'PublishTimeout',
     'RejectMessage',
     'RemoteError',
+    'Replies',
     'ResourceLocked',
     'Retry',
     'RpcCommand',
