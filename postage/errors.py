@@ -32,6 +32,7 @@
     ├── StoreError                    a store of dead letters cannot take a letter, or give it
     │   ├── LetterRefused             it can never take this one
     │   └── NoSuchLetter              it has no letter of that number
+    ├── NoDelivery                    ``messaging.delivery()`` outside of a handler
     └── Deadlock                      a blocking RPC whose answer could only come from the thread that it blocks
 
 Where an error is the counterpart of one of pika's or of Python's, it derives from that as well, so that
@@ -229,6 +230,10 @@ class LetterRefused(StoreError):
 
 class NoSuchLetter(StoreError):
     """Raised where a store of dead letters has no letter of that number."""
+
+
+class NoDelivery(PostageError, LookupError):
+    """Raised by ``messaging.delivery()`` where no handler is running in this context, so there is no delivery."""
 
 
 class Deadlock(PostageError):

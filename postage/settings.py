@@ -118,6 +118,12 @@ VARIABLES = (
     Variable('POSTAGE_RMQ_USER', 'the name of ``POSTAGE_USER`` in old versions; a ``DeprecationWarning``', 'none'),
     Variable('POSTAGE_RMQ_PASSWORD', 'likewise that of ``POSTAGE_PASSWORD``', 'none'),
     Variable(
+        'POSTAGE_RUN_WORKERS',
+        'the option ``--workers`` of ``postage run``; each of its options has such a variable',
+        '1',
+        '``--workers``',
+    ),
+    Variable(
         'POSTAGE_BROKER_PASSWORD', 'the password that ``postage broker`` asks for', 'guest', '``--password-file``'
     ),
 )

@@ -188,6 +188,7 @@ _alert = re.compile(
     'SSL.*alert.(bad.certificate|unsupported.certificate|certificate|unknown.ca|access.denied)', re.IGNORECASE
 )
 
+_is_full = re.compile(r'connection limit \(\d+\) is reached\W*$')
 _reply = re.compile(r'ConnectionClosedByBroker: \((\d{3})\) (.*)', re.DOTALL)
 
 
@@ -214,7 +215,8 @@ def permanent_error(error: BaseException, settings: BrokerSettings) -> errors.Br
             f'the broker at {settings} refused user {settings.user!r} or its password; '
             'see POSTAGE_USER and POSTAGE_PASSWORD'
         )
-    if code == 530:
+    # A broker that has too many connections will have fewer.
+    if code == 530 and not _is_full.search(text):
         return errors.VirtualHostRefused(
             f'the broker at {settings} has no virtual host {settings.vhost!r}, or user {settings.user!r} may not '
             'enter it; see POSTAGE_VHOST'

@@ -38,6 +38,7 @@ logger = logging.getLogger('postage')
 
 FREE_REOPENINGS = 20  # of a channel that the broker closes again and again, before there are pauses between them
 FORCED = 320  # CONNECTION_FORCED: the broker, or its operator, ends the connection; nothing was wrong with what we sent
+CRASHED = 'INTERNAL_ERROR'  # all that a 541 says which no rule is behind, but a fault: of a node without majority, say
 
 
 def refusal(reply_code: int, reply_text: str, doing: str) -> errors.OperationRefused:
@@ -67,7 +68,9 @@ def loss(error: BaseException | None, doing: str) -> errors.BrokerError:
     """The exception for an operation that a lost channel or connection left unfinished."""
     if isinstance(error, pika.exceptions.ChannelClosedByBroker):
         return refusal(error.reply_code, error.reply_text, doing)
-    if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and error.reply_code != FORCED:
+    if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and not (
+        error.reply_code == FORCED or error.reply_text == CRASHED
+    ):
         return refusal(error.reply_code, error.reply_text, doing)
     return errors.ConnectionLost(f'the connection went while trying to {doing}: {describe(error)}')
 
@@ -175,6 +178,10 @@ class Channel:
     def when_settled(self) -> Future[Any]:
         """A future that is done once nothing sent on this channel is unsettled."""
         return done()
+
+    def give_back_steps(self) -> Steps:
+        """The connection is about to be closed: what was fetched and not begun goes back. Never raises."""
+        yield from ()
 
     def give_up(self, error: errors.PostageError) -> None:
         """The connection is being closed: what is unsettled now will stay so."""

@@ -52,6 +52,9 @@ class Settler(Protocol):
     def settle(self, delivery: Any, requeue: bool | None = None) -> None:
         """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks; any thread."""
 
+    def hand_back(self, delivery: Any) -> None:
+        """Have a delivery that was not tried delivered again. Never blocks; any thread."""
+
 
 class Delivery:
     """One message as it was delivered.

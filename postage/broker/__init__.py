@@ -15,6 +15,7 @@ minute. Malformed content headers are answered with 502 and unknown methods with
 or hangs up.
 """
 
+from postage.broker.limits import Limits
 from postage.broker.server import BrokerServer
 
-__all__ = ['BrokerServer']
+__all__ = ['BrokerServer', 'Limits']

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 
+from postage.broker.limits import GIB, Limits, size_of
 from postage.broker.rules import DEFAULT, FEATURES, RULES
 from postage.broker.server import BrokerServer
 from postage.secret import Secret, secret_of_file
@@ -45,6 +47,16 @@ def parser_of(command: str = COMMAND) -> argparse.ArgumentParser:
     ):
         what = f'{does}: a deprecated feature of RabbitMQ 4; may be repeated'
         parser.add_argument(name, action='append', choices=FEATURES, default=[], help=what)
+    for field in dataclasses.fields(Limits):
+        is_size = field.default is None or field.default == GIB
+        default = '' if is_size else ' (default: %(default)s)'
+        parser.add_argument(
+            f'--max-{field.name.replace("_", "-")}',
+            type=_size if is_size else int,
+            default=field.default,
+            metavar='SIZE' if is_size else 'NUMBER',
+            help=f'at most so many {field.metadata["what"]}{default}',
+        )
     parser.add_argument('--tls-certificate', metavar='FILE', help='serve TLS with this certificate chain (PEM)')
     parser.add_argument('--tls-key', metavar='FILE', help='its private key, where that is a file of its own')
     parser.add_argument('--verbose', action='store_true', help='a line per connection, declaration and message')
@@ -83,6 +95,9 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
             permit=options.permit,
             deny=options.deny,
             tls=tls,
+            limits=Limits(
+                **{field.name: getattr(options, f'max_{field.name}') for field in dataclasses.fields(Limits)}
+            ),
         )
     except ValueError as error:
         return _failed(str(error))
@@ -108,6 +123,18 @@ def _password(options: argparse.Namespace) -> Secret[str] | str:
     if options.password_file is not None:
         return secret_of_file(options.password_file)
     return Secret(os.environ.get('POSTAGE_BROKER_PASSWORD') or 'guest')
+
+
+def _limits(options: argparse.Namespace) -> Limits:
+    names = [field.name for field in dataclasses.fields(Limits)]
+    return Limits(**{name: getattr(options, f'max_{name}') for name in names})
+
+
+def _size(text: str) -> int:
+    try:
+        return size_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -26,9 +26,10 @@ from postage.broker import wire
 from postage.broker.client import Client, Outlet
 from postage.broker.declaring import Declaring
 from postage.broker.delivering import Delivering
+from postage.broker.limits import LARGEST_METHOD
 from postage.broker.publisher import Publisher
 from postage.broker.publishing import Content, PublishReader
-from postage.broker.replies import COMMAND_INVALID, NOT_IMPLEMENTED, UNEXPECTED_FRAME, Refusal
+from postage.broker.replies import COMMAND_INVALID, NOT_IMPLEMENTED, PRECONDITION_FAILED, UNEXPECTED_FRAME, Refusal
 from postage.broker.transactions import Transactions
 
 _PUBLISH: Final = struct.pack('>I', spec.Basic.Publish.INDEX)
@@ -55,7 +56,7 @@ class Channel:
         self.state = State.OPEN
         self.method_index = 0
         self._client = client
-        self._largest_message = client.shared.rules.largest_message
+        self._largest_message = client.shared.largest_message
         self._outlet = Outlet(client, number)
         self._transactions = Transactions()
         self._publishes = PublishReader()
@@ -80,11 +81,13 @@ class Channel:
                 content, self._content = self._content, None
                 self._client.published(self.number)
                 self.publisher.publish(content)
+            elif self._client.shared.blocked is not None:
+                self._client.publish_begins()
         elif kind != wire.METHOD:
             raise Refusal(UNEXPECTED_FRAME, 'expected method frame, got non method frame instead')
         elif payload.startswith(_PUBLISH):
             self.method_index = spec.Basic.Publish.INDEX
-            self._content = Content(self._publishes.read(payload), self._largest_message)
+            self._content = Content(self._publishes.read(payload), self._largest_message, self._client.shared.memory)
             self._client.publish_begins()
         elif payload.startswith(_ACK) and len(payload) == 13:
             self.method_index = spec.Basic.Ack.INDEX
@@ -92,6 +95,9 @@ class Channel:
             self.delivering.acknowledge(tag, bool(multiple & 1))
         else:
             self.method_index = wire.method_index(payload)
+            if len(payload) > LARGEST_METHOD:
+                size = f'method size {len(payload)} is larger than max size {LARGEST_METHOD}'
+                raise Refusal(PRECONDITION_FAILED, size)
             self._receive_method(wire.decode_method(payload))
 
     def _receive_method(self, method: Any) -> None:

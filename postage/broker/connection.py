@@ -34,7 +34,8 @@ from pika import amqp_object, spec
 from postage.broker import wire
 from postage.broker.channel import Channel
 from postage.broker.channel import State as ChannelState
-from postage.broker.login import login_of
+from postage.broker.channels import CHANNEL_MAX, Channels
+from postage.broker.login import Login, login_of
 from postage.broker.output import Output
 from postage.broker.pulse import Pulse
 from postage.broker.replies import (
@@ -53,7 +54,6 @@ from postage.printable import shown_half_built
 
 logger = logging.getLogger(__name__)
 
-CHANNEL_MAX: Final = 2047
 FRAME_MAX: Final = 131_072
 HANDSHAKE_SECONDS: Final = 10
 CLOSING_SECONDS: Final = 30
@@ -89,28 +89,6 @@ class State(enum.Enum):
     CLOSED = enum.auto()
 
 
-class _Confirms:
-    """The channels with publishes to confirm, in the order in which they published.
-
-    :param channels: of the connection, by number
-    """
-
-    def __init__(self, channels: Mapping[int, Channel]) -> None:
-        self._channels = channels
-        self._numbers: dict[int, None] = {}
-
-    def add(self, number: int) -> None:
-        self._numbers[number] = None
-
-    def flush(self) -> None:
-        """Confirm what has been published, on those channels that are still open."""
-        if self._numbers:
-            for number in self._numbers:
-                if number in self._channels:
-                    self._channels[number].flush_confirms()
-            self._numbers.clear()
-
-
 class Connection:
     """The broker's end of one connection.
 
@@ -120,6 +98,8 @@ class Connection:
     :param gone: called with the connection when it has come to its end
     :ivar output: what has still to be sent
     :ivar user: the user's name once it is known
+    :ivar is_blocked: True while it is not read because it publishes under an alarm
+    :ivar began_at: the time of the transport clock when it was made
     :ivar grant: what the user may do here; ``None`` stands for everything
     """
 
@@ -136,21 +116,22 @@ class Connection:
         self.peer = peer
         self._has_output = has_output
         self._gone = gone
-        self.output = Output(lambda: has_output(self), self.lost)
+        self.output = Output(lambda: has_output(self), self.lost, shared.memory)
         self.state = State.EXPECTING_HEADER
         self.user = ''
         self.grant: Grant | None = None
         self.frame_max = FRAME_MAX
         self.wants_cancel_notifications = False
         self._capabilities: Mapping[str, Any] = {}
-        self._channel_max = CHANNEL_MAX
-        self._channels: dict[int, Channel] = {}
+        self._channels = Channels(self, self._send)
         self._incoming = wire.FrameBuffer()
-        self._confirms = _Confirms(self._channels)
-        self._blocked = False
+        self.is_blocked = False
+        self._is_held = False  # until its login is looked at
         self._is_ending = False
         self._heartbeat = 0
-        self._pulse = Pulse(shared.transport_clock, peer, self.output, lambda: self._blocked, self.lost)
+        self._address = peer.rpartition(':')[0]
+        self.began_at = shared.transport_clock.now()
+        self._pulse = Pulse(shared.transport_clock, peer, self.output, lambda: self.is_blocked, self.lost)
         self._pulse.limit(HANDSHAKE_SECONDS, self._handshake_too_slow)
 
     @shown_half_built
@@ -168,9 +149,14 @@ class Connection:
         return self.output.has_room and not self._is_ending
 
     @property
+    def is_open(self) -> bool:
+        """True from the end of the handshake until either side closes."""
+        return self.state is State.RUNNING
+
+    @property
     def channels(self) -> list[Channel]:
         """The channels that are open."""
-        return [channel for channel in self._channels.values() if channel.state is ChannelState.OPEN]
+        return self._channels.open
 
     # --- receive ---
 
@@ -183,14 +169,14 @@ class Connection:
         try:
             for kind, channel, payload in self._incoming.frames():
                 self._receive_frame(kind, channel, payload)
-                if self.state is State.CLOSED or self._blocked:
+                if self.state is State.CLOSED or not self._may_go_on:
                     break
         except Refusal as refusal:
             # The stream has lost its step, so that nothing after this can be read.
             self._refuse(refusal)
             if self.state is State.CLOSING:
                 self._incoming = _DeafBuffer()
-        self._confirms.flush()
+        self._channels.flush_confirms()
 
     def _receive_protocol_header(self) -> bool:
         """Tell whether frames may follow; a client of another protocol hears which one is spoken here."""
@@ -231,18 +217,7 @@ class Connection:
         if number == 0 or self.state is not State.RUNNING:
             self._receive_connection_method(kind, payload)
             return
-        channel = self._channels.get(number)
-        method = wire.decode_method(payload) if kind == wire.METHOD else None
-        if channel is None:
-            self._open_channel(number, method)
-        elif isinstance(method, spec.Channel.Close):
-            self._close_channel(channel)
-        elif isinstance(method, spec.Channel.CloseOk):
-            # Without a Close before it, it is ignored.
-            if channel.state is ChannelState.CLOSING:
-                del self._channels[number]
-        elif isinstance(method, spec.Channel.Open) and channel.state is ChannelState.OPEN:
-            raise Refusal(CHANNEL_ERROR, "second 'channel.open' seen")
+        self._channels.receive(number, wire.decode_method(payload) if kind == wire.METHOD else None)
 
     def _receive_connection_method(self, kind: int, payload: bytes) -> None:
         if kind != wire.METHOD:
@@ -265,8 +240,27 @@ class Connection:
         self._capabilities = capabilities if isinstance(capabilities, dict) else {}
         self.wants_cancel_notifications = bool(self._capabilities.get('consumer_cancel_notify'))
         login = login_of(method.mechanism, method.response)
+        wait = self.shared.guard.seconds_to_wait(self._address, login.user)
+        if wait is None:
+            logger.warning('%s: dropped, because too many logins as %r wait already', self.peer, login.user)
+            self._finish()
+        elif wait:
+            self._is_held = True
+            self.shared.transport_clock.call_later(wait, lambda: self._go_on_with(login, method.mechanism))
+        else:
+            self._log_in(login, method.mechanism)
+
+    def _go_on_with(self, login: Login, mechanism: str) -> None:
+        if self.state is State.STARTING:
+            self._is_held = False
+            self._log_in(login, mechanism)
+            self._has_output(self)
+            self.receive_bytes(b'')
+
+    def _log_in(self, login: Login, mechanism: str) -> None:
         if not self.shared.users.is_password(login.user, login.password):
-            self._refuse_login(method.mechanism)
+            self.shared.guard.failed(self._address, login.user)
+            self._refuse_login(mechanism)
             return
         self.user = login.user
         self.state = State.TUNING
@@ -285,7 +279,7 @@ class Connection:
         _check_limit('frame_max', method.frame_max, self.shared.rules.smallest_frame, FRAME_MAX)
         _check_limit('channel_max', method.channel_max, 1, CHANNEL_MAX)
         self.frame_max = self._incoming.largest = method.frame_max
-        self._channel_max = method.channel_max
+        self._channels.most = method.channel_max
         self._heartbeat = method.heartbeat
         self.state = State.OPENING
 
@@ -295,6 +289,9 @@ class Connection:
             raise Refusal(NOT_ALLOWED, f'vhost {method.virtual_host} not found')
         if not self.shared.users.may_enter(self.user, host.name):
             raise Refusal(NOT_ALLOWED, f"access to vhost '{host.name}' refused for user '{self.user}'")
+        limit = self.shared.limits.connections
+        if sum(each.is_open for each in self.shared.connections) >= limit:
+            raise Refusal(NOT_ALLOWED, f'connection refused: node connection limit ({limit}) is reached')
         self.grant = self.shared.users.grant(self.user, host.name)
         self.virtual_host = host
         self.state = State.RUNNING
@@ -306,30 +303,9 @@ class Connection:
         # A password does not expire, so that RabbitMQ takes any.
         self._send(0, spec.Connection.UpdateSecretOk())
 
-    # --- channels ---
-
-    def _open_channel(self, number: int, method: Any) -> None:
-        if isinstance(method, spec.Channel.CloseOk):
-            return
-        if not isinstance(method, spec.Channel.Open):
-            raise Refusal(CHANNEL_ERROR, "expected 'channel.open'")
-        if len(self._channels) >= self._channel_max:
-            opened = f'number of channels opened ({len(self._channels)})'
-            raise Refusal(NOT_ALLOWED, f'{opened} has reached the negotiated channel_max ({self._channel_max})')
-        self._channels[number] = Channel(self, number)
-        self._send(number, spec.Channel.OpenOk())
-
-    def _close_channel(self, channel: Channel) -> None:
-        """The client closes a channel; one that this side is closing waits for its CloseOk all the same."""
-        if channel.state is ChannelState.OPEN:
-            channel.flush_confirms()
-            channel.end()
-            del self._channels[channel.number]
-        self._send(channel.number, spec.Channel.CloseOk())
-
     def published(self, number: int) -> None:
         """Hear of a message; confirms are sent once all that arrived together is done, as one may stand for many."""
-        self._confirms.add(number)
+        self._channels.published(number)
 
     # --- errors and the end ---
 
@@ -360,14 +336,14 @@ class Connection:
         """
         if self.state in (State.CLOSING, State.CLOSED):
             return
-        self._confirms.flush()
+        self._channels.flush_confirms()
         self._end()
         self.state = State.CLOSING
         self._pulse.limit(CLOSING_SECONDS, self.lost)
         self._send(0, spec.Connection.Close(code, text, method_index >> 16, method_index & 0xFFFF))
 
     def _on_close(self, method: spec.Connection.Close) -> None:
-        self._confirms.flush()
+        self._channels.flush_confirms()
         self._end()
         self._send(0, spec.Connection.CloseOk())
         self._finish()
@@ -395,10 +371,7 @@ class Connection:
     def _end(self) -> None:
         """Give back what the channels hold and remove the exclusive queues."""
         self._is_ending = True
-        channels = list(self._channels.values())
-        self._channels.clear()
-        for channel in channels:
-            channel.end()
+        self._channels.end()
         if self.state is State.RUNNING:
             self.virtual_host.owner_gone(self)
 
@@ -423,30 +396,33 @@ class Connection:
     def data_sent(self, count: int) -> None:
         """Hear how many bytes have left; deliveries go on when there is room again."""
         if self.output.sent(count) and self.state is State.RUNNING:
-            for channel in list(self._channels.values()):
-                channel.delivering.resume()
+            self._channels.resume()
 
     @property
     def wants_data(self) -> bool:
         """False while the client must not be read: it does not read its answers, or it publishes while blocked."""
-        return not self.output.is_stuck and not self._blocked
+        return not self.output.is_stuck and self._may_go_on
+
+    @property
+    def _may_go_on(self) -> bool:
+        return not self.is_blocked and not self._is_held
 
     # --- blocking ---
 
     def publish_begins(self) -> None:
         """Stop here under an alarm, as RabbitMQ does: what follows stays where it is until the alarm is over."""
         reason = self.shared.blocked
-        if reason is None or self._blocked:
+        if reason is None or self.is_blocked:
             return
-        self._blocked = True
+        self.is_blocked = True
         if self._capabilities.get('connection.blocked'):
             self._send(0, spec.Connection.Blocked(reason))
 
     def unblock(self) -> None:
         """Go on with what has arrived, if an alarm stopped it."""
-        if not self._blocked or self.state is not State.RUNNING:
+        if not self.is_blocked or self.state is not State.RUNNING:
             return
-        self._blocked = False
+        self.is_blocked = False
         if self._capabilities.get('connection.blocked'):
             self._send(0, spec.Connection.Unblocked())
         # The transport looks again whether it may read, also where there is nothing to send.

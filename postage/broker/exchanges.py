@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from postage.broker import tables
 from postage.broker.arguments import type_name
+from postage.broker.limits import Tally
 from postage.broker.messages import Message
 from postage.broker.queues import Queue
 from postage.broker.replies import PRECONDITION_FAILED, Refusal
@@ -30,6 +31,7 @@ class Binding:
 class Exchange:
     """What all types have in common: a name, flags, and bindings in the order of their making.
 
+    :param tally: counts its bindings, with those of other exchanges
     :ivar reads_headers: True where the routing key alone does not decide
     """
 
@@ -43,6 +45,7 @@ class Exchange:
         auto_delete: bool = False,
         internal: bool = False,
         arguments: Mapping[str, Any] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self.name = name
         self.durable = durable
@@ -50,6 +53,7 @@ class Exchange:
         self.internal = internal
         self.arguments = arguments or {}
         self.bindings: dict[Binding, None] = {}
+        self._tally = tally or Tally()
 
     @property
     def alternate(self) -> str | None:
@@ -62,14 +66,21 @@ class Exchange:
 
     def bind(self, binding: Binding) -> None:
         """Add a binding; one that exists already stays as it is."""
-        self.bindings.setdefault(binding)
+        if binding not in self.bindings:
+            self.bindings[binding] = None
+            self._tally.count += 1
 
     def unbind(self, binding: Binding) -> bool:
         """Remove a binding and tell whether there was such a one."""
         if binding not in self.bindings:
             return False
         del self.bindings[binding]
+        self._tally.count -= 1
         return True
+
+    def end(self) -> None:
+        """Come to its end, with its bindings."""
+        self._tally.count -= len(self.bindings)
 
     def remove_destination(self, destination: Destination) -> bool:
         """Remove all bindings to a destination that goes away, and tell whether there were any."""

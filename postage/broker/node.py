@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from postage.broker.connection import Connection
+from postage.broker.limits import Limits
 from postage.broker.replies import CONNECTION_FORCED
 from postage.broker.rules import Rules, rules_of
 from postage.broker.shared import Shared
 from postage.broker.users import Permissions
 from postage.secret import Secret
 
+LOW_ON_MEMORY: Final = 'low on memory'  # RabbitMQ's words
+_ENOUGH: Final = 0.8  # of the memory, below which an alarm ends
 _LONGEST_WAIT: Final = 3600.0
+
+logger = logging.getLogger(__name__)
 
 
 class Node:
@@ -31,10 +37,15 @@ class Node:
         heartbeat: int = 60,
         permissions: Mapping[str, Mapping[str, Permissions]] | None = None,
         rules: Rules | None = None,
+        limits: Limits | None = None,
     ) -> None:
         users = Secret.of(users)
-        self.shared = Shared(users, virtual_hosts, heartbeat, permissions, rules or rules_of())
         self.connections: set[Connection] = set()
+        self._limits = limits or Limits()
+        self.shared = Shared(
+            users, virtual_hosts, heartbeat, permissions, rules or rules_of(), self._limits, self.connections
+        )
+        self._is_low_on_memory = False
         self._with_output: list[Connection] = []
 
     def delete_virtual_host(self, name: str) -> None:
@@ -54,7 +65,12 @@ class Node:
         return [connection for connection in self.connections if connection.vhost_name == vhost]
 
     def connect(self, peer: str) -> Connection:
-        """Return the broker's end of a new connection; ``peer`` names the client in logs."""
+        """Return the broker's end of a new connection; ``peer``, an address and a port, names the client in logs."""
+        new = [each for each in self.connections if not each.is_open]
+        if len(new) >= self._limits.handshakes:
+            oldest = min(new, key=lambda each: each.began_at)
+            logger.warning('%s: dropped, because %d connections are not open yet', oldest.peer, len(new))
+            oldest.lost()
         connection = Connection(self.shared, peer, self._with_output.append, self.connections.discard)
         self.connections.add(connection)
         return connection
@@ -71,6 +87,19 @@ class Node:
         """Do what has fallen due by the clocks."""
         self.shared.clock.run_due()
         self.shared.transport_clock.run_due()
+        self._watch_memory()
+
+    def _watch_memory(self) -> None:
+        """Raise and end the alarm of memory (https://www.rabbitmq.com/docs/memory)."""
+        used, limit = self.shared.memory.count, self._limits.memory
+        if not self._is_low_on_memory and used > limit:
+            self._is_low_on_memory = True
+            logger.warning('messages take %d bytes, and may take %d: publishers are blocked', used, limit)
+            self.block(LOW_ON_MEMORY)
+        elif self._is_low_on_memory and used < limit * _ENOUGH:
+            self._is_low_on_memory = False
+            logger.warning('messages take %d bytes: publishers go on', used)
+            self.unblock()
 
     def take_connections_with_output(self) -> list[Connection]:
         """Return the connections that have something to send, or have come to their end."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from postage.broker.limits import Tally
+
 # Unsent bytes at which no more messages are delivered, at which they are again, and at which reading stops.
 _FULL: Final = 512 * 1024
 _ROOM: Final = 128 * 1024
@@ -16,17 +18,19 @@ class Output:
 
     :param begins: called when there is something to send where there was nothing
     :param cut: called when the connection is to end without a word, see :meth:`cut_after`
+    :param memory: counts the bytes, too
     :ivar has_room: False while too much is unsent
     :ivar is_used: True where something was sent since a heartbeat looked last
     :ivar unsent: how many bytes the client has still to take
     """
 
-    def __init__(self, begins: Callable[[], None], cut: Callable[[], None]) -> None:
+    def __init__(self, begins: Callable[[], None], cut: Callable[[], None], memory: Tally) -> None:
         self.has_room = True
         self.is_used = False
         self.unsent = 0
         self._begins = begins
         self._cut = cut
+        self._memory = memory
         self._pieces: list[bytes] = []
         self._cut_after: int | None = None
 
@@ -39,6 +43,7 @@ class Output:
             self._begins()
         self._pieces.append(frames)
         self.unsent += len(frames)
+        self._memory.count += len(frames)
         self.is_used = True
         if self.unsent > _FULL:
             self.has_room = False
@@ -63,7 +68,9 @@ class Output:
 
     def sent(self, count: int) -> bool:
         """Hear how many bytes have left, and tell whether there is room again where there was none."""
+        count = min(count, self.unsent)
         self.unsent -= count
+        self._memory.count -= count
         if self.has_room or self.unsent > _ROOM:
             return False
         self.has_room = True
@@ -77,4 +84,5 @@ class Output:
     def clear(self) -> None:
         """Forget everything."""
         self._pieces.clear()
+        self._memory.count -= self.unsent
         self.unsent = 0

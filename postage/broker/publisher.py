@@ -74,7 +74,15 @@ class Publisher:
         if hidden:
             header = header.with_headers(BCC=None)
             keys += tuple(hidden)
-        message = Message(exchange.name, publish.routing_key, header, content.body(), publish.address, keys)
+        message = Message(
+            exchange.name,
+            publish.routing_key,
+            header,
+            content.body(),
+            publish.address,
+            keys,
+            memory=self._shared.memory,
+        )
         if self._transactions.is_selected:
             self._transactions.publish_later(lambda: self._hand_over(exchange, message, lifetime, publish.mandatory))
         else:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from pika import spec
 
 from postage.broker import wire
+from postage.broker.limits import Tally
 from postage.broker.messages import ContentHeader
 from postage.broker.replies import FRAME_ERROR, PRECONDITION_FAILED, SYNTAX_ERROR, UNEXPECTED_FRAME, Refusal
 
@@ -68,14 +69,20 @@ class Content:
     """A message of which not everything has arrived.
 
     :param largest: bytes of the body
+    :param memory: counts those that have arrived
     """
 
-    def __init__(self, publish: Publish, largest: int) -> None:
+    def __init__(self, publish: Publish, largest: int, memory: Tally) -> None:
         self.publish = publish
         self._largest = largest
         self.header: ContentHeader | None = None
         self._parts: list[bytes] = []
         self._missing = 0
+        self._memory = memory
+        self._received = 0
+
+    def __del__(self) -> None:
+        self._memory.count -= self._received
 
     def receive(self, kind: int, payload: bytes) -> bool:
         """Take a frame, and tell whether the message is whole.
@@ -110,6 +117,8 @@ class Content:
             raise Refusal(UNEXPECTED_FRAME, 'expected content body, got non content body frame instead')
         if payload:
             self._parts.append(payload)
+            self._received += len(payload)
+            self._memory.count += len(payload)
 
     def body(self) -> bytes:
         """Return the whole body."""

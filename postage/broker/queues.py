@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from postage.broker.clock import Clock, Timer
+from postage.broker.limits import Tally
 from postage.broker.messages import Message, QueuedMessage
 from postage.broker.ready import Consumer, ReadyMessages, Turns
 from postage.broker.retries import DelayedRetries
@@ -20,9 +21,13 @@ class Owner(Protocol):
 
     clock: Clock
     rules: Rules
+    consumers: Tally
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
-        """Send a dead message on to where the queue's arguments say."""
+    def dead_letter(self, queue: Queue, message: Message, reason: str, failures: int = 0) -> None:
+        """Send a dead message on to where the queue's arguments say.
+
+        :param failures: how often it was delivered in vain
+        """
 
     def delete_queue(self, queue: Queue) -> int:
         """Take the queue out."""
@@ -57,7 +62,7 @@ class Queue:
         self.owner = owner
         self.auto_delete = auto_delete
         self.arguments = arguments or {}
-        self.consumers = Turns()
+        self.consumers = Turns(host.consumers)
         self.unacknowledged = 0
         self.unsettled_gets = 0
         self.deleted = False
@@ -151,11 +156,12 @@ class Queue:
 
         :param by_get: whether it is handed out by ``basic.get``
         """
-        if not self.is_quorum or (not entry.acquired and not (by_get and self._rules.counts_first_get)):
+        acquired = entry.acquired or entry.message.failures
+        if not self.is_quorum or (not acquired and not (by_get and self._rules.counts_first_get)):
             return {}
         counts = {}
         if self._rules.counts_acquired:
-            counts['x-acquired-count'] = entry.acquired
+            counts['x-acquired-count'] = acquired
         if entry.returns or not self._rules.counts_acquired:
             counts['x-delivery-count'] = entry.returns
         return counts
@@ -170,7 +176,7 @@ class Queue:
         """
         if self._is_limited and self._overflow != 'drop-head' and self._refuses(len(message.body)):
             if self._overflow == 'reject-publish-dlx':
-                self._host.dead_letter(self, message, 'maxlen')
+                self._host.dead_letter(self, message, 'maxlen', message.failures)
             return False
         entry = QueuedMessage(message, self._next_position, self._expiry(lifetime))
         self._next_position += 1
@@ -218,7 +224,7 @@ class Queue:
         """Give up what is too much, and tell whether that was anything."""
         before = self.ready.count
         while self.ready and self._is_over():
-            self._host.dead_letter(self, self.ready.pop().message, 'maxlen')
+            self._bury(self.ready.pop(), 'maxlen')
         return self.ready.count < before
 
     # --- messages out ---
@@ -275,7 +281,7 @@ class Queue:
             entry.acquired += 1
             entry.returns += counts
             if self._delivery_limit is not None and entry.returns > self._delivery_limit:
-                self._host.dead_letter(self, entry.message, 'delivery_limit')
+                self._bury(entry, 'delivery_limit')
             elif self._retries is None or not self._retries.hold_back(entry, counts):
                 back.append(entry)
         self._put_back(back, by_client)
@@ -300,11 +306,17 @@ class Queue:
         if not self.deleted:
             self._put_back([entry])
 
-    def reject(self, entries: Iterable[QueuedMessage]) -> None:
-        """Give messages up; with a dead-letter exchange they go there."""
-        for entry in entries:
-            self.unacknowledged -= 1
-            self._host.dead_letter(self, entry.message, 'rejected')
+    def reject(self, entry: QueuedMessage, counts: bool = True) -> None:
+        """Give a message up; with a dead-letter exchange it goes there.
+
+        :param counts: whether that was a failed attempt
+        """
+        self.unacknowledged -= 1
+        entry.returns += counts
+        self._bury(entry, 'rejected')
+
+    def _bury(self, entry: QueuedMessage, reason: str) -> None:
+        self._host.dead_letter(self, entry.message, reason, entry.returns)
 
     def purge(self) -> int:
         """Drop all that is ready, or held back for a retry, and return how many there were."""
@@ -356,7 +368,7 @@ class Queue:
         """Give up the dead messages at the head; those behind a living one stay, as in RabbitMQ."""
         now = self._clock.now()
         while (head := self.ready.head()) is not None and head.expires_at is not None and head.expires_at <= now:
-            self._host.dead_letter(self, self.ready.pop().message, 'expired')
+            self._bury(self.ready.pop(), 'expired')
 
     def _drop_what_is_due(self) -> None:
         """Do what the clock would do in a moment.

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from postage.broker.limits import Tally
 from postage.broker.messages import QueuedMessage
 
 
@@ -111,9 +112,13 @@ class ReadyMessages:
 
 
 class Turns:
-    """Consumers, asked in turn: those of the highest priority first, and among equals the one that waited longest."""
+    """Consumers, asked in turn: those of the highest priority first, and among equals the one that waited longest.
 
-    def __init__(self) -> None:
+    :param tally: counts them, with those of other queues
+    """
+
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
         self._by_priority: dict[int, deque[Consumer]] = {}
         self._in_order: list[Consumer] = []
 
@@ -129,12 +134,14 @@ class Turns:
 
     def add(self, consumer: Consumer) -> None:
         """Let a consumer take part."""
+        self._tally.count += 1
         self._in_order.append(consumer)
         self._by_priority.setdefault(consumer.priority, deque()).append(consumer)
         self._by_priority = dict(sorted(self._by_priority.items(), reverse=True))
 
     def remove(self, consumer: Consumer) -> None:
         """Let a consumer go."""
+        self._tally.count -= 1
         self._in_order.remove(consumer)
         group = self._by_priority[consumer.priority]
         group.remove(consumer)

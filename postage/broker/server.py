@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from postage.broker.connection import Connection
+from postage.broker.limits import Limits
 from postage.broker.messages import QueuedMessage
 from postage.broker.node import Node
 from postage.broker.observing import Observer
@@ -35,6 +36,9 @@ Server = TypeVar('Server', bound='BrokerServer')
 _READ_SIZE: Final = 128 * 1024
 _BACKLOG: Final = 128
 _COMMAND_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 1.0  # between looks after clients that are blocked
+_REST_SECONDS: Final = 0.2
+_ESTABLISHED: Final = 1  # TCP_ESTABLISHED of Linux's tcp_info
 # TLS may have to read before it can write, or the other way round; both come by themselves.
 _NOT_NOW: Final = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _SHUTDOWN: Final = "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"
@@ -69,6 +73,7 @@ class BrokerServer:
     :param deny: names of deprecated features that are denied although RabbitMQ permits them by default
     :param tls: the server's side of TLS (``ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)`` with a certificate);
         the port then speaks nothing else
+    :param limits: how much clients may take, see :class:`postage.broker.limits.Limits`
     :raises ValueError: for unknown rules or features
     """
 
@@ -84,12 +89,13 @@ class BrokerServer:
         permit: Collection[str] = (),
         deny: Collection[str] = (),
         tls: ssl.SSLContext | None = None,
+        limits: Limits | None = None,
     ) -> None:
         users = Secret({'guest': 'guest'} if users is None else revealed(users))
         self.host = host
         self._wanted_port = port
         self._users = users
-        self._node = Node(self._users, virtual_hosts, heartbeat, permissions, rules_of(rules, permit, deny))
+        self._node = Node(self._users, virtual_hosts, heartbeat, permissions, rules_of(rules, permit, deny), limits)
         self._shared = self._node.shared
         self._tls = tls
         self._loop: _Loop | None = None
@@ -434,6 +440,13 @@ class _Transport:
         self._events = events
 
     @property
+    def is_gone(self) -> bool:
+        """True where the client has closed its end, as far as the system tells without a read."""
+        if self.closed or not hasattr(socket, 'TCP_INFO'):
+            return False
+        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _ESTABLISHED
+
+    @property
     def closed(self) -> bool:
         """True once the socket is closed."""
         return self._socket.fileno() < 0
@@ -468,8 +481,7 @@ class _Loop:
         for sock in (self._wake_in, self._wake_out):
             sock.setblocking(False)
         self._selector.register(self._wake_out, selectors.EVENT_READ, self._woken)
-        for listener in self._listeners:
-            self._selector.register(listener, selectors.EVENT_READ, functools.partial(self._accept, listener))
+        self._listen()
 
     # --- from other threads ---
 
@@ -513,8 +525,13 @@ class _Loop:
             self._end()
 
     def _turn(self) -> None:
-        for key, events in self._selector.select(self._node.seconds_to_wait()):
+        wait = self._node.seconds_to_wait()
+        if self._node.shared.blocked is not None:
+            wait = min(_LOOK_SECONDS, _LOOK_SECONDS if wait is None else wait)
+        for key, events in self._selector.select(wait):
             key.data(events)
+        if self._node.shared.blocked is not None:
+            self._drop_the_gone()
         try:
             self._node.run_due()
         except Exception:
@@ -529,15 +546,38 @@ class _Loop:
                 if transport.closed:
                     del self._transports[connection]
 
+    def _drop_the_gone(self) -> None:
+        """Drop clients that have gone while they are blocked: what they hold may be the reason for it."""
+        for connection, transport in self._transports.items():
+            if connection.is_blocked and transport.is_gone:
+                connection.lost()
+
+    def _rest(self) -> None:
+        """Accept nobody for a moment: the process has all the files open that it may have."""
+        logger.warning('no more files can be opened; new connections wait')
+        for listener in self._listeners:
+            self._selector.unregister(listener)
+        self._node.shared.transport_clock.call_later(_REST_SECONDS, self._listen)
+
+    def _listen(self) -> None:
+        for listener in self._listeners:
+            self._selector.register(listener, selectors.EVENT_READ, functools.partial(self._accept, listener))
+
     def _accept(self, listener: socket.socket, events: int) -> None:
         try:
             sock, address = listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._rest()
+            return
+        try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 # The first reads will do the handshake, so that a client that is slow with it holds up nobody.
                 sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
+            sock.close()
             return
         connection = self._node.connect(f'{address[0]}:{address[1]}')
         self._transports[connection] = _Transport(sock, connection, self._selector)

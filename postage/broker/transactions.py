@@ -46,11 +46,12 @@ class Transactions:
         :raises Refusal: 406, where the channel has no transactions
         """
         self._end(self._publishes)
-        self._end(self._settlements)
         self.undo()
 
     def undo(self) -> None:
-        """Make unsettled again what was to be settled, as the channel comes to its end."""
+        """Make unsettled again what was to be settled, and forget the messages, as the channel comes to its end."""
+        self._publishes.clear()
+        self._settlements.clear()
         for undo in self._undo:
             undo()
         self._undo.clear()

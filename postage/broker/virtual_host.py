@@ -13,6 +13,7 @@ from postage.broker import arguments as args
 from postage.broker.clock import Clock
 from postage.broker.dead_letters import dead_letter_of, deaths_of, is_cycle
 from postage.broker.exchanges import TYPES, Binding, Exchange
+from postage.broker.limits import Limits, Tally
 from postage.broker.messages import Message
 from postage.broker.observing import Observer
 from postage.broker.queues import Queue
@@ -52,23 +53,29 @@ class VirtualHost:
     """Everything that clients of one virtual host share.
 
     :ivar rules: what the version of RabbitMQ that is followed allows
+    :ivar limits: how much of everything there may be
+    :ivar consumers: counts the consumers of its queues
     :ivar observers: who hears of each message
     :ivar reply_addresses: who gets a message for a direct reply-to address, by the address
     """
 
-    def __init__(self, name: str, clock: Clock, rules: Rules, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self, name: str, clock: Clock, rules: Rules, observers: Sequence[Observer] = (), limits: Limits | None = None
+    ) -> None:
         self.name = name
         self.clock = clock
         self.rules = rules
         self.observers = observers
+        self.limits = limits or Limits()
+        self.consumers, self._bindings = Tally(), Tally()
         self.exchanges: dict[str, Exchange] = {}
         self.queues: dict[str, Queue] = {}
         self.reply_addresses: dict[str, Reply] = {}
         self._routes = Routes(self.exchanges, self.queues)
-        self._dead: deque[tuple[Queue, Message, str]] = deque()
+        self._dead: deque[tuple[Queue, Message, str, int]] = deque()
         self._burying = False
         for exchange, kind, internal in _PREDECLARED:
-            self.exchanges[exchange] = TYPES[kind](exchange, durable=True, internal=internal)
+            self.exchanges[exchange] = TYPES[kind](exchange, durable=True, internal=internal, tally=self._bindings)
 
     def _exchange_text(self, name: str) -> str:
         return f"exchange '{name}' in vhost '{self.name}'"
@@ -124,7 +131,10 @@ class VirtualHost:
         if not isinstance(alternate, str):
             wrong = f"invalid type '{args.type_name(alternate)}' for arg 'alternate-exchange' in"
             raise Refusal(PRECONDITION_FAILED, f'{wrong} {self._exchange_text(name)}')
-        exchange = exchange_type(name, durable, auto_delete, internal, arguments)
+        if len(self.exchanges) - len(_PREDECLARED) >= self.limits.exchanges:
+            limit = f'exchange limit of {self.limits.exchanges} is reached'
+            raise Refusal(PRECONDITION_FAILED, f'cannot declare {self._exchange_text(name)}: {limit}')
+        exchange = exchange_type(name, durable, auto_delete, internal, arguments, self._bindings)
         self.exchanges[name] = exchange
         self._routes.forget()
         logger.debug('%s: %s exchange %r declared', self.name, kind, name)
@@ -154,6 +164,7 @@ class VirtualHost:
 
     def _remove_exchange(self, exchange: Exchange) -> None:
         del self.exchanges[exchange.name]
+        exchange.end()
         self._remove_destination(exchange)
         logger.debug('%s: exchange %r deleted', self.name, exchange.name)
 
@@ -163,6 +174,9 @@ class VirtualHost:
         """Let an exchange send to a queue or to another exchange."""
         exchange = self.named_exchange(source)
         exchange.check_binding(arguments)
+        if self._bindings.count >= self.limits.bindings:
+            limit = f"binding limit in vhost '{self.name}' ({self.limits.bindings}) is reached"
+            raise Refusal(PRECONDITION_FAILED, f'cannot bind {self._exchange_text(source)}: {limit}')
         exchange.bind(Binding(destination, routing_key, arguments))
         self._routes.forget()
         logger.debug('%s: %r bound to exchange %r with key %r', self.name, destination.name, source, routing_key)
@@ -247,6 +261,9 @@ class VirtualHost:
             self._check_queue(found, user, durable, exclusive, auto_delete, arguments)
             found.touch()
             return found
+        if len(self.queues) >= self.limits.queues:
+            limit = f"queue limit in vhost '{self.name}' ({self.limits.queues}) is reached"
+            raise Refusal(PRECONDITION_FAILED, f"cannot declare queue '{name}': {limit}")
         args.check_queue_arguments(name, self.name, arguments, self.rules.arguments)
         self.rules.check_queue(durable, exclusive, arguments)
         if arguments.get('x-queue-type') == 'quorum':
@@ -275,19 +292,8 @@ class VirtualHost:
             if received != current:
                 new, old = args.text_of(received), args.text_of(current)
                 raise args.inequivalent(what, flag, f"'{new}'", f"'{old}'")
-        received_all, current_all = self._with_types(arguments, found.arguments)
+        received_all, current_all = _with_types(arguments, found.arguments, self.rules)
         args.check_equivalent(what, received_all, current_all, self.rules.arguments.queue_keys[found.type])
-
-    def _with_types(
-        self, received: Mapping[str, Any], current: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """Return two sets of arguments with the queue type that is meant where they name none."""
-        default = {'x-queue-type': 'classic'}
-        if self.rules.arguments.knows_default_type:
-            return {**default, **received}, {**default, **current}
-        # Naming the default type is the same as not naming it.
-        received_all = {**default, **received} if current.get('x-queue-type') == 'classic' else received
-        return received_all, {**default, **current} if received.get('x-queue-type') == 'classic' else current
 
     def _check_quorum(self, name: str, durable: bool, exclusive: bool, auto_delete: bool) -> None:
         wrong = (('auto-delete', auto_delete), ('exclusive-owner', exclusive), ('non-durable', not durable))
@@ -355,7 +361,7 @@ class VirtualHost:
 
     # --- dead letters ---
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: Queue, message: Message, reason: str, failures: int = 0) -> None:
         """Send a dead message to its queue's dead-letter exchange, if it has one.
 
         Deaths that follow from deaths wait in line, so that a chain of queues does not become a chain of calls.
@@ -364,7 +370,7 @@ class VirtualHost:
             observer.died(self.name, queue.name, message, reason)
         if queue.dead_letter_exchange is None:
             return
-        self._dead.append((queue, message, reason))
+        self._dead.append((queue, message, reason, failures))
         if not self._burying:
             self._bury_all()
 
@@ -376,12 +382,24 @@ class VirtualHost:
         finally:
             self._burying = False
 
-    def _bury(self, queue: Queue, message: Message, reason: str) -> None:
+    def _bury(self, queue: Queue, message: Message, reason: str, failures: int) -> None:
         exchange = self.exchanges.get(queue.arguments['x-dead-letter-exchange'])
         if exchange is None:
             return
-        letter = dead_letter_of(message, queue.name, queue.arguments, exchange.name, reason, self.rules)
+        letter = dead_letter_of(message, queue.name, queue.arguments, exchange.name, reason, self.rules, failures)
         deaths = deaths_of(letter, self.rules) or ()
         for target in self.route(exchange, letter):
             if reason == 'rejected' or not is_cycle(target.name, deaths):
                 target.publish(letter)
+
+
+def _with_types(
+    received: Mapping[str, Any], current: Mapping[str, Any], rules: Rules
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return two sets of arguments with the queue type that is meant where they name none."""
+    default = {'x-queue-type': 'classic'}
+    if rules.arguments.knows_default_type:
+        return {**default, **received}, {**default, **current}
+    # Naming the default type is the same as not naming it.
+    received_all = {**default, **received} if current.get('x-queue-type') == 'classic' else received
+    return received_all, {**default, **current} if received.get('x-queue-type') == 'classic' else current

@@ -22,6 +22,7 @@ from postage.errors import (
     HandlingUnfinished,
     LetterRefused,
     Nacked,
+    NoDelivery,
     NoSuchLetter,
     NotFound,
     OperationRefused,
@@ -53,6 +54,7 @@ from postage.messaging.handlers import (
     Threaded,
     Timeout,
 )
+from postage.messaging.health import Health, health
 from postage.messaging.letters import DeadLetter, DeadLetterStore
 from postage.messaging.messages import (
     Message,
@@ -64,7 +66,7 @@ from postage.messaging.messages import (
     RpcCommand,
 )
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
-from postage.messaging.processor import MessageProcessor, current_delivery
+from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
@@ -116,6 +118,7 @@ __all__ = [
     'Handler',
     'HandlerTimeout',
     'HandlingUnfinished',
+    'Health',
     'JsonEncoder',
     'LetterRefused',
     'Message',
@@ -129,6 +132,7 @@ __all__ = [
     'MessageResultException',
     'MessageStatus',
     'Nacked',
+    'NoDelivery',
     'NoSuchLetter',
     'NotFound',
     'OperationRefused',
@@ -152,6 +156,8 @@ __all__ = [
     'control_key',
     'current_delivery',
     'deadline',
+    'delivery',
+    'health',
     'quorum',
     'remaining',
     'remote_exception',

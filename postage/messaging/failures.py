@@ -43,6 +43,7 @@ class Failures:
 
     :param unsettled: counts what has been begun, and ought to end before the processor does
     :param figures: in which it counts what becomes of them
+    :ivar troubles: what could not be done with a delivery yet, and is tried again; read by any thread
     :param begin_again: handles a delivery once more, if there is room, and returns whether there was
     """
 
@@ -61,6 +62,7 @@ class Failures:
         self._begin_again = begin_again
         self._forwarder: Forwarder | None = None
         self._spread = Spread()
+        self.troubles: dict[Delivery, str] = {}
 
     def close(self) -> None:
         """Give its connection back. Blocks."""
@@ -209,10 +211,12 @@ class Failures:
 
         def done(future: Future[None]) -> None:
             error = None if future.cancelled() else future.exception()
+            self.troubles.pop(delivery, None)
             if error is not None and _is_final(error):
                 self._unsettled.leave(functools.partial(end, error))
             elif error is not None:
                 wait = f'next try in {pause:g} s'
+                self.troubles[delivery] = f'failed {what} ({text_of(error)})'
                 logger.error('%r stays unacknowledged: failed %s (%s); %s', delivery, what, text_of(error), wait)
                 again = functools.partial(self._hand_over_again, delivery, work, what, end, 2 * pause)
                 self._later(pause, again)
@@ -238,6 +242,8 @@ class Failures:
     ) -> None:
         if _can_be_settled(delivery):
             self._hand_over(delivery, work, what, end, min(pause, LONGEST_PAUSE))
+        else:
+            self.troubles.pop(delivery, None)
 
     def _later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call back in the scheduler's thread. From any thread."""

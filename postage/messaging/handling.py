@@ -130,6 +130,16 @@ class Dispatcher:
         """Whether deliveries are being handled, or wait for their acknowledgement."""
         return self.in_hand > 0 or self.unsettled.count > 0 or (self.is_draining and not self._source.is_drained)
 
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The handlers."""
+        return self._table.entries
+
+    @property
+    def troubles(self) -> list[str]:
+        """What could not be done with messages that failed, and is tried again. Any thread."""
+        return [f'{self.label}: {each}' for each in dict.fromkeys(list(self._failures.troubles.values()))]
+
     # From a delivery to its handlers
 
     def _begin(self, delivery: Delivery) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -20,8 +20,9 @@ from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
 from postage.messaging.counting import Figures
 from postage.messaging.fingerprint import as_fingerprint_dict
-from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
+from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Dispatcher
+from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
@@ -46,6 +47,17 @@ def current_delivery() -> Delivery | None:
     ``None`` outside handlers. Never blocks.
     """
     return current.get()
+
+
+def delivery() -> Delivery:
+    """The same, for code that runs in handlers only. Never blocks.
+
+    :raises errors.NoDelivery: it is called outside of a handler
+    """
+    found = current.get()
+    if found is None:
+        raise errors.NoDelivery('no handler is running here; current_delivery() is None in that case')
+    return found
 
 
 class MessageProcessor(MicroThread):
@@ -151,6 +163,8 @@ class MessageProcessor(MicroThread):
                 self.scheduler.call_later(*self._timers.pop(0))
         with between((self.before_processing,), (self.after_processing,)):
             self.start_consuming()
+            watched.add(self)
+            counted.add(self)
             try:
                 while self._dispatcher.ends_by != 'end':
                     self._may_have_more = True
@@ -164,6 +178,7 @@ class MessageProcessor(MicroThread):
                         more = self._may_have_more
                     yield None if more else self._deliverable
             finally:
+                watched.discard(self)
                 deadlocks.forget(self.scheduler, self.consumer.queues_reached)
                 self._end_control()
                 self._dispatcher.stop_now()
@@ -241,6 +256,16 @@ class MessageProcessor(MicroThread):
     def figures(self) -> Figures:
         """What is counted of its messages, to be read from any thread."""
         return self._dispatcher.figures
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Its handlers."""
+        return self._dispatcher.entries
+
+    @property
+    def troubles(self) -> list[str]:
+        """What could not be done yet with messages that failed, in words. Any thread; never blocks."""
+        return self._dispatcher.troubles
 
     @property
     def is_busy(self) -> bool:

@@ -128,6 +128,16 @@ class GenericProducer(Caller):
             f'{type(self).__name__!r} object has no attribute {name!r}; what it can send are message_NAME and rpc_NAME'
         )
 
+    def __dir__(self) -> list[str]:
+        """What it has, the methods of its builders included."""
+        names = {*super().__dir__()}
+        for builder in [name for name in names if name.startswith(('build_message_', 'build_rpc_'))]:
+            method = builder.removeprefix('build_')
+            names.add(method)
+            if method.startswith('rpc_'):
+                names |= {f'rpc_{kind}_{method.removeprefix("rpc_")}' for kind in ('future', 'queue')}
+        return sorted(names)
+
     def _make_message(self, name: str) -> Callable[..., Receipt]:
         builder, command = f'build_{name}', name[len('message_') :]
         own, cls = self.__dict__, type(self)

@@ -21,8 +21,10 @@ from pika.adapters.utils import io_services_utils
 from postage import messaging
 from postage.amqp.steps import Steps
 from postage.broker.server import BrokerServer
-from support.brokers import Broker
+from support.brokers import Broker, Embedded, connect
+from support.fixtures import bench_on
 from support.leftovers import postage_threads
+from support.limits import limited
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoProducer, eventually
 from support.ports import free_ports
 from support.programs import Program
@@ -409,6 +411,17 @@ def test_a_missing_virtual_host_is_an_error_at_once(bench: Bench, monkeypatch: p
     assert threads() == []
 
 
+def test_a_broker_that_has_too_many_connections_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '0.3')
+    with connect(bench.broker), limited(bench.broker, connections=1):
+        with pytest.raises(messaging.BrokerUnavailable, match=r'connection limit \(1\) is reached'):
+            EchoProducer()
+        monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '30')
+        waiting = InThread(EchoProducer)
+        bench.log.expect('WARNING', 'connection limit')
+    waiting.result().close()
+
+
 def test_after_a_refusal_the_right_credentials_connect(bench: Bench) -> None:
     with pytest.raises(messaging.AuthenticationFailed):
         EchoProducer(None, {'host': '127.0.0.1', 'port': bench.broker.port, 'user': 'guest', 'password': 'wrong'})
@@ -489,6 +502,22 @@ def test_a_blocking_call_that_the_loss_interrupts_is_made_again(bench: Bench, pr
     proxied.resume()
     proxied.cut()
     assert declaring.result().method.queue == 'queue'
+
+
+def test_a_blocking_call_is_made_again_that_met_an_error_inside_the_broker(
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench_on(embedded, monkeypatch) as bench, Proxy.before(embedded) as proxy:
+        monkeypatch.setenv('POSTAGE_URL', proxy.url(embedded.url))
+        producer = bench.producer()
+        proxy.hold()
+        declaring = InThread(lambda: producer.channel.queue_declare('queue', durable=True))
+        eventually(lambda: producer.conn_broker.io._asked)
+        # As RabbitMQ does where a node of its cluster has lost the others. Where something is denied it says what.
+        embedded.server.close_connections(541, 'INTERNAL_ERROR')
+        proxy.resume()
+        assert declaring.result().method.queue == 'queue'
+        bench.log.expect('INTERNAL_ERROR (541)')
 
 
 def test_a_close_fails_those_who_ask(bench: Bench, proxied: Proxy) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pika
+import pytest
 from pika.adapters.blocking_connection import BlockingChannel
 
 from conformance.version_table import says
 from support.brokers import Broker, Embedded, RabbitMQ, connect
-from support.channels import message_count, publish, wait_until
+from support.channels import check_refusal, message_count, publish, wait_until
+from support.limits import limited
 from support.powers import acknowledgements_within
 
 
@@ -70,3 +72,25 @@ def test_a_channel_that_does_not_acknowledge_what_it_got_in_time_is_closed(
     _, text = says(broker, 'late, got from a quorum queue')
     assert (reasons[0].reply_code, reasons[0].reply_text) == (406, text.replace('channel 1', 'channel 2'))
     wait_until(connection, lambda: message_count(channel, 'q') == 1)
+
+
+def test_one_queue_too_many_is_refused_and_those_that_are_there_can_be_had(
+    broker: Broker, connection: pika.BlockingConnection, channel: BlockingChannel
+) -> None:
+    channel.queue_declare('one', exclusive=True)
+    with limited(broker, queues=1):
+        text = "cannot declare queue 'two': queue limit in vhost '{vhost}' (1) is reached"
+        check_refusal(broker, channel, 'queue_declare', {'queue': 'two', 'exclusive': True}, 406, text)
+        again = connection.channel()
+        assert again.queue_declare('one', exclusive=True).method.message_count == 0
+    assert connection.channel().queue_declare('two', exclusive=True)
+
+
+def test_one_connection_too_many_is_refused(broker: Broker, connection: pika.BlockingConnection) -> None:
+    with limited(broker, connections=1):
+        with pytest.raises(pika.exceptions.ProbableAccessDeniedError) as caught, connect(broker):
+            pass
+        assert 'NOT_ALLOWED' in str(caught.value)
+        assert 'connection limit (1) is reached' in str(caught.value)
+    with connect(broker):
+        pass

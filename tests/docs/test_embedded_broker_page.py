@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 
+from postage.broker.connection import HANDSHAKE_SECONDS
+from postage.broker.limits import GIB, LARGEST_METHOD, Limits
 from support.pages import DOCS, blocks, promised
 from support.programs import Module, Program
 
@@ -26,3 +30,13 @@ def test_the_command_of_the_page_has_these_options(run_module: Callable[..., Mod
     known = {word for word in help_text.output.replace(',', ' ').split() if word.startswith('--')} - {'--help'}
     assert set(options) <= known
     assert all(f'``{option}' in text for option in known)
+
+
+def test_the_defaults_of_limits_are_those_of_the_page() -> None:
+    rows = dict(re.findall(r'^``--max-(\S+)``  +(\S+(?: GiB)?)  ', PAGE.read_text(), re.MULTILINE))
+    said = {name.replace('-', '_'): default.replace(',', '') for name, default in rows.items()}
+    shown = {GIB: '1 GiB', None: "RabbitMQ's"}
+    fields = dataclasses.fields(Limits)
+    assert said == {each.name: shown.get(each.default, str(each.default)) for each in fields}
+    assert f'{HANDSHAKE_SECONDS} seconds to open a connection' in ' '.join(PAGE.read_text().split())
+    assert f'{LARGEST_METHOD // 1024} KiB at most' in PAGE.read_text()

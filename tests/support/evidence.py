@@ -23,6 +23,7 @@ from support.chaos import CAST, PRODUCERS, QUEUES, STAGES, Chain, Life
 
 SENT_AGAIN = 'unconfirmed messages will be sent again'
 CUT_OFF = ('(consuming) was lost', 'channel of the consumer', 'dropped ')
+REFUSED = 'ERROR the broker refused message'
 NEVER_SAID = ('Traceback', 'ERROR', 'CRITICAL', 'Fatal Python error')
 
 REDELIVERED, RESENT, HANDED_ON = 'redelivered', 'sent again', 'handed on again'
@@ -73,7 +74,8 @@ class Evidence:
         self.faults: list[str] = []
         self.duplicates: Counter[str] = Counter()
         self._queues = {name: Queue() for name in QUEUES}
-        self._published: set[str] = set()
+        self._published: Counter[str] = Counter()
+        self._refused = 0
         self._answers = 0
         self._longest_outage = max((b - a for a, b in pairwise(sorted(chain.arrived.values()))), default=0.0)
         for name, life in chain.lives():
@@ -86,11 +88,12 @@ class Evidence:
 
     def __str__(self) -> str:
         queue = self._queues['a']
-        unconfirmed = self._published - queue.confirmed
+        unconfirmed = self._published.keys() - queue.confirmed
         duplicates = ', '.join(f'{self.duplicates[how]} {how}' for how in (REDELIVERED, RESENT, HANDED_ON))
         return (
             f'{len(queue.confirmed)} messages confirmed and handled from end to end, {len(unconfirmed)} unconfirmed'
-            f' ({len(unconfirmed & queue.times.keys())} arrived); {len(self._queues["c"].attempts)} tried again;'
+            f' ({len(unconfirmed & queue.times.keys())} arrived), {self._refused} refused and published again;'
+            f' {len(self._queues["c"].attempts)} tried again;'
             f' {self._answers} calls answered;'
             f' duplicates: {duplicates}; longest outage {self._longest_outage:.1f} s'
         )
@@ -99,6 +102,8 @@ class Evidence:
 
     def _read(self, name: str, life: Life) -> None:
         log = [entry.words[0] for entry in life.entries('log')]
+        if life.entries('refused'):
+            log = [line for line in log if REFUSED not in line]
         self.faults += [f'{name} said: {line}' for line in log if any(words in line for words in NEVER_SAID)]
         self._answers += len(life.entries('answered'))
         _, source, target = CAST[name] if name in STAGES else ('', '', QUEUES[0] if name in PRODUCERS else '')
@@ -124,6 +129,9 @@ class Evidence:
                 item, message_id = entry.words
                 unconfirmed.discard(message_id)
                 queue.confirmed.add(item)
+            elif entry.what == 'refused':
+                self._refused += 1
+                unconfirmed.discard(entry.words[1])
             elif entry.what == 'failed':
                 self.faults.append(f'the publishing of {entry.words} failed')
             elif entry.what == 'log' and SENT_AGAIN in entry.words[0]:
@@ -179,7 +187,7 @@ class Evidence:
         for item in self._queues['a'].confirmed - self._queues['c'].times.keys():
             self.faults.append(f'{item} was confirmed to its producer and has not come out at the end')
         origins: dict[str, set[str]] = defaultdict(set)
-        possible: Counter[str] = Counter(self._published)
+        possible: Counter[str] = Counter(self._published)  # once more for each time that it was refused
         for name, queue in self._queues.items():
             ids: dict[str, set[str]] = defaultdict(set)
             for message_id, handlings in queue.handlings.items():

@@ -54,6 +54,14 @@ def test_a_good_run_has_no_faults_and_no_duplicates() -> None:
     assert str(evidence).startswith('1 messages confirmed and handled from end to end, 0 unconfirmed')
 
 
+def test_a_producer_may_publish_again_what_was_refused() -> None:
+    refused = ['publishes i', 'published i id0', 'log ERROR the broker refused message id0', 'refused i id0']
+    evidence = judge(p1=[*refused, *GOOD['p1']])
+    assert evidence.faults == []
+    assert '1 refused and published again' in str(evidence)
+    assert judge(p1=[*GOOD['p1'], 'log ERROR the broker refused message id0']).faults
+
+
 @pytest.mark.parametrize(
     ('told', 'fault'),
     [

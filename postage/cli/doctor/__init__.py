@@ -22,19 +22,19 @@ from typing import Any
 import click
 from rich.markup import escape
 
+from postage.broker.limits import size_of
 from postage.cli.components import check_targets
 from postage.cli.doctor.broker import Broker, connected
 from postage.cli.doctor.findings import Finding, Level
 from postage.cli.doctor.program import Program, counted, programs_of
 from postage.cli.doctor.questions import ask_all
-from postage.cli.doctor.rules import MIB, apply_all, limits_of
+from postage.cli.doctor.rules import apply_all, limits_of
 from postage.cli.output import console, print_json
 from postage.errors import ConfigurationError
 from postage.secret import Secret
 from postage.settings import broker_settings, debug_mode
 
 STYLES = {Level.WRONG: 'bold red', Level.WARNING: 'yellow'}
-UNITS = {'kib': 1024, 'mib': MIB, 'gib': 1024 * MIB}
 
 
 class Size(click.ParamType[int]):
@@ -43,11 +43,10 @@ class Size(click.ParamType[int]):
     name = 'size'
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip().lower()
-        number, factor = next(((text[:-3], factor) for unit, factor in UNITS.items() if text.endswith(unit)), (text, 1))
-        if not number.strip().isdecimal():
-            self.fail(f'{value!r} is no size; write bytes, or a number and KiB, MiB or GiB', param, ctx)
-        return int(number) * factor
+        try:
+            return size_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command('doctor')

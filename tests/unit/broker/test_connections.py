@@ -10,63 +10,15 @@ from typing import Any
 
 import pika
 import pytest
-from pika import frame, spec
+from pika import spec
 
-from postage.broker.connection import HANDSHAKE_SECONDS, Connection
+from postage.broker.connection import HANDSHAKE_SECONDS
 from postage.broker.node import Node
+from support.broker_client import Client
 from support.channels import PROTOCOL_HEADER, content_frames, method_frame, raw_frame
 
 SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')
 HOSTILE_INPUTS = 20_000 if SOAK else 2000
-
-
-class Client:
-    """The client's end of a connection to a node."""
-
-    def __init__(self, node: Node, **capabilities: bool) -> None:
-        self.connection: Connection = node.connect('test')
-        self._received = b''
-        self._capabilities = capabilities
-
-    def send(self, data: bytes) -> None:
-        self.connection.receive_bytes(data)
-
-    def read(self) -> list[Any]:
-        """Return the methods, headers and bodies that the broker has sent."""
-        data = self.connection.data_to_send()
-        self.connection.data_sent(len(data))
-        self._received += data
-        found = []
-        while self._received:
-            size, each = frame.decode_frame(self._received)
-            assert each is not None
-            self._received = self._received[size:]
-            found.append(getattr(each, 'method', each))
-        return found
-
-    def open(self, heartbeat: int = 0, channels: int = 1) -> Client:
-        self.send(PROTOCOL_HEADER)
-        self.send(self.handshake(heartbeat))
-        for number in range(1, channels + 1):
-            self.send(method_frame(number, spec.Channel.Open()))
-        self.read()
-        return self
-
-    def handshake(self, heartbeat: int = 0) -> bytes:
-        properties = {'capabilities': self._capabilities}
-        return b''.join(
-            method_frame(0, each)
-            for each in (
-                spec.Connection.StartOk(properties, 'PLAIN', '\0guest\0guest', 'en_US'),
-                spec.Connection.TuneOk(2047, 131_072, heartbeat),
-                spec.Connection.Open('/'),
-            )
-        )
-
-    def ask(self, each: Any, channel: int = 1) -> Any:
-        """Send a method and return the first answer."""
-        self.send(method_frame(channel, each))
-        return self.read()[0]
 
 
 @pytest.fixture

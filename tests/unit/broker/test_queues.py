@@ -10,6 +10,7 @@ import pytest
 from pika import frame
 
 from postage.broker.clock import Clock
+from postage.broker.limits import Tally
 from postage.broker.messages import ContentHeader, Message, QueuedMessage
 from postage.broker.queues import Queue
 from postage.broker.rules import rules_of
@@ -26,10 +27,11 @@ class Host:
     def __init__(self) -> None:
         self.clock = Clock()
         self.rules = rules_of()
+        self.consumers = Tally()
         self.dead: list[tuple[bytes, str]] = []
         self.deleted: list[Queue] = []
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: Queue, message: Message, reason: str, failures: int = 0) -> None:
         self.dead.append((message.body, reason))
 
     def delete_queue(self, queue: Queue) -> int:
