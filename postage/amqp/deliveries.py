@@ -110,6 +110,17 @@ class Delivery:
         """The routing key it was first published with."""
         return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
 
+    @property
+    def content(self) -> Content:
+        """The message as it came."""
+        return self._content
+
+    @property
+    def arrived_by(self) -> tuple[str, str]:
+        """The exchange and the routing key by which the broker says that it came, whatever its headers say."""
+        content = self._content
+        return content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
+
     def _origin(self, header: str, arrived_by: bytes) -> str:
         """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
         if not self._content.exchange:

@@ -156,6 +156,7 @@ class Caller(Routed):
             self.reply_queue_per_call,
             until,
             self,
+            self._signatures,
         )
         (self._connection.rpc_client or client_of(self._connection)).call(call)
         return call
@@ -186,14 +187,18 @@ class Caller(Routed):
             f'postage.rpc-{message_id}',
             {'durable': True, 'arguments': {'x-expires': int(self.rpc_queue_expires * 1000)}},
         )
-        properties = frames.encode_properties(
-            content_type=self.encoder.content_type or None,
-            delivery_mode=2 if self.persistent else 1,
-            message_id=message_id,
-            correlation_id=message_id,
-            reply_to=queue.name,
+        given: dict[str, Any] = {
+            'content_type': self.encoder.content_type or None,
+            'delivery_mode': 2 if self.persistent else 1,
+            'message_id': message_id,
+            'correlation_id': message_id,
+            'reply_to': queue.name,
             **(further_properties(options) or {}),
-        )
+        }
+        if self._signatures is None:
+            properties = frames.encode_properties(**given)
+        else:
+            properties = self._signatures.properties(exchange, key, encoded, given)
         self._connection.ask(lambda: declare_queue(self._connection.control, queue))
         publisher = self._connection.publisher(True)
         receipt = Receipt(message_id, 1, True, Ledger(publisher))
@@ -227,7 +232,8 @@ class Caller(Routed):
         deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)
-        with contextlib.closing(bodies_in(queue, self._connection, result_len, deadline)) as bodies:
+        replies = bodies_in(queue, self._connection, result_len, deadline, self._signatures)
+        with contextlib.closing(replies) as bodies:
             for data in bodies:
                 if callback is not None:
                     try:

@@ -169,7 +169,10 @@ class GenericProducer(Caller):
         message_id = ids.new()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
         further = further_properties(options) if options else None
-        if further is None:
+        signatures = self._signatures
+        if signatures is not None:
+            properties = b''  # made for each exchange and key
+        elif further is None:
             properties = frames.usual_properties(content_type, delivery_mode, message_id)
         else:
             usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
@@ -178,6 +181,9 @@ class GenericProducer(Caller):
         for exchange, key in routes:
             if settings.is_debugging:
                 self._log_sending(exchange, key, body)
+            if signatures is not None:
+                usually = content_type, delivery_mode, message_id
+                properties = signatures.message(exchange, key, encoded, *usually, further)
             self._publisher.publish(
                 Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
             )

@@ -34,6 +34,7 @@ from postage.amqp.turns import ReadingAlarm, wait_until_done
 from postage.messaging.cancelling import Canceller
 from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
+from postage.messaging.signing import Signatures
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
@@ -142,6 +143,8 @@ class Call(Outgoing):
     :param queue_per_call: whether it has a reply address of its own
     :param limit: the deadline that all of its attempts share, on the monotonic clock, where it has one
     :param owner: the producer that calls
+    :param signatures: sign the request and verify the reply, where there are keys
+    :ivar refused: why a reply was dropped, if one was
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar is_lost: whether the connection was lost after it was sent
@@ -149,18 +152,8 @@ class Call(Outgoing):
 
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
-        *(
-            'gathering',
-            'gives_up_at',
-            'is_lost',
-            'limit',
-            'max_retry',
-            'name',
-            'owner',
-            'queue_per_call',
-            'sent',
-            'timeout',
-        ),
+        *('gathering', 'gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'owner', 'queue_per_call', 'refused'),
+        *('sent', 'signatures', 'timeout'),
     )
 
     def __init__(
@@ -178,6 +171,7 @@ class Call(Outgoing):
         queue_per_call: bool,
         limit: float | None,
         owner: object,
+        signatures: Signatures | None = None,
     ) -> None:
         # What Outgoing() does, without the call: this is on the way of each RPC.
         self.exchange, self.routing_key = route
@@ -195,11 +189,14 @@ class Call(Outgoing):
         self.timeout = timeout
         self.max_retry = max_retry
         self.queue_per_call = queue_per_call
+        self.signatures = signatures
+        self.refused = ''
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.limit = limit
         self.owner = owner
-        self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
+        self.at = time.monotonic()
+        self.gives_up_at = self.at + timeout * (max_retry + 1)
         if limit is not None and limit < self.gives_up_at:
             self.gives_up_at = limit
         self.channel: ReplyChannel | None = None
@@ -213,14 +210,18 @@ class Call(Outgoing):
         own_id, mode = self.correlation_id, self.delivery_mode
         remaining = max(1, int(min(1000 * (self.gives_up_at - time.monotonic()), frames.EXPIRATION_MAX)))
         deadline = int(1000 * time.time()) + remaining
-        if self.further is None:
+        if self.further is None and self.signatures is None:
             self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining, deadline)
             return
+        further = self.further or {}
         properties: dict[str, Any] = {'content_type': self.content_type or None, 'delivery_mode': mode}
         properties |= {'message_id': own_id, 'correlation_id': own_id, 'reply_to': reply_to}
-        properties |= {'expiration': str(remaining), **self.further}
-        properties['headers'] = {**self.further.get('headers', {}), frames.DEADLINE: deadline}
-        self.properties = frames.encode_properties(**properties)
+        properties |= {'expiration': str(remaining), **further}
+        properties['headers'] = {**further.get('headers', {}), frames.DEADLINE: deadline}
+        if self.signatures is None:
+            self.properties = frames.encode_properties(**properties)
+        else:
+            self.properties = self.signatures.properties(self.exchange, self.routing_key, self.body, properties)
 
 
 class _Address:
@@ -384,6 +385,8 @@ class RpcClient:
         if call.is_lost and 'after it was sent' not in reason:
             reason += '; the connection was lost after it was sent'
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
+        if call.refused:
+            message += f'; a reply was dropped: {call.refused}'
         return self._finish(call, failed(errors.TimeoutError(message)))
 
     def abandon(self, correlation_id: str) -> None:
@@ -457,6 +460,8 @@ class RpcClient:
                 call = self._call_of(address, correlation_id)
                 if call is None:
                     return
+            if call.signatures is not None and not _is_signed(call, channel, content, correlation_id):
+                return
             result = malformed if malformed is not None else decode_result(content.body, call.decode)
             gathering, end = call.gathering, None
             if gathering is None:
@@ -526,6 +531,20 @@ class RpcClient:
         _call_all(over)
 
 
+def _is_signed(call: Call, channel: ReplyChannel, content: Content, correlation_id: str | None) -> bool:
+    """Whether a reply has the signature that its caller wants. The call goes on waiting for one that has."""
+    assert call.signatures is not None
+    try:
+        if correlation_id != call.correlation_id:
+            raise errors.SignatureRefused('it does not say which request it answers')
+        call.signatures.check_reply(content, channel.address)
+    except errors.SignatureRefused as error:
+        call.refused = str(error)
+        _sparingly.log(logging.WARNING, 'a reply to RPC %r was dropped: %s', call.name, error)
+        return False
+    return True
+
+
 class Deadlines:
     """When the attempts of calls are over. Calls of one time-out come due in the order in which they began."""
 
@@ -584,10 +603,13 @@ def _call_all(callbacks: list[Callable[[], None]]) -> None:
         callback()
 
 
-def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -> Generator[bytes, None, None]:
-    """Consume so many messages from a queue, as long as the time lasts. Blocks; to be closed.
+def bodies_in(
+    queue: str, connection: Connection, count: int, deadline: float, signatures: Signatures | None = None
+) -> Generator[bytes, None, None]:
+    """Consume so many replies from a queue, as long as the time lasts. Blocks; to be closed.
 
-    Each is acknowledged when the caller comes back for the next one.
+    Those are dropped that are not signed where they have to be. Each is acknowledged when the caller comes back for the
+    next one.
     """
     arrived = threading.Semaphore(0)
     channel = ConsumingChannel(connection, Topology(), prefetch=count)
@@ -603,9 +625,15 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
                 raise channel.error
             if channel.inbox:
                 delivery = channel.inbox.popleft()
-                yield delivery.body
+                try:
+                    if signatures is not None:
+                        signatures.check_reply(delivery.content, queue)
+                except errors.SignatureRefused as error:
+                    _sparingly.log(logging.WARNING, 'a reply in queue %r was dropped: %s', queue, error)
+                else:
+                    yield delivery.body
+                    count -= 1
                 channel.settle(delivery)
-                count -= 1
     finally:
         connection.remove_channel(channel)
 
