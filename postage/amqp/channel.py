@@ -348,8 +348,8 @@ class Channel:
         :param doing: what this is for, as in "declare queue 'jobs'"; part of the error's text
         :param generation: of the channel, where it is about what that had; it is not done on a later one
         :return: a future of the broker's answer. It can be cancelled as long as the operation has not begun. Its
-            exception is the refusal; :class:`errors.ChannelLost` where another operation was refused and closed the
-            channel before this one began; :class:`errors.ConnectionLost`
+            exception is the refusal; :class:`errors.ChannelLost` where the channel was closed before this one began,
+            by the refusal of another one or by us; :class:`errors.ConnectionLost`
         """
         operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
@@ -372,6 +372,10 @@ class Channel:
             try:
                 if not self._begin(self._pika, operation):
                     self._finish_operation(None)
+            except pika.exceptions.ChannelWrongStateError:
+                self._operation = None
+                what = f'the channel was being closed before it could {operation.doing}'
+                operation.future.set_exception(errors.ChannelLost(what))
             except pika.exceptions.MethodNotImplemented as error:
                 self._operation = None
                 operation.future.set_exception(errors.OperationRefused(f'cannot {operation.doing}: {error}'))
