@@ -219,7 +219,7 @@ class Failures:
         def done(future: Future[None]) -> None:
             error = None if future.cancelled() else future.exception()
             self.troubles.pop(delivery, None)
-            if error is not None and _is_final(error):
+            if error is not None and is_final(error):
                 self._unsettled.leave(functools.partial(end, error))
             elif error is not None:
                 wait = f'next try in {pause:g} s'
@@ -291,7 +291,7 @@ def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int], expirat
     )
 
 
-def _is_final(error: BaseException) -> bool:
+def is_final(error: BaseException) -> bool:
     """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
     refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
     return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))

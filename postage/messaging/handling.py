@@ -19,7 +19,7 @@ from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
 from postage.messaging.counting import Figures
 from postage.messaging.delays import pause_after
-from postage.messaging.failures import Failures
+from postage.messaging.failures import Failures, is_final
 from postage.messaging.gate import Gate
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, around_message, failed_by
@@ -35,6 +35,9 @@ from postage.printable import text_of
 from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
+
+AFTER_REFUSAL = Retry(errors.Nacked)
+"""When a message is handled again because the broker refused what its handler published."""
 
 _NO_HOOKS = nullcontext()
 
@@ -354,7 +357,6 @@ class Dispatcher:
             else:
                 delivery.channel.settle(delivery)
             return
-        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None
         self.unsettled.leave(functools.partial(self._give_up_unpublished, delivery, failed, failed.error))
 
@@ -364,8 +366,18 @@ class Dispatcher:
             self._source.answer_refused(delivery.salvaged, receipt.error)
 
     def _give_up_unpublished(self, delivery: Delivery, failed: Receipt, error: errors.PublishError) -> None:
+        """The broker may take later what it refused: a queue was full, say, or had no leader."""
+        failure = Failure('unpublished', error)
+        is_reply = failed.ledger.has_replies
+        pause = None if is_reply or is_final(error) else pause_after([AFTER_REFUSAL], error, delivery)
+        if pause is not None:
+            text = '%r is handled again in about %.3g s, because what its handler published failed: %s'
+            logger.warning(text, delivery, pause.seconds, error)
+            self._failures.put_off(delivery, pause, failure)
+            return
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, error)
         self._look_at_reply(delivery, failed)
-        self._failures.give_up(delivery, Failure('unpublished', error))
+        self._failures.give_up(delivery, failure)
 
 
 # Handlers
