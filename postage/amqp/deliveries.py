@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pika.spec
 
 from postage import errors
+from postage.amqp.cancelled import cancelled
 from postage.amqp.cutter import Content
 from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
 from postage.amqp.publishing import Receipt
@@ -160,6 +161,14 @@ class Delivery:
             return self.answerable
         except errors.DecodingError:
             return salvage_answerable(self._content.properties)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its caller has said that it wants no answer any more, for a handler that can stop. Any thread."""
+        try:
+            return self.answerable.correlation_id in cancelled.until
+        except errors.DecodingError:
+            return False
 
     @property
     def headers(self) -> dict[str, Any]:

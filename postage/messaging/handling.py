@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 from postage import errors
+from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
@@ -424,6 +425,7 @@ class Handling(MicroThread):
         self._entries = entries
         self._body = body
         self._reply = reply
+        self._can_be_closed = False  # by a cancel
         self.label = ', '.join(entry.label for entry in entries)
 
     @property
@@ -459,16 +461,21 @@ class Handling(MicroThread):
         try:
             if entry.timeout is not None:
                 timer = self.scheduler.call_later(entry.timeout, functools.partial(self._time_is_up, entry))
-            result = yield from self._run(entry, self.scheduler)
+            with cancelled.watching(self._id_to_watch(entry), self._on_cancel):
+                result = yield from self._run(entry, self.scheduler)
             if self._reply is not None and result is not None and not self._reply.sent:
                 self._reply(result)
             figures.ended(self._delivery)
+            return HANDLED
+        except _Cancelled:
+            logger.info('%s was closed: its caller wants no answer any more', entry.label)
             return HANDLED
         except _TimeIsUp:
             return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
         except Exception as error:
             return self._raised(entry, error)
         finally:
+            self._can_be_closed = False
             figures.begun.pop(self._delivery, None)  # of a handler that was closed before its end
             if timer is not None:
                 timer.cancel()
@@ -477,6 +484,19 @@ class Handling(MicroThread):
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
         entry.figures.raised(self._delivery, outcome)
         return outcome
+
+    def _id_to_watch(self, entry: Entry) -> str | None:
+        """The correlation id of a request whose handler is closed when it is cancelled."""
+        self._can_be_closed = self._reply is not None and entry.colour is not Colour.THREADED
+        return self._reply.header.correlation_id if self._reply is not None and self._can_be_closed else None
+
+    def _on_cancel(self) -> None:
+        """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""
+        self._dispatcher.unsettled.leave(self._close_cancelled)
+
+    def _close_cancelled(self) -> None:
+        if self._can_be_closed and self.scheduler is not None:
+            self.scheduler.interrupt(self, _Cancelled())
 
     def _time_is_up(self, entry: Entry) -> None:
         if entry.colour is Colour.THREADED:
@@ -495,7 +515,7 @@ class Handling(MicroThread):
         future = scheduler.run_coroutine(running)
         try:
             return (yield future)
-        except (_TimeIsUp, GeneratorExit):
+        except (_Cut, GeneratorExit):
             future.cancel()
             raise
 
@@ -513,8 +533,10 @@ class Handling(MicroThread):
                 self._dispatcher.set_aside(1)
             try:
                 resume, value = handler.send, (yield wanted)
-            except (_TimeIsUp, GeneratorExit):
+            except (_Cut, GeneratorExit):
                 handler.close()
+                if isinstance(wanted, RpcFuture):
+                    wanted.cancel()  # nobody waits for it any more
                 raise
             except BaseException as error:
                 resume, value = handler.throw, error
@@ -523,8 +545,16 @@ class Handling(MicroThread):
                     self._dispatcher.set_aside(-1)
 
 
-class _TimeIsUp(BaseException):
-    """Thrown in where a handler is parked when its time is over; a handler never sees it."""
+class _Cut(BaseException):
+    """Thrown in where a handler is parked that is to be closed; a handler never sees it."""
+
+
+class _TimeIsUp(_Cut):
+    """Its time is over."""
+
+
+class _Cancelled(_Cut):
+    """Its caller wants no answer any more."""
 
 
 def raised(

@@ -15,7 +15,7 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
-from postage.messaging import deadlocks, tracing
+from postage.messaging import cancelling, deadlocks, tracing
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
@@ -128,7 +128,8 @@ class MessageProcessor(MicroThread):
         self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.keep_retries()
-        if table.answers:
+        self._answers = table.answers
+        if self._answers:
             self.consumer.prepare_replies()
         own, base = type(self), MessageProcessor
         has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
@@ -235,6 +236,7 @@ class MessageProcessor(MicroThread):
             self.consumer.pause()
         if self._control is not None:
             self._control.begin()
+        self._listen_for_cancels()
         connections = self.consumer.connections
         if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
@@ -329,6 +331,12 @@ class MessageProcessor(MicroThread):
     def add_eqk(self, eqk: Any) -> None:
         """Declare and consume from more queues. Blocks."""
         self.consumer.add_eqk(eqk)
+        self._listen_for_cancels()
+
+    def _listen_for_cancels(self) -> None:
+        if self._answers:
+            for connection in self.consumer.connections[:1]:
+                cancelling.listen(connection, self.consumer.topology)
 
     def add_timeout(self, seconds: float, callback: Callable[[], object] | None = None) -> Timer | None:
         """Call ``callback()`` in the scheduler's thread after that many seconds.
