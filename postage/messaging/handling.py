@@ -155,7 +155,8 @@ class Dispatcher:
             body = check_envelope(self._source.decode(delivery.body))
             reply = None
             if body['category'] == 'rpc':
-                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint)
+                addresses = self._source.reply_addresses
+                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 unwanted = why_unwanted(reply.header, self._tolerance)
                 if unwanted:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
@@ -265,7 +266,8 @@ class Dispatcher:
         try:
             header = delivery.salvaged
             if header.reply_to:
-                reply = Reply(send or self._source.rpc_reply, delivery, self._host.fingerprint, header)
+                send, addresses = send or self._source.rpc_reply, self._source.reply_addresses
+                reply = Reply(send, delivery, self._host.fingerprint, header, addresses)
                 reply(MessageResultError(answer))
         except errors.PostageError as failure:
             logger.debug('its sender could not be told: %s', failure)
