@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from sys import modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -14,7 +15,7 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
-from postage.messaging import cancelling, deadlocks
+from postage.messaging import cancelling, deadlocks, tracing
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
@@ -220,7 +221,10 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                dispatcher.take(delivery)
+                if tracing.NEEDED in modules:
+                    tracing.take(dispatcher.take, delivery, self.consumer.conn_broker.settings)
+                else:
+                    dispatcher.take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
