@@ -1,4 +1,4 @@
-"""Queues: messages in order, consumers in turn, and what becomes of a message that nobody takes.
+"""Queues: messages in order, consumers in turn, and what becomes of a message that no consumer takes.
 
 A queue works at once: :meth:`Queue.publish` ends with the message in a consumer's hands where one has room for it.
 """

@@ -15,8 +15,8 @@ from support.brokers import Broker
 from support.programs import Program
 
 ATTEMPTS = 3
-PATIENCE = 120.0  # seconds; some ten on an idle machine
 """A machine that is busy with other things adds calls: what waits longer is looked after more often."""
+PATIENCE = 120.0  # seconds
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 
 

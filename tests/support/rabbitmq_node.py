@@ -51,8 +51,8 @@ kill $epmd
 wait $epmd
 """
 
-# The shell ends with its input, and the node with it. But where the node says something in that moment, its output fails
-# first, which ends nothing but the process that writes it.
+# The shell ends with its input, and the node with it. But where the node says something in that moment, its output
+# fails first, which ends nothing but the process that writes it.
 END_WITH_THE_SHELL = """
 spawn(fun() -> Ref = monitor(process, user), receive {'DOWN', Ref, _, _, _} -> halt() end end).
 """
