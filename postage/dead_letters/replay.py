@@ -1,7 +1,7 @@
 """Dead letters sent back to where they came from.
 
-A letter leaves its store once the broker has confirmed the message that it has become again. Whoever is killed in
-between has sent some letters that are still in the store; the next replay sends those again, with the same
+A letter leaves its store once the broker has confirmed the message that it has become again. A replay that is killed in
+between has sent some letters that are still in the store. The next replay sends those again, with the same
 ``message_id``, by which their receivers can tell.
 """
 
@@ -13,6 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from postage import errors
+from postage.amqp.deliveries import LINKED
 from postage.amqp.frames import encode_all
 from postage.dead_letters.signed import vouched
 from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
@@ -114,6 +115,8 @@ def _send(
             properties = vouched(signatures, properties, letter.body, where.exchange, where.routing_key)
         headers = dict(properties.headers or {})
         headers.pop('CC', None)
+        if isinstance(headers.get('traceparent'), str):
+            headers[LINKED] = headers.pop('traceparent')
         properties.headers = headers or None
         encoded = encode_all(properties)
     except Exception as error:  # of any kind: a letter that cannot be sent must not keep the others

@@ -44,6 +44,7 @@ from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
+from postage.messaging.gathering import Gathering, Replies
 from postage.messaging.handlers import (
     Handler,
     MessageFilter,
@@ -112,6 +113,7 @@ __all__ = [
     'Exchange',
     'FilterError',
     'Fingerprint',
+    'Gathering',
     'GenericConsumer',
     'GenericProducer',
     'Handler',
@@ -140,6 +142,7 @@ __all__ = [
     'PublishTimeout',
     'RejectMessage',
     'RemoteError',
+    'Replies',
     'ResourceLocked',
     'Retry',
     'RpcCommand',

@@ -12,10 +12,12 @@ from time import monotonic
 from typing import Any
 
 from postage import errors
+from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
+from postage.messaging import tracing
 from postage.messaging.counting import Figures
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final
@@ -153,7 +155,8 @@ class Dispatcher:
             body = check_envelope(self._source.decode(delivery.body))
             reply = None
             if body['category'] == 'rpc':
-                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint)
+                addresses = self._source.reply_addresses
+                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 unwanted = why_unwanted(reply.header, self._tolerance)
                 if unwanted:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
@@ -263,7 +266,8 @@ class Dispatcher:
         try:
             header = delivery.salvaged
             if header.reply_to:
-                reply = Reply(send or self._source.rpc_reply, delivery, self._host.fingerprint, header)
+                send, addresses = send or self._source.rpc_reply, self._source.reply_addresses
+                reply = Reply(send, delivery, self._host.fingerprint, header, addresses)
                 reply(MessageResultError(answer))
         except errors.PostageError as failure:
             logger.debug('its sender could not be told: %s', failure)
@@ -294,6 +298,8 @@ class Dispatcher:
         """The handlers of a delivery were closed before their end; the broker will deliver it again."""
         self.in_hand -= 1
         delivery.is_handled = True
+        if delivery.span is not None:
+            tracing.settled(delivery, None)
         if self._source.gate is not None:
             self._source.gate.failed(delivery)
 
@@ -330,6 +336,8 @@ class Dispatcher:
 
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         delivery.is_handled = True
+        if delivery.span is not None:
+            tracing.settled(delivery, outcome.failure)
         if outcome.failure is not None:
             for receipt in delivery.receipts or ():  # such as that of a reply which tells the failure
                 receipt.when_settled(functools.partial(self._look_at_reply, delivery, receipt), is_urgent=False)
@@ -421,6 +429,7 @@ class Handling(MicroThread):
         self._entries = entries
         self._body = body
         self._reply = reply
+        self._can_be_closed = False  # by a cancel
         self.label = ', '.join(entry.label for entry in entries)
 
     @property
@@ -456,16 +465,21 @@ class Handling(MicroThread):
         try:
             if entry.timeout is not None:
                 timer = self.scheduler.call_later(entry.timeout, functools.partial(self._time_is_up, entry))
-            result = yield from self._run(entry, self.scheduler)
+            with cancelled.watching(self._id_to_watch(entry), self._on_cancel):
+                result = yield from self._run(entry, self.scheduler)
             if self._reply is not None and result is not None and not self._reply.sent:
                 self._reply(result)
             figures.ended(self._delivery)
+            return HANDLED
+        except _Cancelled:
+            logger.info('%s was closed: its caller wants no answer any more', entry.label)
             return HANDLED
         except _TimeIsUp:
             return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
         except Exception as error:
             return self._raised(entry, error)
         finally:
+            self._can_be_closed = False
             figures.begun.pop(self._delivery, None)  # of a handler that was closed before its end
             if timer is not None:
                 timer.cancel()
@@ -474,6 +488,19 @@ class Handling(MicroThread):
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
         entry.figures.raised(self._delivery, outcome)
         return outcome
+
+    def _id_to_watch(self, entry: Entry) -> str | None:
+        """The correlation id of a request whose handler is closed when it is cancelled."""
+        self._can_be_closed = self._reply is not None and entry.colour is not Colour.THREADED
+        return self._reply.header.correlation_id if self._reply is not None and self._can_be_closed else None
+
+    def _on_cancel(self) -> None:
+        """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""
+        self._dispatcher.unsettled.leave(self._close_cancelled)
+
+    def _close_cancelled(self) -> None:
+        if self._can_be_closed and self.scheduler is not None:
+            self.scheduler.interrupt(self, _Cancelled())
 
     def _time_is_up(self, entry: Entry) -> None:
         if entry.colour is Colour.THREADED:
@@ -492,7 +519,7 @@ class Handling(MicroThread):
         future = scheduler.run_coroutine(running)
         try:
             return (yield future)
-        except (_TimeIsUp, GeneratorExit):
+        except (_Cut, GeneratorExit):
             future.cancel()
             raise
 
@@ -510,8 +537,10 @@ class Handling(MicroThread):
                 self._dispatcher.set_aside(1)
             try:
                 resume, value = handler.send, (yield wanted)
-            except (_TimeIsUp, GeneratorExit):
+            except (_Cut, GeneratorExit):
                 handler.close()
+                if isinstance(wanted, RpcFuture):
+                    wanted.cancel()  # nobody waits for it any more
                 raise
             except BaseException as error:
                 resume, value = handler.throw, error
@@ -520,8 +549,16 @@ class Handling(MicroThread):
                     self._dispatcher.set_aside(-1)
 
 
-class _TimeIsUp(BaseException):
-    """Thrown in where a handler is parked when its time is over; a handler never sees it."""
+class _Cut(BaseException):
+    """Thrown in where a handler is parked that is to be closed; a handler never sees it."""
+
+
+class _TimeIsUp(_Cut):
+    """Its time is over."""
+
+
+class _Cancelled(_Cut):
+    """Its caller wants no answer any more."""
 
 
 def raised(

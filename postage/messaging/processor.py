@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from sys import modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -14,7 +15,7 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
-from postage.messaging import deadlocks
+from postage.messaging import cancelling, deadlocks, tracing
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
@@ -28,6 +29,7 @@ from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.keys import keys_of
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
+from postage.messaging.reply_addresses import check_accepted
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
 from postage.secret import Secret, revealed
@@ -40,7 +42,7 @@ SLICE_MESSAGES = 64  # messages handled before other microthreads get their turn
 
 SLICE_SECONDS = 0.002  # the same in time; one slow handler is a turn of its own
 
-_OF_CONSUMER = ('signing_keys', 'max_age', 'signed_for')
+_OF_CONSUMER = ('signing_keys', 'max_age', 'signed_for', 'accept_reply_to')
 """Settings of a consumer that its processor may have in their place."""
 
 P = TypeVar('P', bound='MessageProcessor')
@@ -92,9 +94,10 @@ class MessageProcessor(MicroThread):
         handled at the same time, unless ``prefetch_count`` says so, for a crash counts against each that was fetched
     :cvar remote_commands: whether ``quit``, ``restart`` and the commands about groups of a ``GenericApplication`` are
         obeyed: ``True``, ``False``, or a method that gets the delivery and returns ``True`` where they are
-    :cvar signing_keys: as that of a consumer, in whose place it counts where it is set; so do the next two
+    :cvar signing_keys: as that of a consumer, in whose place it counts where it is set; so do the next three
     :cvar max_age: seconds that a signature may be old
     :cvar signed_for: where else messages may have been sent first
+    :cvar accept_reply_to: where else answers may go, as that of a consumer; a method gets the delivery
     :cvar control: whether it answers questions and commands on :class:`ControlExchange`, as ``postage ps`` and its kin
         send them, beside its handlers: see :mod:`postage.messaging.control`
     :cvar version: what it calls its own version there
@@ -112,6 +115,7 @@ class MessageProcessor(MicroThread):
     signing_keys: Any = None
     max_age: float | None = None
     signed_for: Any = None
+    accept_reply_to: Any = None
     control: bool = False
     version: str | None = None
 
@@ -119,7 +123,7 @@ class MessageProcessor(MicroThread):
         hup = Secret.of(hup)
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
         self.state: Any = State()
-        self._check_settings()
+        _check_settings(self)
         self._deliverable = Signal()
         self._may_have_more = True
         self._timers: list[tuple[float, Callable[[], object]]] = []
@@ -127,7 +131,8 @@ class MessageProcessor(MicroThread):
         self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.keep_retries()
-        if table.answers:
+        self._answers = table.answers
+        if self._answers:
             self.consumer.prepare_replies()
         own, base = type(self), MessageProcessor
         has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
@@ -135,25 +140,6 @@ class MessageProcessor(MicroThread):
         self._dispatcher = Dispatcher(self, self.consumer, table, hooks, self._deliverable.set)
         self.consumer.on_stop = self.pause
         self._control = Control(self, table, self._dispatcher, self.consumer, hup, vhost) if self.control else None
-
-    def _check_settings(self) -> None:
-        name = type(self).__name__
-        if self.timeout is not None:
-            check_timeout(f'{name}.timeout', self.timeout)
-        if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
-            raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
-        check_decision(f'{name}.remote_commands', self.remote_commands)
-        keys_of(f'{name}.signing_keys', self.signing_keys)
-        check_max_age(f'{name}.max_age', self.max_age)
-        check_elsewhere(f'{name}.signed_for', self.signed_for)
-        clock_tolerance()
-        most = self.max_deliveries
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-            raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
-        if self.dead_letters is not None and not callable(getattr(self.dead_letters, 'put', None)):
-            raise errors.ConfigurationError(
-                f'{name}.dead_letters must be a store, which has put(letter), or None, not {self.dead_letters!r:.80}'
-            )
 
     def _consumer_class(self) -> type[GenericConsumer]:
         """What makes the consumer, with what this class says in its place.
@@ -215,7 +201,11 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                dispatcher.take(delivery)
+                if tracing.NEEDED in modules:
+                    connections = self.consumer.connections
+                    tracing.take(dispatcher.take, delivery, connections[0].settings if connections else None)
+                else:
+                    dispatcher.take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
@@ -231,6 +221,7 @@ class MessageProcessor(MicroThread):
             self.consumer.pause()
         if self._control is not None:
             self._control.begin()
+        self._listen_for_cancels()
         connections = self.consumer.connections
         if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
@@ -325,6 +316,12 @@ class MessageProcessor(MicroThread):
     def add_eqk(self, eqk: Any) -> None:
         """Declare and consume from more queues. Blocks."""
         self.consumer.add_eqk(eqk)
+        self._listen_for_cancels()
+
+    def _listen_for_cancels(self) -> None:
+        if self._answers:
+            for connection in self.consumer.connections[:1]:
+                cancelling.listen(connection, self.consumer.topology)
 
     def add_timeout(self, seconds: float, callback: Callable[[], object] | None = None) -> Timer | None:
         """Call ``callback()`` in the scheduler's thread after that many seconds.
@@ -410,3 +407,29 @@ class MessageProcessor(MicroThread):
         from postage.messaging.local_client import LocalClient
 
         return LocalClient(cls, arguments, keywords)
+
+
+def _check_settings(processor: MessageProcessor) -> None:
+    """See that what a class of processors says of itself makes sense.
+
+    :raises errors.ConfigurationError: it does not
+    """
+    name = type(processor).__name__
+    if processor.timeout is not None:
+        check_timeout(f'{name}.timeout', processor.timeout)
+    at_once = processor.concurrency
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {at_once!r:.80}')
+    check_decision(f'{name}.remote_commands', processor.remote_commands)
+    keys_of(f'{name}.signing_keys', processor.signing_keys)
+    check_max_age(f'{name}.max_age', processor.max_age)
+    check_elsewhere(f'{name}.signed_for', processor.signed_for)
+    check_accepted(f'{name}.accept_reply_to', processor.accept_reply_to)
+    clock_tolerance()
+    most = processor.max_deliveries
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
+    if processor.dead_letters is not None and not callable(getattr(processor.dead_letters, 'put', None)):
+        raise errors.ConfigurationError(
+            f'{name}.dead_letters must be a store, which has put(letter), or None, not {processor.dead_letters!r:.80}'
+        )

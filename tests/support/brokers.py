@@ -8,10 +8,15 @@ from typing import Protocol
 from urllib.parse import quote
 
 import pika
+import pika.exceptions
 
 from postage.broker.rules import DEFAULT
 from postage.broker.server import BrokerServer
 from support.rabbitmq_node import RabbitMQNode
+
+
+def _without_cancels(queues: dict[str, int]) -> dict[str, int]:
+    return {name: count for name, count in queues.items() if not name.startswith('postage.cancel-')}
 
 
 class Broker(Protocol):
@@ -34,7 +39,10 @@ class Broker(Protocol):
         """Close every connection to the virtual host with 320, as an operator would."""
 
     def queues(self) -> dict[str, int]:
-        """Return the name of every queue, with the number of its messages that wait to be delivered."""
+        """Return the name of every queue, with the number of its messages that wait to be delivered.
+
+        Left out, here and in :meth:`messages`, are those on which processes receive the cancels of RPC requests.
+        """
 
     def messages(self) -> dict[str, int]:
         """Return the name of every queue, with the number of all its messages, the unacknowledged included."""
@@ -60,7 +68,9 @@ def connect(broker: Broker) -> Iterator[pika.BlockingConnection]:
         yield connection
     finally:
         if connection.is_open:
-            connection.close()
+            # One that has been idle for long the broker has given up, as it may.
+            with contextlib.suppress(pika.exceptions.AMQPConnectionError):
+                connection.close()
 
 
 class RabbitMQ:
@@ -83,10 +93,10 @@ class RabbitMQ:
         self.node.close_all_connections(self.vhost)
 
     def queues(self) -> dict[str, int]:
-        return self.node.queues(self.vhost)
+        return _without_cancels(self.node.queues(self.vhost))
 
     def messages(self) -> dict[str, int]:
-        return self.node.queues(self.vhost, 'messages')
+        return _without_cancels(self.node.queues(self.vhost, 'messages'))
 
     def channels(self) -> int:
         return self.node.channels(self.vhost)
@@ -122,10 +132,11 @@ class Embedded:
         self.server.close_connections()
 
     def queues(self) -> dict[str, int]:
-        return {name: ready for name, (ready, *_) in self.server.queues(self.vhost).items()}
+        return _without_cancels({name: ready for name, (ready, *_) in self.server.queues(self.vhost).items()})
 
     def messages(self) -> dict[str, int]:
-        return {name: ready + unacked for name, (ready, unacked, _) in self.server.queues(self.vhost).items()}
+        queues = self.server.queues(self.vhost).items()
+        return _without_cancels({name: ready + unacked for name, (ready, unacked, _) in queues})
 
     def channels(self) -> int:
         server = self.server
