@@ -490,7 +490,7 @@ def test_a_blocked_connection_is_told_and_publishing_is_bounded(bench: Bench) ->
         receipts = fill_the_window(producer)
         bench.log.expect('WARNING', 'takes no messages at present')
         assert not any(receipt.confirmed for receipt in receipts[-10:])
-    bench.log.expect('WARNING', 'takes messages again')
+    bench.log.expect('INFO', 'takes messages again')
     producer.flush(TIMEOUT)
     assert all(receipt.confirmed for receipt in receipts)
     eventually(lambda: bench.count(queue) == len(receipts))
