@@ -26,7 +26,7 @@ from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.server import UNKNOWN, Server
 from postage.amqp.states import Standing, State
-from postage.amqp.steps import Steps, when_done
+from postage.amqp.steps import Steps, drive, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
 from postage.amqp.turns import Readership
@@ -57,6 +57,7 @@ class Connection:
     :ivar role: ``'publishing'`` or ``'consuming'``
     :ivar users: how many hold it, see :mod:`postage.amqp.registry`
     :ivar standing: what it is at
+    :ivar channels: those that are open on it, and opened again after a loss; any thread may look
     :ivar publishers: the channels through which messages leave: with confirms, and without
     :ivar link: the socket to the broker while there is one; for the I/O thread only
     :ivar topologies: what is declared again after every loss
@@ -76,10 +77,10 @@ class Connection:
         self.role = role
         self.users = 0
         self.publishers: dict[bool, PublishingChannel] = {}
-        self._channels: list[Channel] = []
+        self.channels: list[Channel] = []
         self.topologies = Topologies()
         self.upkeep = Upkeep(self, lambda: [sibling.upkeep for sibling in siblings()])
-        self.readership = Readership(self._channels)
+        self.readership = Readership(self.channels)
         self._start_over()
         _all.add(self)
 
@@ -112,6 +113,7 @@ class Connection:
         )
         self._control: ControlChannel | None = None
         self.rpc_client: Any = None  # of those that publish here, which messaging.rpc makes
+        self.cancels: Any = None  # the channel of those that consume here, which messaging.cancelling makes
 
     # Opening and closing, from any thread
 
@@ -206,7 +208,7 @@ class Connection:
 
         :raises errors.BrokerError: where that did not succeed; a new channel is not opened later then, either
         """
-        is_known = channel in self._channels
+        is_known = channel in self.channels
         try:
             self.ask(lambda: self._add_steps(channel))
         except BaseException:
@@ -216,27 +218,27 @@ class Connection:
             raise
 
     def _add_steps(self, channel: Channel) -> Steps:
-        if channel.is_wanted and channel not in self._channels:
-            self._channels.append(channel)
+        if channel.is_wanted and channel not in self.channels:
+            self.channels.append(channel)
         yield from channel.ensure_open_steps()
 
     def attach(self, channel: Channel) -> None:
         """Open a channel as soon as there is a connection, and again after every loss. On the I/O thread."""
-        self._channels.append(channel)
+        self.channels.append(channel)
         if self.link is not None:
             when_done(channel.ensure_open_steps(), channel.on_reopened)
 
     def detach(self, channel: Channel) -> None:
         """Close a channel for good. On the I/O thread."""
-        if channel in self._channels:
-            self._channels.remove(channel)
+        if channel in self.channels:
+            self.channels.remove(channel)
         self.tell(channel.close_steps)
 
     def remove_channel(self, channel: Channel) -> None:
         """Send what waits on a channel and close it for good. Blocks."""
         channel.is_wanted = False
-        if channel in self._channels:
-            self._channels.remove(channel)
+        if channel in self.channels:
+            self.channels.remove(channel)
         if self.standing.state is State.NEW or self.is_closed:
             return
         try:
@@ -257,7 +259,7 @@ class Connection:
             channel = self.publishers.get(confirms)
             if channel is None or not channel.is_wanted:
                 channel = self.publishers[confirms] = PublishingChannel(self, confirms)
-        if channel not in self._channels:
+        if channel not in self.channels:
             self.add_channel(channel)
         return channel
 
@@ -295,7 +297,7 @@ class Connection:
         """Declare everything again and open every channel again, in this order."""
         for topology in self.topologies:
             yield from replay(self.control, topology)
-        for channel in list(self._channels):
+        for channel in list(self.channels):
             try:
                 yield from channel.open_again_steps()
             except errors.ConnectionLost:
@@ -318,14 +320,14 @@ class Connection:
                 self.settings,
                 self.role,
                 time.monotonic() - self._lost_at,
-                len(self._channels),
+                len(self.channels),
                 sum(len(topology.queues) for topology in self.topologies),
             )
 
     def _on_refused(self, error: errors.BrokerError) -> None:
         """An error that no attempt cures: told once, to all that wait."""
         self.standing.enter(State.REFUSED, error)
-        for channel in list(self._channels):
+        for channel in list(self.channels):
             channel.on_refused(error)
 
     def _on_lost(self, link: Link, error: BaseException) -> None:
@@ -351,19 +353,20 @@ class Connection:
             self.tell(lambda: self._close_steps(time.monotonic() + timeout))
 
     def _close_steps(self, deadline: float) -> Steps:
-        for channel in list(self._channels):
+        for channel in list(self.channels):
             yield self.io.settled_by(channel.when_settled(), deadline - 1.0)
+            yield self.io.settled_by(drive(channel.give_back_steps()).outcome, deadline - 1.0)
         self.standing.enter(State.CLOSING)
         self._attempts.end()
         self.readership.is_over = True
-        for channel in self._channels:
+        for channel in self.channels:
             channel.give_up(errors.Closed(f'the connection to {self.settings} was closed before it was confirmed'))
         link = self.link or self._attempts.link
         if link is None or link.is_closed:
             self._loop.stop()
         elif not link.is_closing:
             self.outbox.flush()
-            for channel in self._channels:
+            for channel in self.channels:
                 channel.end_consumers()
             link.end()
             if link is not self.link:
@@ -372,7 +375,7 @@ class Connection:
     def _after_fork(self) -> None:
         if self.link is not None:
             self.link.abandon()
-        self._channels[:] = [channel for channel in self._channels if channel.after_fork()]
+        self.channels[:] = [channel for channel in self.channels if channel.after_fork()]
         self._start_over()
 
 

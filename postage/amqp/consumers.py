@@ -24,6 +24,7 @@ class Consumers:
     :ivar wish: says the count that is wanted
     :ivar origins: what is known of the queues
     :ivar tags: queue → consumer tag
+    :ivar attached: the queues whose consumers the broker has confirmed, and not ended since
     :ivar queues: consumer tag → queue, those that have ended included: what they fetched may still be on its way
     """
 
@@ -37,6 +38,7 @@ class Consumers:
         self.wish: Callable[[], int] = lambda: prefetch
         self.origins = Origins(topology)
         self.tags: dict[str, str] = {}
+        self.attached: set[str] = set()
         # The thread that reads looks a tag up, which is one step of the interpreter. The tag is in here before the
         # broker hears of it, so no delivery comes too early.
         self.queues: dict[bytes, str] = {}
@@ -49,12 +51,14 @@ class Consumers:
             if self._channel.is_open:
                 try:
                     yield self._consume(queue, tag)
+                    self.attached.add(queue)
                 except errors.ChannelLost:
                     yield from self._channel.ensure_open_steps()  # which consumes from all its queues
 
     def end_steps(self, queue: str) -> Steps:
         """Stop consuming from a queue. What it has delivered is still to be settled."""
         tag = self.tags.pop(queue, None)
+        self.attached.discard(queue)
         if tag is not None and self._channel.is_open:
             yield self._cancel(queue, tag)
 
@@ -92,9 +96,11 @@ class Consumers:
         # No delivery of an older generation is still to come.
         self.queues = {tag.encode(): queue for queue, tag in self.tags.items()}
         begun: set[str] = set()
+        self.attached.clear()
         while missing := [queue for queue in self.tags if queue not in begun]:  # more may come meanwhile
             yield self._consume(missing[0], self.tags[missing[0]])
             begun.add(missing[0])
+            self.attached.add(missing[0])
         if self.wish() != self.prefetch:
             self._channel.host.tell(self.resize_steps)  # it changed meanwhile, when the channel was not open yet
 
@@ -105,6 +111,7 @@ class Consumers:
         """
         self.tags[queue] = tag = self._new_tag(queue)
         yield self._consume(queue, tag)
+        self.attached.add(queue)
 
     def resize_steps(self) -> Steps:
         """Change how many messages are sent ahead to what is wished for now.

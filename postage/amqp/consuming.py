@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -97,6 +98,14 @@ class ConsumingChannel(Channel):
         self.host.tick.remove(self._look)
         self.host.tick.add(self._look)
 
+    @property
+    def unattached(self) -> list[str]:
+        """The queues that it is to consume from and does not at present. Any thread; never blocks."""
+        if not self.is_wanted:
+            return []
+        consumers = self.consumers
+        return [queue for queue in list(consumers.tags) if not self.is_open or queue not in consumers.attached]
+
     def drain_steps(self) -> Steps:
         """Stop consuming from every queue, and leave in the inbox what has come. At their end no more can come."""
         try:
@@ -112,6 +121,7 @@ class ConsumingChannel(Channel):
         queue = self.consumers.queues.get(tag.encode())
         if queue is None or self.consumers.tags.get(queue) != tag:
             return
+        self.consumers.attached.discard(queue)
         text = 'queue %r went away, or the broker ended its consumer: it is declared and consumed again'
         self._sparingly.log(logging.WARNING, text, queue)
         when_done(self._recover_steps(queue, tag, self._pauses.next()), self._on_recovered)
@@ -172,35 +182,41 @@ class ConsumingChannel(Channel):
                 yield from replay(self.host.control, self.topology)
 
     def _return_inbox(self, queues: Container[str]) -> None:
-        """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
-        kept: list[Delivery] = []
-        while self.inbox:
-            try:
-                delivery = self.inbox.pop()
-            except IndexError:
-                break  # the consuming thread was quicker
+        """Hand back what came from some queues and is not begun; what came from others stays where it is.
+
+        Other threads go on meanwhile: one takes the oldest out, and one that reads appends. To copy, and to remove, is
+        one step of the interpreter each, so none of them sees a gap, or an order that was never there.
+        """
+        for delivery in reversed(list(self.inbox)):
             if delivery.queue in queues:
+                try:
+                    self.inbox.remove(delivery)
+                except ValueError:
+                    break  # the consuming thread was quicker, and has taken all that are older
                 self.hand_back(delivery)
-            else:
-                kept.append(delivery)
-        self.inbox.extendleft(kept)
         self.host.outbox.flush()
 
-    def close_steps(self) -> Steps:
-        """As :meth:`Channel.close_steps`; what was not tried goes back first.
+    def give_back_steps(self) -> Steps:
+        """End all consumers for good, and hand back what was not begun. Never raises.
 
         What a closed channel leaves unsettled goes back as well, but counts as tried: RabbitMQ 4.3 and later, quorum
         queues.
         """
         self.is_wanted = False
         try:
-            for queue in list(self.consumers.tags):
-                yield from self.consumers.end_steps(queue)
+            yield from self.consumers.end_all_steps()
         except errors.BrokerError as error:
             logger.debug('ending a consumer: %s', error)
         if self.is_open:
-            self._return_inbox(set(self.consumers.queues.values()))
+            with contextlib.suppress(IndexError):  # the consuming thread may be quicker
+                while self.inbox:
+                    self.hand_back(self.inbox.pop())
+            self.host.outbox.flush()
         self.inbox.clear()
+
+    def close_steps(self) -> Steps:
+        """As :meth:`Channel.close_steps`; what was not tried goes back first."""
+        yield from self.give_back_steps()
         self.host.tick.remove(self._look)
         yield from super().close_steps()
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pika.spec
 
 from postage import errors
+from postage.amqp.cancelled import cancelled
 from postage.amqp.cutter import Content
 from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
 from postage.amqp.publishing import Receipt
@@ -22,6 +23,7 @@ from postage.printable import shown_half_built
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
+LINKED = 'x-postage-traceparent'  # the header of a dead letter that is sent again: the trace in which it died
 SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
@@ -51,6 +53,9 @@ class Settler(Protocol):
     def settle(self, delivery: Any, requeue: bool | None = None) -> None:
         """Acknowledge a delivery, or reject it where ``requeue`` is given. Never blocks; any thread."""
 
+    def hand_back(self, delivery: Any) -> None:
+        """Have a delivery that was not tried delivered again. Never blocks; any thread."""
+
 
 class Delivery:
     """One message as it was delivered.
@@ -62,6 +67,7 @@ class Delivery:
     :ivar consumer_tag: the consumer it was delivered to
     :ivar receipts: of what its handlers have published so far
     :ivar position: how far its stream has been handled, where it comes from one
+    :ivar span: in which it is handled, where that is traced
     :ivar retries: how the broker delays the retries of its queue, where it does
     """
 
@@ -79,6 +85,7 @@ class Delivery:
         'receipts',
         'redelivered',
         'retries',
+        'span',
     )
 
     def __init__(self, channel: Settler, queue: str, content: Content) -> None:
@@ -91,6 +98,7 @@ class Delivery:
         self.consumer_tag = content.tag_or_text.decode()
         self.receipts: list[Receipt] | None = None
         self.retries: DelayedRetries | None = None
+        self.span: Any = None
         self.position: Position | None = None
         self.is_handled = False
         self._content = content
@@ -105,6 +113,17 @@ class Delivery:
     def routing_key(self) -> str:
         """The routing key it was first published with."""
         return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
+
+    @property
+    def content(self) -> Content:
+        """The message as it came."""
+        return self._content
+
+    @property
+    def arrived_by(self) -> tuple[str, str]:
+        """The exchange and the routing key by which the broker says that it came, whatever its headers say."""
+        content = self._content
+        return content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
 
     def _origin(self, header: str, arrived_by: bytes) -> str:
         """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
@@ -142,6 +161,14 @@ class Delivery:
             return self.answerable
         except errors.DecodingError:
             return salvage_answerable(self._content.properties)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its caller has said that it wants no answer any more, for a handler that can stop. Any thread."""
+        try:
+            return self.answerable.correlation_id in cancelled.until
+        except errors.DecodingError:
+            return False
 
     @property
     def headers(self) -> dict[str, Any]:

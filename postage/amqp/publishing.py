@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -25,6 +26,7 @@ from postage import errors
 from postage.amqp import frames as codec
 from postage.amqp.channel import Channel, Host
 from postage.amqp.cutter import Content
+from postage.amqp.durations import BOUNDS, Durations
 from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.steps import Steps, done, when_done
 from postage.amqp.threads import this_thread
@@ -163,12 +165,22 @@ class Outgoing:
 
     :param receipt: told what becomes of it; ``None`` where no receipt was given
     :param resend: whether it may be sent again after a loss
+    :ivar at: when it was made, on the monotonic clock
     :ivar returned: why it came back, if it did
     :ivar failure: why it failed for good, if it did
     """
 
     __slots__ = (
-        *('arguments', 'body', 'exchange', 'failure', 'properties', 'receipt', 'resend', 'returned', 'routing_key'),
+        'arguments',
+        'at',
+        'body',
+        'exchange',
+        'failure',
+        'properties',
+        'receipt',
+        'resend',
+        'returned',
+        'routing_key',
     )
 
     def __init__(
@@ -188,6 +200,7 @@ class Outgoing:
         self.body = body
         self.receipt = receipt
         self.resend = resend
+        self.at = time.monotonic()
         self.returned = ''
         self.failure: errors.PublishError | None = None
 
@@ -211,6 +224,7 @@ class PublishingChannel(Channel):
     """The channel through which messages leave, shared by all producers of a connection.
 
     :param confirms: whether the broker confirms what it takes over. Without, a message is done with once it is sent.
+    :ivar durations: what messages took until they were settled
     :ivar lock: of the window
     :ivar in_flight: how many messages are in it: accepted, and not settled. Any thread may look
     :ivar urgent: how many messages there are whose confirm is waited for
@@ -223,9 +237,9 @@ class PublishingChannel(Channel):
         self.confirms = confirms
         self.is_awaited = self.ALWAYS_AWAITED
         self.urgent = 0
+        self.durations = Durations()
         self._lost_by: errors.BrokerError = errors.ConnectionLost('it was never opened')
-        self._tag = 0
-        self._oldest = 1  # no tag below it is unconfirmed
+        self._tag, self._oldest = 0, 1  # no tag below the oldest is unconfirmed
         self._suspects = 0  # see _on_lost
         self._empty_window()
 
@@ -419,15 +433,17 @@ class PublishingChannel(Channel):
 
         :param told: receipts that are settled and have to tell it
         """
-        told = deque() if told is None else told
+        told, now, durations = deque() if told is None else told, time.monotonic(), self.durations
         try:
             with self.lock:
                 while known:
                     outgoing = known[0]
-                    size = len(outgoing.body)
+                    size, bucket = len(outgoing.body), bisect_left(BOUNDS, now - outgoing.at)
                     del known[0]
                     self.in_flight -= 1
                     self._bytes -= size
+                    durations.buckets[bucket] += 1
+                    durations.seconds += now - outgoing.at
                     receipt = outgoing.receipt
                     if receipt is not None:
                         if outgoing.failure is not None:
@@ -554,6 +570,13 @@ class PublishingChannel(Channel):
         self.is_awaited = self.ALWAYS_AWAITED
         self._empty_window()
         return True
+
+
+def oldest(channel: PublishingChannel) -> float | None:
+    """Since when the oldest message that is not settled has been so, on the monotonic clock; ``None`` for none."""
+    with channel.lock:
+        waiting = next(iter(channel._unconfirmed.values()), None) or next(iter(channel._pending), None)
+        return None if waiting is None else waiting.at
 
 
 def _check_fits(outgoing: Outgoing, frame_max: int) -> None:

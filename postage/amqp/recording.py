@@ -1,6 +1,7 @@
-"""Connections that lead nowhere: what a program would declare is noted, and nothing reaches a broker.
+"""Connections that lead nowhere: what a program would declare and send is noted, and nothing reaches a broker.
 
-``postage doctor`` makes a program's components this way to learn what they are.
+``postage doctor`` makes a program's components this way to learn what they are, and ``test_client()`` runs a
+processor so.
 """
 
 from __future__ import annotations
@@ -32,20 +33,22 @@ class Operation(NamedTuple):
 
 
 class RecordingConnection(Connection):
-    """Stands for a connection. Every operation on it succeeds at once; messages are dropped.
+    """Stands for a connection. Every operation on it succeeds at once.
 
     :ivar recorded: the topologies of all that were made on it, closed ones included
     :ivar operations: what was done, in order
+    :ivar published: what was sent, in order
     """
 
-    def __init__(self, settings: BrokerSettings, role: Role) -> None:
+    def __init__(self, settings: BrokerSettings, role: Role, published: list[Outgoing]) -> None:
         super().__init__(settings, role)
+        self.published = published
         self.recorded: list[Topology] = []
         self.operations: list[Operation] = []
         self.topologies = _Kept(self.recorded)
         self.rpc_client = _NoCalls()
         self._recording_control = _RecordingControl(self)
-        self._dropping: dict[bool, PublishingChannel] = {}
+        self._publishers: dict[bool, PublishingChannel] = {}
 
     @property
     def control(self) -> ControlChannel:
@@ -72,32 +75,52 @@ class RecordingConnection(Connection):
             setattr(channel, name, method)
 
     def publisher(self, confirms: bool) -> PublishingChannel:
-        """A channel that drops what is published."""
-        return self._dropping.setdefault(confirms, _DroppingChannel(self, confirms))
+        """A channel that notes what is published, which counts as confirmed."""
+        return self._publishers.setdefault(confirms, _NotingChannel(self, confirms, self.published))
+
+
+class Recording:
+    """What is noted in place of being done. Not for use beside threads that connect.
+
+    :ivar connections: those that were asked for meanwhile
+    :ivar published: what was sent on any of them, in order
+    """
+
+    def __init__(self) -> None:
+        self.connections: list[RecordingConnection] = []
+        self.published: list[Outgoing] = []
+
+    def here(self) -> contextlib.AbstractContextManager[None]:
+        """For the length of a ``with``, have all connections of this process noted instead of made.
+
+        What was made in it stays without a broker.
+        """
+        return diverted(self._connect)
+
+    def close(self) -> None:
+        """Give back what the connections hold."""
+        for connection in self.connections:
+            connection.io.loop.close()  # which no thread has run
+
+    def _connect(self, settings: BrokerSettings, role: Role) -> Connection:
+        for known in self.connections:
+            if (known.settings, known.role) == (settings, role):
+                return known
+        connection = RecordingConnection(settings, role, self.published)
+        connection.users = 1  # so that no release closes it
+        self.connections.append(connection)
+        return connection
 
 
 @contextlib.contextmanager
 def recording() -> Generator[list[RecordingConnection], None, None]:
-    """For the length of a ``with``, have all connections of this process noted instead of made.
-
-    What is still open at its end stays without a broker. Not for use beside threads that connect.
-    """
-    connections: list[RecordingConnection] = []
-
-    def connect(settings: BrokerSettings, role: Role) -> Connection:
-        for known in connections:
-            if (known.settings, known.role) == (settings, role):
-                return known
-        connections.append(RecordingConnection(settings, role))
-        connections[-1].users = 1  # so that no release closes it
-        return connections[-1]
-
+    """A :class:`Recording` for the length of a ``with``; what it gives are its connections."""
+    noted = Recording()
     try:
-        with diverted(connect):
-            yield connections
+        with noted.here():
+            yield noted.connections
     finally:
-        for connection in connections:
-            connection.io.loop.close()  # which no thread has run
+        noted.close()
 
 
 def _nothing() -> Steps:
@@ -138,8 +161,13 @@ def _answer(method: str, arguments: dict[str, Any]) -> Any:
     return pika.frame.Method(0, answer)
 
 
-class _DroppingChannel(PublishingChannel):
+class _NotingChannel(PublishingChannel):
+    def __init__(self, connection: Connection, confirms: bool, published: list[Outgoing]) -> None:
+        super().__init__(connection, confirms)
+        self._published = published
+
     def publish(self, outgoing: Outgoing, timeout: float) -> None:
+        self._published.append(outgoing)
         if outgoing.receipt is not None:
             outgoing.receipt.unsettled -= 1  # done with; no other thread knows it yet
 
@@ -148,4 +176,6 @@ class _NoCalls:
     """In place of the client of RPC calls."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise errors.ConfigurationError('an RPC is called while it is only recorded what the program declares')
+        raise errors.ConfigurationError(
+            'an RPC is called where there is no broker, and it is only recorded what the program declares and sends'
+        )

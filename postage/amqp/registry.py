@@ -65,6 +65,12 @@ def _with(settings: BrokerSettings) -> list[Connection]:
         return [connection for (its_settings, _), connection in _shared.items() if its_settings == settings]
 
 
+def connections() -> list[Connection]:
+    """Those that are open, or are to be. Any thread."""
+    with _lock:
+        return list(_shared.values())
+
+
 def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
     """Give back what :func:`acquire` gave. The last one to do so closes the connection. Blocks; any thread."""
     with _lock:

@@ -40,6 +40,7 @@ class Standing:
     :ivar state: what it is at
     :ivar error: what no attempt can cure, in state REFUSED
     :ivar opened_at: since when it is open, or was last, as ``time.time()`` has it; ``None`` before that
+    :ivar lost_at: since when attempts to connect are made, or were last, on the same clock
     :ivar reconnects: how often it was open again after a loss
     :ivar blocked_at: since when the broker takes no messages on it, as it has said; ``None`` where it does
     """
@@ -50,6 +51,7 @@ class Standing:
         self.error: errors.BrokerError | None = None
         self.opened_at: float | None = None
         self.blocked_at: float | None = None
+        self.lost_at = 0.0
         self.reconnects = 0
         self._waiting: list[Future[Any]] = []
 
@@ -77,7 +79,7 @@ class Standing:
             self.reconnects += self.opened_at is not None
             self.opened_at = time.time()
         elif state is State.CONNECTING:
-            self.blocked_at = None
+            self.blocked_at, self.lost_at = None, time.time()
         self.state = state
         failed = self.closed() if state is State.CLOSING else self.error
         if state is State.OPEN or failed is not None:

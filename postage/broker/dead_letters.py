@@ -29,7 +29,13 @@ def deaths_of(message: Message, rules: Rules) -> Deaths | None:
 
 
 def dead_letter_of(
-    message: Message, queue: str, arguments: Mapping[str, Any], exchange: str, reason: str, rules: Rules
+    message: Message,
+    queue: str,
+    arguments: Mapping[str, Any],
+    exchange: str,
+    reason: str,
+    rules: Rules,
+    failures: int = 0,
 ) -> Message:
     """Return the message that a dead one becomes, its death recorded.
 
@@ -37,6 +43,7 @@ def dead_letter_of(
 
     :param arguments: those of the queue that it died in
     :param exchange: where it goes
+    :param failures: how often it was delivered in vain
     """
     header = message.header
     death: dict[str, Any] = {
@@ -62,7 +69,16 @@ def dead_letter_of(
         changes['CC'] = None
     changed = header.replace(expiration=None, headers=tables.merge(header.headers, changes))
     keys = message.routing_keys if key is None else (key,)
-    return Message(exchange, keys[0], changed, message.body, routing_keys=keys, deaths=deaths, memory=message.memory)
+    return Message(
+        exchange,
+        keys[0],
+        changed,
+        message.body,
+        routing_keys=keys,
+        deaths=deaths,
+        memory=message.memory,
+        failures=failures if rules.carries_failures else 0,
+    )
 
 
 def carbon_copies(header: ContentHeader, key: bytes) -> list[str]:

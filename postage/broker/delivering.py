@@ -39,7 +39,7 @@ Deliveries = Sequence[Unacknowledged]
 class Delivering:
     """Consumers, gets and settlements of one channel.
 
-    :param refuse: closes the channel, for what is nobody's method to answer
+    :param refuse: closes the channel, for what no method has to answer
     :ivar prefetch_count: the limit that all its consumers share, 0 for none
     :ivar in_flight: how many deliveries to consumers that limit counts
     """
@@ -104,7 +104,7 @@ class Delivering:
         self._last_tag = tag = self._last_tag + 1
         queue, message = consumer.queue, entry.message
         payload = wire.deliver_payload(consumer.prefix, tag, entry.redelivered, message.address)
-        header = _counted_header(queue, entry) if entry.acquired else message.header.payload
+        header = _counted_header(queue, entry) if entry.redelivered else message.header.payload
         self._outlet.send_content(payload, message, header)
         if self._host.observers:
             self._tell(queue.name, message, entry.redelivered)
@@ -265,7 +265,7 @@ class Delivering:
 
     def on_nack(self, method: spec.Basic.Nack) -> None:
         """Take messages back, or give them up."""
-        fate = self._hand_back if method.requeue else self._reject
+        fate = self._hand_back if method.requeue else self._give_up
         self._settle(method.delivery_tag, method.multiple, fate)
 
     def on_reject(self, method: spec.Basic.Reject) -> None:
@@ -310,11 +310,14 @@ class Delivering:
     def _hand_back(self, settled: Deliveries) -> None:
         self._requeue(settled, self._rules.nack_counts)
 
-    def _reject(self, settled: Deliveries) -> None:
+    def _reject(self, settled: Deliveries, counts: bool = True) -> None:
         for delivery in settled:
             if not delivery.is_overdue and not delivery.queue.deleted:
-                delivery.queue.reject([delivery.entry])
+                delivery.queue.reject(delivery.entry, counts)
         self._free(settled)
+
+    def _give_up(self, settled: Deliveries) -> None:
+        self._reject(settled, self._rules.nack_counts)
 
     def _count_down(self, settled: Deliveries) -> None:
         for delivery in settled:

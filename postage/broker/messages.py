@@ -135,9 +135,13 @@ class Message:
     :ivar routing_keys: the key it was published with, then those of its CC and BCC headers
     :ivar deaths: what the broker itself has recorded of its deaths, the latest first
     :ivar memory: counts the bytes that all messages take
+    :ivar failures: how often it was delivered in vain before it died last, where that goes on being counted
     """
 
-    __slots__ = ('_size', 'address', 'body', 'deaths', 'exchange', 'header', 'memory', 'routing_key', 'routing_keys')
+    __slots__ = (
+        *('_size', 'address', 'body', 'deaths', 'exchange', 'failures', 'header', 'memory', 'routing_key'),
+        'routing_keys',
+    )
 
     def __init__(
         self,
@@ -149,6 +153,7 @@ class Message:
         routing_keys: tuple[str, ...] = (),
         deaths: Sequence[Mapping[str, Any]] = (),
         memory: Tally | None = None,
+        failures: int = 0,
     ) -> None:
         self.exchange = exchange
         self.routing_key = routing_key
@@ -157,6 +162,7 @@ class Message:
         self.address = short_string(exchange) + short_string(routing_key) if address is None else address
         self.routing_keys = routing_keys or (routing_key,)
         self.deaths = deaths
+        self.failures = failures
         self.memory = memory or Tally()
         self._size = len(body) + len(header.payload) + _OVERHEAD
         self.memory.count += self._size
@@ -171,8 +177,8 @@ class QueuedMessage:
 
     :ivar position: its number in that queue, to which it returns when it is requeued
     :ivar expires_at: the clock's time at which it is dead, or ``None``
-    :ivar returns: how often it came back from a delivery that counts as an attempt
-    :ivar acquired: how often it came back at all
+    :ivar returns: how often a delivery that counts as an attempt was in vain
+    :ivar acquired: how often it came back at all, in this queue
     """
 
     __slots__ = ('acquired', 'expires_at', 'message', 'position', 'redelivered', 'returns')
@@ -181,8 +187,8 @@ class QueuedMessage:
         self.message = message
         self.position = position
         self.expires_at = expires_at
-        self.redelivered = False
-        self.returns = 0
+        self.redelivered = message.failures > 0
+        self.returns = message.failures
         self.acquired = 0
         message.memory.count += _PLACE
 

@@ -1,4 +1,4 @@
-"""Queues: messages in order, consumers in turn, and what becomes of a message that nobody takes.
+"""Queues: messages in order, consumers in turn, and what becomes of a message that no consumer takes.
 
 A queue works at once: :meth:`Queue.publish` ends with the message in a consumer's hands where one has room for it.
 """
@@ -23,8 +23,11 @@ class Owner(Protocol):
     rules: Rules
     consumers: Tally
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
-        """Send a dead message on to where the queue's arguments say."""
+    def dead_letter(self, queue: Queue, message: Message, reason: str, failures: int = 0) -> None:
+        """Send a dead message on to where the queue's arguments say.
+
+        :param failures: how often it was delivered in vain
+        """
 
     def delete_queue(self, queue: Queue) -> int:
         """Take the queue out."""
@@ -84,22 +87,11 @@ class Queue:
         self._overflow: str = get('x-overflow', 'drop-head')
         self._expires: int | None = get('x-expires')
         self.single_active = bool(get('x-single-active-consumer'))
-        self._delivery_limit = self._limit_of_deliveries() if self.is_quorum else None
-        if not self.is_quorum:
-            self.ready = ReadyMessages(get('x-max-priority') or 0)
-        elif self._rules.quorum_priorities:
-            self.ready = ReadyMessages(_HIGHEST_OF_QUORUM, _USUAL_OF_QUORUM)
-        else:
-            self.ready = ReadyMessages()
+        self._delivery_limit = _limit_of_deliveries(self.arguments, self._rules) if self.is_quorum else None
+        self.ready = _room_for_quorum(self._rules) if self.is_quorum else ReadyMessages(get('x-max-priority') or 0)
         self._retries: DelayedRetries | None = None
         if self.is_quorum and self._rules.delayed_retries:
             self._retries = DelayedRetries(self._clock, self.arguments, self._retry_now)
-
-    def _limit_of_deliveries(self) -> int | None:
-        limit = self.arguments.get('x-delivery-limit')
-        if not isinstance(limit, int):
-            return self._rules.delivery_limit
-        return None if limit < 0 and self._rules.negative_limit_is_none else limit
 
     @property
     def consumer_count(self) -> int:
@@ -153,11 +145,12 @@ class Queue:
 
         :param by_get: whether it is handed out by ``basic.get``
         """
-        if not self.is_quorum or (not entry.acquired and not (by_get and self._rules.counts_first_get)):
+        acquired = entry.acquired or entry.message.failures
+        if not self.is_quorum or (not acquired and not (by_get and self._rules.counts_first_get)):
             return {}
         counts = {}
         if self._rules.counts_acquired:
-            counts['x-acquired-count'] = entry.acquired
+            counts['x-acquired-count'] = acquired
         if entry.returns or not self._rules.counts_acquired:
             counts['x-delivery-count'] = entry.returns
         return counts
@@ -172,7 +165,7 @@ class Queue:
         """
         if self._is_limited and self._overflow != 'drop-head' and self._refuses(len(message.body)):
             if self._overflow == 'reject-publish-dlx':
-                self._host.dead_letter(self, message, 'maxlen')
+                self._host.dead_letter(self, message, 'maxlen', message.failures)
             return False
         entry = QueuedMessage(message, self._next_position, self._expiry(lifetime))
         self._next_position += 1
@@ -220,7 +213,7 @@ class Queue:
         """Give up what is too much, and tell whether that was anything."""
         before = self.ready.count
         while self.ready and self._is_over():
-            self._host.dead_letter(self, self.ready.pop().message, 'maxlen')
+            self._bury(self.ready.pop(), 'maxlen')
         return self.ready.count < before
 
     # --- messages out ---
@@ -277,7 +270,7 @@ class Queue:
             entry.acquired += 1
             entry.returns += counts
             if self._delivery_limit is not None and entry.returns > self._delivery_limit:
-                self._host.dead_letter(self, entry.message, 'delivery_limit')
+                self._bury(entry, 'delivery_limit')
             elif self._retries is None or not self._retries.hold_back(entry, counts):
                 back.append(entry)
         self._put_back(back, by_client)
@@ -302,11 +295,17 @@ class Queue:
         if not self.deleted:
             self._put_back([entry])
 
-    def reject(self, entries: Iterable[QueuedMessage]) -> None:
-        """Give messages up; with a dead-letter exchange they go there."""
-        for entry in entries:
-            self.unacknowledged -= 1
-            self._host.dead_letter(self, entry.message, 'rejected')
+    def reject(self, entry: QueuedMessage, counts: bool = True) -> None:
+        """Give a message up; with a dead-letter exchange it goes there.
+
+        :param counts: whether that was a failed attempt
+        """
+        self.unacknowledged -= 1
+        entry.returns += counts
+        self._bury(entry, 'rejected')
+
+    def _bury(self, entry: QueuedMessage, reason: str) -> None:
+        self._host.dead_letter(self, entry.message, reason, entry.returns)
 
     def purge(self) -> int:
         """Drop all that is ready, or held back for a retry, and return how many there were."""
@@ -358,7 +357,7 @@ class Queue:
         """Give up the dead messages at the head; those behind a living one stay, as in RabbitMQ."""
         now = self._clock.now()
         while (head := self.ready.head()) is not None and head.expires_at is not None and head.expires_at <= now:
-            self._host.dead_letter(self, self.ready.pop().message, 'expired')
+            self._bury(self.ready.pop(), 'expired')
 
     def _drop_what_is_due(self) -> None:
         """Do what the clock would do in a moment.
@@ -385,3 +384,17 @@ class Queue:
         self._expiry_timer = None
         self._drop_expired()
         self._watch_lifetimes()
+
+
+# What rules say of quorum queues
+
+
+def _limit_of_deliveries(arguments: Mapping[str, Any], rules: Rules) -> int | None:
+    limit = arguments.get('x-delivery-limit')
+    if not isinstance(limit, int):
+        return rules.delivery_limit
+    return None if limit < 0 and rules.negative_limit_is_none else limit
+
+
+def _room_for_quorum(rules: Rules) -> ReadyMessages:
+    return ReadyMessages(_HIGHEST_OF_QUORUM, _USUAL_OF_QUORUM) if rules.quorum_priorities else ReadyMessages()

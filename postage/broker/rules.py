@@ -3,7 +3,7 @@
 There are two sets, of the oldest and of the newest RabbitMQ that the tests run on: 3.10 and 4.3. Each value here was
 measured on a node of that version; ``tests/conformance/version_table.py`` has the rules one by one, with what 4.0 does.
 
-The default is 4.3. RabbitMQ supports its newest series alone, so that this is what one meets who installs it today; and
+The default is 4.3. RabbitMQ supports its newest series alone, so that this is what a new installation is today; and
 what works on it works on the older ones, with few exceptions, while the reverse is not so.
 
 Some things are "deprecated features" of RabbitMQ 4, which a node permits or denies by its configuration
@@ -49,6 +49,7 @@ class Rules:
     :ivar timeout_cancels: True where only quorum queues ask for acknowledgements in time, and take back what comes late
     :ivar trusts_death_header: True where a publisher's own ``x-death`` counts as the broker's
     :ivar records_last_death: True where a dead letter says how it died last, and keeps its ``CC``
+    :ivar carries_failures: True where a dead letter goes on with the count of its deliveries in vain
     :ivar permitted: deprecated features, and whether they may be used
     """
 
@@ -74,6 +75,7 @@ class Rules:
     timeout_cancels: bool
     trusts_death_header: bool
     records_last_death: bool
+    carries_failures: bool
     permitted: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
     @property
@@ -138,6 +140,7 @@ RULES: Final[dict[str, Rules]] = {
         timeout_cancels=False,
         trusts_death_header=True,
         records_last_death=False,
+        carries_failures=False,
     ),
     '4.3': Rules(
         version='4.3.6',
@@ -162,6 +165,7 @@ RULES: Final[dict[str, Rules]] = {
         timeout_cancels=True,
         trusts_death_header=False,
         records_last_death=True,
+        carries_failures=True,
         permitted={feature: not denied for feature, denied in _DENIED_OF_4_3.items()},
     ),
 }

@@ -45,7 +45,7 @@ Reply = Callable[[Message], None]
 
 
 def generated_name(prefix: str) -> str:
-    """Return a name that nobody else has, as RabbitMQ makes them."""
+    """Return a name that is new, as RabbitMQ makes them."""
     return prefix + base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b'=').decode()
 
 
@@ -55,8 +55,8 @@ class VirtualHost:
     :ivar rules: what the version of RabbitMQ that is followed allows
     :ivar limits: how much of everything there may be
     :ivar consumers: counts the consumers of its queues
-    :ivar observers: who hears of each message
-    :ivar reply_addresses: who gets a message for a direct reply-to address, by the address
+    :ivar observers: what hears of each message
+    :ivar reply_addresses: what takes a message for a direct reply-to address, by the address
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class VirtualHost:
         self.queues: dict[str, Queue] = {}
         self.reply_addresses: dict[str, Reply] = {}
         self._routes = Routes(self.exchanges, self.queues)
-        self._dead: deque[tuple[Queue, Message, str]] = deque()
+        self._dead: deque[tuple[Queue, Message, str, int]] = deque()
         self._burying = False
         for exchange, kind, internal in _PREDECLARED:
             self.exchanges[exchange] = TYPES[kind](exchange, durable=True, internal=internal, tally=self._bindings)
@@ -361,7 +361,7 @@ class VirtualHost:
 
     # --- dead letters ---
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: Queue, message: Message, reason: str, failures: int = 0) -> None:
         """Send a dead message to its queue's dead-letter exchange, if it has one.
 
         Deaths that follow from deaths wait in line, so that a chain of queues does not become a chain of calls.
@@ -370,7 +370,7 @@ class VirtualHost:
             observer.died(self.name, queue.name, message, reason)
         if queue.dead_letter_exchange is None:
             return
-        self._dead.append((queue, message, reason))
+        self._dead.append((queue, message, reason, failures))
         if not self._burying:
             self._bury_all()
 
@@ -382,11 +382,11 @@ class VirtualHost:
         finally:
             self._burying = False
 
-    def _bury(self, queue: Queue, message: Message, reason: str) -> None:
+    def _bury(self, queue: Queue, message: Message, reason: str, failures: int) -> None:
         exchange = self.exchanges.get(queue.arguments['x-dead-letter-exchange'])
         if exchange is None:
             return
-        letter = dead_letter_of(message, queue.name, queue.arguments, exchange.name, reason, self.rules)
+        letter = dead_letter_of(message, queue.name, queue.arguments, exchange.name, reason, self.rules, failures)
         deaths = deaths_of(letter, self.rules) or ()
         for target in self.route(exchange, letter):
             if reason == 'rejected' or not is_cycle(target.name, deaths):

@@ -15,7 +15,8 @@ from postage.printable import printable
 class LazyGroup(click.Group):
     """A group that knows its commands by name.
 
-    :param commands_of: name of each command → the module that has it as ``command``, and a line on what it does
+    :param commands_of: name of each command → the module that has it as ``command``, or ``MODULE:ATTRIBUTE``, and a
+        line on what it does
     """
 
     def __init__(self, *args: Any, commands_of: Mapping[str, tuple[str, str]], **kwds: Any) -> None:
@@ -28,7 +29,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.commands_of:
             return None
-        command: click.Command = importlib.import_module(self.commands_of[cmd_name][0]).command
+        module, _, attribute = self.commands_of[cmd_name][0].partition(':')
+        command: click.Command = getattr(importlib.import_module(module), attribute or 'command')
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,8 +9,19 @@ from postage.cli.group import LazyGroup
 
 COMMANDS = {
     'run': ('postage.cli.run.command', 'Run components as processes: workers, restarts, reloads.'),
+    'probe': ('postage.cli.probe', 'Say whether running components are ready.'),
     'broker': ('postage.cli.broker', 'Run the AMQP broker in memory, for development and tests.'),
     'dead-letters': ('postage.cli.dead_letters', 'Look at messages that failed, edit them, send them back.'),
+    'ps': ('postage.cli.operate.ps', 'Show the components that run.'),
+    'describe': ('postage.cli.operate.describe', 'Show what a component is: queues, keys, handlers.'),
+    'stacks': ('postage.cli.operate.stacks', 'Show where a component is, line by line.'),
+    'pause': ('postage.cli.operate.commands:pause', 'Have components begin with no more messages.'),
+    'resume': ('postage.cli.operate.commands:resume', 'Have them go on.'),
+    'drain': ('postage.cli.operate.commands:drain', 'Have components finish what is in hand, and end.'),
+    'quit': ('postage.cli.operate.commands:quit', 'Have components end.'),
+    'restart': ('postage.cli.operate.commands:restart', 'Have components run again.'),
+    'call': ('postage.cli.operate.call:call', 'Send an RPC request, and print its result.'),
+    'send': ('postage.cli.operate.call:send', 'Send a command.'),
     'doctor': ('postage.cli.doctor', 'Say what RabbitMQ refuses or drops of what a program declares.'),
 }
 

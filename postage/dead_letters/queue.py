@@ -5,26 +5,35 @@ Messages that RabbitMQ itself has moved into the queue (https://www.rabbitmq.com
 
 A queue cannot be read without taking messages out. So its letters are held, unacknowledged, while they are looked at,
 and go back to their places at the end, however that comes; nobody else can see them meanwhile.
+
+A quorum queue may count that as a delivery in vain, and drops what has too many of them: before RabbitMQ 4.3 each time,
+since then where the reader did not come to its end. So a letter that has one is sent to the queue's end again, as a new
+message, and acknowledged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from typing import Any, Final
 
 from postage import errors
+from postage.amqp.channel import Host
+from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.control import declare_queue
 from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import encode_all
 from postage.amqp.registry import acquire, release
+from postage.amqp.retries import count_of
 from postage.amqp.steps import Steps
 from postage.amqp.topology import Queue, Topology
 from postage.dead_letters.store import ALL, DeadLetters, Handout, Selection, StoredLetter, edited
@@ -37,11 +46,15 @@ from postage.program import program_settings
 from postage.secret import Secret
 from postage.settings import BrokerSettings, broker_settings
 
+logger = logging.getLogger('postage')
+
 LETTER: Final = 'x-postage-letter'
 """The header with what the message itself does not say, as JSON."""
 WINDOW: Final = 500  # letters held at a time where each is settled at once
 HEADER_MAX: Final = 120_000  # bytes of properties, which have to fit into one frame (section 4.2.6)
 PATIENCE: Final = 30.0  # seconds that a letter may take to come
+BACK_SECONDS: Final = 2.0  # that letters may take to be back in their queue
+BACK_PAUSE: Final = 0.02  # between two looks whether they are
 
 # What a message in a store must not have of its own: it would expire, be refused, or be sent to others as well.
 _UNSAFE: Final = ('expiration', 'user_id', 'delivery_mode')
@@ -104,14 +117,19 @@ class QueueDeadLetters(DeadLetters):
         self._send(secrets.token_hex(6), letter)
 
     def _send(self, id: str, letter: DeadLetter) -> None:
+        self._await(self._begin_to_send(id, letter), self.timeout)
+
+    def _begin_to_send(self, id: str, letter: DeadLetter) -> Future[None]:
         with self._lock:
             if self._forwarder is None:
                 self._forwarder = Forwarder(self.settings)
             forwarder = self._forwarder
         encoded = self._encoded(id, letter)
-        sent = forwarder.send('', self.name, encoded, letter.body, letter.message_id, self._declaration())
+        return forwarder.send('', self.name, encoded, letter.body, letter.message_id, self._declaration())
+
+    def _await(self, sent: Future[None], timeout: float) -> None:
         try:
-            sent.result(self.timeout)
+            sent.result(timeout)
         except FutureTimeout as error:
             raise errors.StoreError(f'{self} did not take a letter within {self.timeout:g} s') from error
         except errors.PostageError as error:
@@ -138,7 +156,8 @@ class QueueDeadLetters(DeadLetters):
         with self._reading(0) as deliveries:
             for delivery in deliveries:
                 stored = _read(delivery)
-                delivery.body = b''  # held by the broker as well, and there may be many
+                if not _is_counted(delivery):
+                    delivery.body = b''  # held by the broker as well, and there may be many
                 if stored in selection:
                     yield stored
                     found += 1
@@ -200,7 +219,7 @@ class QueueDeadLetters(DeadLetters):
         :param window: how many to hold at a time; 0 for all, where not each of them is settled
         """
         with self._connected() as connection:
-            channel = ConsumingChannel(connection, Topology(), window)
+            channel = _Reader(connection, window)
             arrived = threading.Semaphore(0)
             channel.notify = arrived.release
 
@@ -215,9 +234,16 @@ class QueueDeadLetters(DeadLetters):
                     connection.add_channel(channel)
                 yield self._arriving(channel, arrived, there)
             finally:
+                try:
+                    connection.ask(channel.consumers.end_all_steps, CLOSE_TIMEOUT, when_open=False)
+                    left = channel.left()
+                    self._put_back(left)
+                    connection.ask(lambda: self._await_back(connection, len(left)), CLOSE_TIMEOUT, when_open=False)
+                except errors.BrokerError as error:
+                    logger.debug('%s: the broker puts its letters back by itself: %s', self, error)
                 connection.remove_channel(channel)
 
-    def _arriving(self, channel: ConsumingChannel, arrived: threading.Semaphore, there: int) -> Iterator[Delivery]:
+    def _arriving(self, channel: _Reader, arrived: threading.Semaphore, there: int) -> Iterator[Delivery]:
         generation = channel.generation
         for number in range(there):
             while not channel.inbox:
@@ -227,7 +253,72 @@ class QueueDeadLetters(DeadLetters):
                 if not in_time or channel.generation != generation:
                     why = 'the connection was lost' if in_time else f'nothing came for {PATIENCE:g} s'
                     raise errors.StoreError(f'{self}: {number} of {there} letters were read, then {why}')
-            yield channel.inbox.popleft()
+            yield channel.take()
+
+    def _put_back(self, left: list[Delivery]) -> None:
+        """Have letters wait in the queue again, those anew that the broker counts."""
+        sent_again: list[tuple[Delivery, Future[None]]] = []
+        for delivery in left:
+            if _is_counted(delivery):
+                sent_again.append((delivery, self._send_again(_read(delivery))))
+            else:
+                delivery.channel.hand_back(delivery)
+        wait([sent for _, sent in sent_again], self.timeout)
+        for delivery, sent in sent_again:
+            try:
+                self._await(sent, 0)
+                delivery.channel.settle(delivery)
+            except errors.StoreError as error:
+                logger.warning('%s counts one more delivery in vain of a letter: %s', self, error)
+                delivery.channel.hand_back(delivery)
+
+    def _await_back(self, connection: Any, count: int) -> Steps:
+        """Wait until the queue has got them: the next reader asks first how many there are.
+
+        A quorum queue takes back what it is told to without an answer. Others may read meanwhile, hence the limit.
+        """
+        until = time.monotonic() + BACK_SECONDS
+        while count and time.monotonic() < until:
+            there = yield from declare_queue(connection.control, Queue(self.name, {'passive': True}))
+            if there.method.message_count >= count:
+                return
+            yield connection.io.pause(BACK_PAUSE)
+
+    def _send_again(self, stored: StoredLetter) -> Future[None]:
+        try:
+            return self._begin_to_send(stored.id, stored.letter)
+        except errors.PostageError as error:
+            failed: Future[None] = Future()
+            failed.set_exception(error)
+            return failed
+
+
+class _Reader(ConsumingChannel):
+    """A channel that knows which of its letters are not settled.
+
+    Its letters are taken and settled by one thread, in which they are put back as well.
+    """
+
+    def __init__(self, host: Host, window: int) -> None:
+        super().__init__(host, Topology(), window)
+        self._taken: dict[int, Delivery] = {}
+
+    def take(self) -> Delivery:
+        """Take the next one out of the inbox."""
+        delivery = self.inbox.popleft()
+        self._taken[delivery.delivery_tag] = delivery
+        return delivery
+
+    def settle(self, delivery: Delivery, requeue: bool | None = None) -> None:
+        self._taken.pop(delivery.delivery_tag, None)
+        super().settle(delivery, requeue)
+
+    def left(self) -> list[Delivery]:
+        """Take what is not settled, oldest first, of what the broker still holds for this channel."""
+        left = [*self._taken.values(), *self.inbox]
+        self._taken.clear()
+        self.inbox.clear()
+        return [delivery for delivery in left if self.is_open and delivery.generation == self.generation]
 
 
 class _QueueHandout(Handout):
@@ -256,6 +347,14 @@ class _QueueHandout(Handout):
         for stored in letters:
             delivery = self._held.pop(id(stored))
             delivery.channel.settle(delivery)
+
+
+def _is_counted(delivery: Delivery) -> bool:
+    """Whether the broker says that a letter was delivered in vain before: from this queue, not from another."""
+    try:
+        return delivery.redelivered and count_of(delivery.headers) > 0
+    except errors.DecodingError:
+        return False
 
 
 # A letter as a message

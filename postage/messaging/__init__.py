@@ -22,6 +22,7 @@ from postage.errors import (
     HandlingUnfinished,
     LetterRefused,
     Nacked,
+    NoDelivery,
     NoSuchLetter,
     NotFound,
     OperationRefused,
@@ -30,6 +31,7 @@ from postage.errors import (
     PublishTimeout,
     RemoteError,
     ResourceLocked,
+    SignatureRefused,
     StoreError,
     TimeoutError,
     Unroutable,
@@ -42,6 +44,7 @@ from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
+from postage.messaging.gathering import Gathering, Replies
 from postage.messaging.handlers import (
     Handler,
     MessageFilter,
@@ -52,6 +55,7 @@ from postage.messaging.handlers import (
     Threaded,
     Timeout,
 )
+from postage.messaging.health import Health, health
 from postage.messaging.letters import DeadLetter, DeadLetterStore
 from postage.messaging.messages import (
     Message,
@@ -63,7 +67,7 @@ from postage.messaging.messages import (
     RpcCommand,
 )
 from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
-from postage.messaging.processor import MessageProcessor, current_delivery
+from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
@@ -109,11 +113,13 @@ __all__ = [
     'Exchange',
     'FilterError',
     'Fingerprint',
+    'Gathering',
     'GenericConsumer',
     'GenericProducer',
     'Handler',
     'HandlerTimeout',
     'HandlingUnfinished',
+    'Health',
     'JsonEncoder',
     'LetterRefused',
     'Message',
@@ -127,6 +133,7 @@ __all__ = [
     'MessageResultException',
     'MessageStatus',
     'Nacked',
+    'NoDelivery',
     'NoSuchLetter',
     'NotFound',
     'OperationRefused',
@@ -135,11 +142,13 @@ __all__ = [
     'PublishTimeout',
     'RejectMessage',
     'RemoteError',
+    'Replies',
     'ResourceLocked',
     'Retry',
     'RpcCommand',
     'RpcFuture',
     'RpcHandler',
+    'SignatureRefused',
     'StoreError',
     'Threaded',
     'Timeout',
@@ -149,6 +158,8 @@ __all__ = [
     'control_key',
     'current_delivery',
     'deadline',
+    'delivery',
+    'health',
     'quorum',
     'remaining',
     'remote_exception',

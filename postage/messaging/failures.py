@@ -43,6 +43,7 @@ class Failures:
 
     :param unsettled: counts what has been begun, and ought to end before the processor does
     :param figures: in which it counts what becomes of them
+    :ivar troubles: what could not be done with a delivery yet, and is tried again; read by any thread
     :param begin_again: handles a delivery once more, if there is room, and returns whether there was
     """
 
@@ -61,6 +62,7 @@ class Failures:
         self._begin_again = begin_again
         self._forwarder: Forwarder | None = None
         self._spread = Spread()
+        self.troubles: dict[Delivery, str] = {}
 
     def close(self) -> None:
         """Give its connection back. Blocks."""
@@ -75,6 +77,7 @@ class Failures:
         It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
         and in this process where its queue is exclusive, or a stream.
         """
+        self._vouch(delivery)
         self._figures.retried += 1
         properties = delivery.properties
         retries = delivery.retries
@@ -160,6 +163,7 @@ class Failures:
 
     def give_up(self, delivery: Delivery, failure: Failure) -> None:
         """Put a message into the processor's store; where it has none, reject it."""
+        self._vouch(delivery)
         self._figures.gave_up(failure.reason)
         store = self._host.dead_letters
         if store is None:
@@ -176,6 +180,11 @@ class Failures:
             end(error)
             return
         self._hand_over(delivery, put, 'to store it as a dead letter', end)
+
+    def _vouch(self, delivery: Delivery) -> None:
+        """What could be verified can be so again, wherever it is sent to."""
+        if self._source.gate is not None:
+            self._source.gate.failed(delivery, is_sent_on=True)
 
     def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[None]:
         if self._host.scheduler is not None:
@@ -209,10 +218,12 @@ class Failures:
 
         def done(future: Future[None]) -> None:
             error = None if future.cancelled() else future.exception()
-            if error is not None and _is_final(error):
+            self.troubles.pop(delivery, None)
+            if error is not None and is_final(error):
                 self._unsettled.leave(functools.partial(end, error))
             elif error is not None:
                 wait = f'next try in {pause:g} s'
+                self.troubles[delivery] = f'failed {what} ({text_of(error)})'
                 logger.error('%r stays unacknowledged: failed %s (%s); %s', delivery, what, text_of(error), wait)
                 again = functools.partial(self._hand_over_again, delivery, work, what, end, 2 * pause)
                 self._later(pause, again)
@@ -238,6 +249,8 @@ class Failures:
     ) -> None:
         if _can_be_settled(delivery):
             self._hand_over(delivery, work, what, end, min(pause, LONGEST_PAUSE))
+        else:
+            self.troubles.pop(delivery, None)
 
     def _later(self, seconds: float, callback: Callable[[], None]) -> None:
         """Call back in the scheduler's thread. From any thread."""
@@ -278,7 +291,7 @@ def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int], expirat
     )
 
 
-def _is_final(error: BaseException) -> bool:
+def is_final(error: BaseException) -> bool:
     """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
     refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
     return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))

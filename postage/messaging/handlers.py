@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from postage import errors
 from postage.messaging.counting import HandlerFigures
+from postage.messaging.handler_checks import check_alone, check_parameters, check_type
 from postage.messaging.messages import CATEGORIES
 from postage.messaging.outcomes import CONTROL_FLOW, FilterError
 
@@ -273,6 +274,22 @@ class Entry:
             return Colour.THREADED
         return Colour.GENERATOR if is_generator else Colour.COROUTINE if is_coroutine else Colour.PLAIN
 
+    def check(self) -> None:
+        """See that messages can come to it, and that it can be called with them.
+
+        :raises errors.ConfigurationError: it is said why not, and which method it is
+        """
+        check_type(self.label, self.data.type, self.data.name)
+        what = 'content' if self.body_key is not None else 'body'
+        decorator = '@RpcHandler' if self.is_rpc else '@MessageHandler' if self.body_key else '@MessageHandlerFullBody'
+        if self.is_class:
+            check_parameters(self.label, self.call, decorator, 'processor', what, 'reply_func')
+            check_parameters(f'{self.label}.call', self.call.call, decorator, 'self')
+        elif self.is_rpc:
+            check_parameters(self.label, self.call, decorator, what, 'reply_func')
+        else:
+            check_parameters(self.label, self.call, decorator, what)
+
     @property
     def is_built_in(self) -> bool:
         """Whether it is one that Postage itself defines, such as that of ``quit``."""
@@ -325,7 +342,9 @@ class HandlerTable:
         self._default: dict[tuple[str, str], list[Entry]] = {}
         for attribute, marks in _declared(type(processor)).items():
             for data in marks[_HANDLERS]:
-                self._add(data, Entry(processor, attribute, data, marks))
+                entry = Entry(processor, attribute, data, marks)
+                entry.check()
+                self._add(data, entry)
 
     def _add(self, data: HandlerData, entry: Entry) -> None:
         kind = (data.category, data.type)
@@ -334,7 +353,7 @@ class HandlerTable:
         else:
             entries = self._named.setdefault((*kind, data.name), [])
         if entry.is_rpc:
-            entries.clear()  # one request, one answer: the last one wins
+            entries.clear()  # one request, one answer: a subclass's own
         entries.append(entry)
 
     @property
@@ -357,10 +376,15 @@ def _declared(cls: type) -> dict[str, Mapping[str, Any]]:
     """The decorators' marks of each handler of a class, by attribute, in the order of their first definition."""
     declared: dict[str, Mapping[str, Any]] = {}
     for ancestor in reversed(cls.__mro__):
+        answering: dict[tuple[str, str | None], list[str]] = {}
         for attribute, value in list(vars(ancestor).items()):
             marks = getattr(value, '__dict__', {})
             if marks.get(_HANDLERS):
                 declared[attribute] = marks
+                for data in marks[_HANDLERS]:
+                    if data.category == 'rpc':
+                        answering.setdefault((data.type, data.name), []).append(attribute)
             elif attribute in declared and value is None:
                 del declared[attribute]
+        check_alone(answering, ancestor.__name__)
     return declared

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
+from postage.amqp.recording import Recording
+from postage.amqp.seen import SeenMessage
 from postage.messaging.local import LocalRun, properties_of
 from postage.messaging.messages import Message, MessageResult, result_from_body
 
@@ -16,7 +18,9 @@ class LocalClient(Generic[P]):
     """A processor that a test sends messages to, with neither a broker nor threads.
 
     Its handlers run while a message is sent, in the caller's thread; those that are coroutines or ``@Threaded`` where
-    they always do.
+    they always do. Producers that the constructor or a handler makes reach no broker either: what they send is in
+    :attr:`published`, and counts as confirmed. An RPC that a handler calls has nobody to answer it, and raises
+    ``ConfigurationError``; :class:`postage.testing.Broker` serves there.
 
     :ivar acked: the messages that were acknowledged, in this order
     :ivar rejected: those that were rejected
@@ -28,8 +32,21 @@ class LocalClient(Generic[P]):
         self.acked: list[Message] = []
         self.rejected: list[Message] = []
         self.replies: list[MessageResult] = []
-        self._run = LocalRun(cls, arguments, keywords or {}, threaded=False)
+        self._recording = Recording()
+        with self._recording.here():
+            self._run = LocalRun(cls, arguments, keywords or {}, threaded=False)
         self.processor: P = self._run.processor
+
+    @property
+    def published(self) -> list[SeenMessage]:
+        """What the processor's own producers have sent so far, once for each exchange.
+
+        Each has ``exchange``, ``routing_key``, ``body``, ``raw``, ``properties`` and ``headers``.
+        """
+        return [
+            SeenMessage(sent.exchange, sent.routing_key, sent.body, sent.properties)
+            for sent in self._recording.published
+        ]
 
     @property
     def ended(self) -> Literal['quit', 'restart'] | None:
@@ -56,15 +73,18 @@ class LocalClient(Generic[P]):
             self.replies.append(answers[-1])
 
         properties = properties_of(headers=headers)
-        delivery = self._run.take(source.encode(message.body), properties, answer, timeout=timeout)
-        (self.acked if delivery.fate == 'ack' else self.rejected).append(message)
-        if message.body['category'] == 'rpc':
-            self._run.drive(delivery.answered, timeout)
+        with self._recording.here():
+            delivery = self._run.take(source.encode(message.body), properties, answer, timeout=timeout)
+            (self.acked if delivery.fate == 'ack' else self.rejected).append(message)
+            if message.body['category'] == 'rpc':
+                self._run.drive(delivery.answered, timeout)
         return answers[0] if answers else None
 
     def close(self) -> None:
         """End the processor. Does nothing the second time."""
-        self._run.close()
+        with self._recording.here():
+            self._run.close()
+        self._recording.close()
 
     def __enter__(self) -> LocalClient[P]:
         return self

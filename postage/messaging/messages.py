@@ -114,16 +114,23 @@ class RpcCommand(MessageCommand):
 
 
 class MessageStatus(Message):
-    """Tells a status.
+    """Tells a status, or that something has happened.
+
+    ``MessageStatus('stored', {'order': 5})`` is handled by ``@MessageHandler('status', 'stored')``, whose handler gets
+    ``{'order': 5}``.
 
     :param status: text becomes the message's name; anything else becomes its name as text, and travels itself
         in ``content['status']``
+    :param content: a dictionary that says more
+    :raises TypeError: the content is no dictionary
     """
 
     type = 'status'
 
-    def __init__(self, status: Any) -> None:
-        content = {} if isinstance(status, str) else {'status': status}
+    def __init__(self, status: Any, content: Mapping[str, Any] | None = None) -> None:
+        if not isinstance(content, Mapping | None):
+            raise TypeError(f'the content of a status must be a dictionary, not {_type_name(content)}')
+        content = {**({} if isinstance(status, str) else {'status': status}), **(content or {})}
         self.body = _envelope(self.type, str(status), self.category, content)
 
 

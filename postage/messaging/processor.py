@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from sys import modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -14,17 +15,21 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
-from postage.messaging import deadlocks
+from postage.messaging import cancelling, deadlocks, tracing
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
 from postage.messaging.counting import Figures
 from postage.messaging.fingerprint import as_fingerprint_dict
-from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
+from postage.messaging.gate import check_elsewhere, check_max_age
+from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Dispatcher
+from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
+from postage.messaging.keys import keys_of
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
+from postage.messaging.reply_addresses import check_accepted
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
 from postage.secret import Secret, revealed
@@ -37,6 +42,9 @@ SLICE_MESSAGES = 64  # messages handled before other microthreads get their turn
 
 SLICE_SECONDS = 0.002  # the same in time; one slow handler is a turn of its own
 
+_OF_CONSUMER = ('signing_keys', 'max_age', 'signed_for', 'accept_reply_to')
+"""Settings of a consumer that its processor may have in their place."""
+
 P = TypeVar('P', bound='MessageProcessor')
 
 
@@ -46,6 +54,17 @@ def current_delivery() -> Delivery | None:
     ``None`` outside handlers. Never blocks.
     """
     return current.get()
+
+
+def delivery() -> Delivery:
+    """The same, for code that runs in handlers only. Never blocks.
+
+    :raises errors.NoDelivery: it is called outside of a handler
+    """
+    found = current.get()
+    if found is None:
+        raise errors.NoDelivery('no handler is running here; current_delivery() is None in that case')
+    return found
 
 
 class MessageProcessor(MicroThread):
@@ -75,6 +94,10 @@ class MessageProcessor(MicroThread):
         handled at the same time, unless ``prefetch_count`` says so, for a crash counts against each that was fetched
     :cvar remote_commands: whether ``quit``, ``restart`` and the commands about groups of a ``GenericApplication`` are
         obeyed: ``True``, ``False``, or a method that gets the delivery and returns ``True`` where they are
+    :cvar signing_keys: as that of a consumer, in whose place it counts where it is set; so do the next three
+    :cvar max_age: seconds that a signature may be old
+    :cvar signed_for: where else messages may have been sent first
+    :cvar accept_reply_to: where else answers may go, as that of a consumer; a method gets the delivery
     :cvar control: whether it answers questions and commands on :class:`ControlExchange`, as ``postage ps`` and its kin
         send them, beside its handlers: see :mod:`postage.messaging.control`
     :cvar version: what it calls its own version there
@@ -89,6 +112,10 @@ class MessageProcessor(MicroThread):
     dead_letters: DeadLetterStore | None = None
     max_deliveries: int | None = None
     remote_commands: Any = True
+    signing_keys: Any = None
+    max_age: float | None = None
+    signed_for: Any = None
+    accept_reply_to: Any = None
     control: bool = False
     version: str | None = None
 
@@ -104,7 +131,8 @@ class MessageProcessor(MicroThread):
         self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.keep_retries()
-        if table.answers:
+        self._answers = table.answers
+        if self._answers:
             self.consumer.prepare_replies()
         own, base = type(self), MessageProcessor
         has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
@@ -120,6 +148,10 @@ class MessageProcessor(MicroThread):
         if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
             raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
         check_decision(f'{name}.remote_commands', self.remote_commands)
+        keys_of(f'{name}.signing_keys', self.signing_keys)
+        check_max_age(f'{name}.max_age', self.max_age)
+        check_elsewhere(f'{name}.signed_for', self.signed_for)
+        check_accepted(f'{name}.accept_reply_to', self.accept_reply_to)
         clock_tolerance()
         most = self.max_deliveries
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -130,11 +162,15 @@ class MessageProcessor(MicroThread):
             )
 
     def _consumer_class(self) -> type[GenericConsumer]:
-        """What makes the consumer; where deliveries are counted, one that fetches no message which has to wait."""
+        """What makes the consumer, with what this class says in its place.
+
+        Where deliveries are counted, it fetches no message which has to wait.
+        """
         consumer_class = self.consumer_class
-        if self.max_deliveries is None or consumer_class.prefetch_count is not None:
-            return consumer_class
-        return type(consumer_class.__name__, (consumer_class,), {'prefetch_count': self.concurrency})
+        changes = {name: getattr(self, name) for name in _OF_CONSUMER if getattr(self, name) is not None}
+        if self.max_deliveries is not None and consumer_class.prefetch_count is None:
+            changes['prefetch_count'] = self.concurrency
+        return type(consumer_class.__name__, (consumer_class,), changes) if changes else consumer_class
 
     @shown_half_built
     def __repr__(self) -> str:
@@ -150,6 +186,8 @@ class MessageProcessor(MicroThread):
                 self.scheduler.call_later(*self._timers.pop(0))
         with between((self.before_processing,), (self.after_processing,)):
             self.start_consuming()
+            watched.add(self)
+            counted.add(self)
             try:
                 while self._dispatcher.ends_by != 'end':
                     self._may_have_more = True
@@ -163,6 +201,7 @@ class MessageProcessor(MicroThread):
                         more = self._may_have_more
                     yield None if more else self._deliverable
             finally:
+                watched.discard(self)
                 deadlocks.forget(self.scheduler, self.consumer.queues_reached)
                 self._end_control()
                 self._dispatcher.stop_now()
@@ -182,7 +221,10 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                dispatcher.take(delivery)
+                if tracing.NEEDED in modules:
+                    tracing.take(dispatcher.take, delivery, self.consumer.conn_broker.settings)
+                else:
+                    dispatcher.take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
@@ -198,6 +240,7 @@ class MessageProcessor(MicroThread):
             self.consumer.pause()
         if self._control is not None:
             self._control.begin()
+        self._listen_for_cancels()
         connections = self.consumer.connections
         if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
@@ -241,6 +284,16 @@ class MessageProcessor(MicroThread):
         return self._dispatcher.figures
 
     @property
+    def entries(self) -> Sequence[Entry]:
+        """Its handlers."""
+        return self._dispatcher.entries
+
+    @property
+    def troubles(self) -> list[str]:
+        """What could not be done yet with messages that failed, in words. Any thread; never blocks."""
+        return self._dispatcher.troubles
+
+    @property
     def is_busy(self) -> bool:
         """Whether messages are being handled, or wait for their acknowledgement."""
         return self._dispatcher.is_busy
@@ -282,6 +335,12 @@ class MessageProcessor(MicroThread):
     def add_eqk(self, eqk: Any) -> None:
         """Declare and consume from more queues. Blocks."""
         self.consumer.add_eqk(eqk)
+        self._listen_for_cancels()
+
+    def _listen_for_cancels(self) -> None:
+        if self._answers:
+            for connection in self.consumer.connections[:1]:
+                cancelling.listen(connection, self.consumer.topology)
 
     def add_timeout(self, seconds: float, callback: Callable[[], object] | None = None) -> Timer | None:
         """Call ``callback()`` in the scheduler's thread after that many seconds.

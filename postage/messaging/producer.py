@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from sys import modules
 from typing import Any
 
 from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.deliveries import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
+from postage.messaging import tracing
 from postage.messaging.calling import Caller
 from postage.messaging.messages import Message, MessageCommand
 from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
@@ -24,9 +26,9 @@ class GenericProducer(Caller):
     """Sends messages and RPC requests; derive from it, one class for each API.
 
     ``producer.message_NAME(…)`` sends what ``build_message_NAME(…)`` returns, or a ``MessageCommand`` with the
-    arguments packed into its parameters where there is no such method. ``rpc_NAME``, ``rpc_queue_NAME`` and
-    ``rpc_future_NAME`` do the same for RPC requests and ``build_rpc_NAME``. All of it may be called from several
-    threads at once.
+    arguments packed into its parameters where there is no such method. ``rpc_NAME``, ``rpc_queue_NAME``,
+    ``rpc_future_NAME`` and ``rpc_gather_NAME`` do the same for RPC requests and ``build_rpc_NAME``. All of it may be
+    called from several threads at once.
 
     The constructor connects and declares the exchanges of ``eks``. Several producers in a process share a
     connection; the last :meth:`close` closes it. ``with`` closes, too.
@@ -43,6 +45,7 @@ class GenericProducer(Caller):
     :cvar eks: exchanges, each with the routing key, that a message goes to unless the call says otherwise
     :cvar encoder_class: has ``encode``, ``decode`` and ``content_type``
     :cvar rpc_timeout: seconds to wait for an RPC's reply, at each attempt
+    :cvar gather_timeout: seconds for which ``rpc_gather_*`` takes replies
     :cvar max_retry: how often an RPC is sent again
     :cvar persistent: whether messages survive a restart of the broker in durable queues (delivery mode 2)
     :cvar confirms: whether the broker confirms each message, in the background
@@ -72,10 +75,13 @@ class GenericProducer(Caller):
     def close(self) -> None:
         """Wait until what was sent is confirmed, then give the connection back; the last to do so closes it.
 
+        RPC calls that are under way end, and their responders are told: their futures raise ``Closed``.
+
         What could not be confirmed within ``publish_timeout`` seconds is logged. Blocks; does nothing the second time.
         """
         if self._closed:
             return
+        self._end_calls()
         try:
             self.flush(self.publish_timeout)
         except errors.PublishError as error:
@@ -124,6 +130,16 @@ class GenericProducer(Caller):
             f'{type(self).__name__!r} object has no attribute {name!r}; what it can send are message_NAME and rpc_NAME'
         )
 
+    def __dir__(self) -> list[str]:
+        """What it has, the methods of its builders included."""
+        names = {*super().__dir__()}
+        for builder in [name for name in names if name.startswith(('build_message_', 'build_rpc_'))]:
+            method = builder.removeprefix('build_')
+            names.add(method)
+            if method.startswith('rpc_'):
+                names |= {f'rpc_{kind}_{method.removeprefix("rpc_")}' for kind in ('future', 'queue')}
+        return sorted(names)
+
     def _make_message(self, name: str) -> Callable[..., Receipt]:
         builder, command = f'build_{name}', name[len('message_') :]
         own, cls = self.__dict__, type(self)
@@ -155,7 +171,13 @@ class GenericProducer(Caller):
         message_id = ids.new()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
         further = further_properties(options) if options else None
-        if further is None:
+        span = None
+        if tracing.NEEDED in modules:
+            span, further = tracing.sending(self._settings, routes[0], message_id, further)
+        signatures = self._signatures
+        if signatures is not None:
+            properties = b''  # made for each exchange and key
+        elif further is None:
             properties = frames.usual_properties(content_type, delivery_mode, message_id)
         else:
             usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
@@ -164,12 +186,17 @@ class GenericProducer(Caller):
         for exchange, key in routes:
             if settings.is_debugging:
                 self._log_sending(exchange, key, body)
+            if signatures is not None:
+                usually = content_type, delivery_mode, message_id
+                properties = signatures.message(exchange, key, encoded, *usually, further)
             self._publisher.publish(
                 Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
             )
         delivery = current.get()
         if delivery is not None:
             delivery.published(receipt)
+        if span is not None:
+            tracing.sent(span, receipt)
         return receipt
 
 

@@ -19,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from postage.testing.beside import running
     from postage.testing.broker import Broker, StoredMessage
     from postage.testing.tracking import DeadMessage, DeliveredMessage, PublishedMessage, Session, track
 
@@ -29,6 +30,7 @@ __all__ = [
     'PublishedMessage',
     'Session',
     'StoredMessage',
+    'running',
     'track',
 ]
 
@@ -39,6 +41,7 @@ _MODULES = {
     'PublishedMessage': 'tracking',
     'Session': 'tracking',
     'StoredMessage': 'broker',
+    'running': 'beside',
     'track': 'tracking',
 }
 

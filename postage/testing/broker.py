@@ -51,6 +51,24 @@ class Broker(BrokerServer):
                 raise TimeoutError(f'queue {queue!r} has {found} of {count} consumers after {timeout:g} s')
             time.sleep(_LOOK_EVERY)
 
+    def wait_for_messages(self, queue: str, count: int = 1, timeout: float = 10.0, vhost: str = '/') -> None:
+        """Wait until a queue exists and so many messages wait in it. Blocks.
+
+        That is how a test knows that a message waits for its next attempt, before it puts the clock forward.
+
+        :param timeout: seconds
+        :raises TimeoutError: when the time is over
+        """
+        deadline = time.monotonic() + timeout
+        while (found := self._ready(queue, vhost)) < count:
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f'queue {queue!r} has {found} of {count} messages after {timeout:g} s')
+            time.sleep(_LOOK_EVERY)
+
+    def _ready(self, queue: str, vhost: str) -> int:
+        counts = self.queues(vhost).get(queue)
+        return 0 if counts is None else counts.ready
+
     def _consumers(self, queue: str, vhost: str) -> int:
         counts = self.queues(vhost).get(queue)
         return 0 if counts is None else counts.consumers

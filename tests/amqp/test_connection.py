@@ -21,8 +21,9 @@ from pika.adapters.utils import io_services_utils
 from postage import messaging
 from postage.amqp.steps import Steps
 from postage.broker.server import BrokerServer
-from support.brokers import Broker, connect, with_port
+from support.brokers import Broker, Embedded, connect, with_port
 from support.canaries import canary
+from support.fixtures import bench_on
 from support.leftovers import postage_threads
 from support.limits import limited
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoProducer, eventually
@@ -502,6 +503,25 @@ def test_a_blocking_call_that_the_loss_interrupts_is_made_again(bench: Bench, pr
     proxied.resume()
     proxied.cut()
     assert declaring.result().method.queue == 'queue'
+
+
+@pytest.mark.parametrize(
+    'text', ['INTERNAL_ERROR', "INTERNAL_ERROR - failed consuming from quorum queue 'q': nodedown"]
+)
+def test_a_blocking_call_is_made_again_that_met_an_error_inside_the_broker(
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    with bench_on(embedded, monkeypatch) as bench, Proxy.before(embedded) as proxy:
+        monkeypatch.setenv('POSTAGE_URL', proxy.url(embedded.url))
+        producer = bench.producer()
+        proxy.hold()
+        declaring = InThread(lambda: producer.channel.queue_declare('queue', durable=True))
+        eventually(lambda: producer.conn_broker.io._asked)
+        # As RabbitMQ does where a node of its cluster has lost the others. Where something is denied it says what.
+        embedded.server.close_connections(541, text)
+        proxy.resume()
+        assert declaring.result().method.queue == 'queue'
+        bench.log.expect(f'{text} (541)')
 
 
 def test_a_close_fails_those_who_ask(bench: Bench, proxied: Proxy) -> None:

@@ -12,6 +12,7 @@ import pika.frame
 import pika.spec
 import pytest
 
+from conformance.version_table import says
 from postage import messaging
 from postage.amqp import deliveries
 from postage.amqp.deliveries import Delivery, Settled
@@ -474,6 +475,25 @@ def test_what_was_not_tried_goes_back_by_a_nack_when_its_channel_is_closed(bench
     consumer.end()
     assert settlements.take(3) == [('Basic.Nack', True)] * 3
     eventually(lambda: bench.count(QUEUE) == 3)
+
+
+def test_what_was_not_tried_goes_back_by_a_nack_when_its_connection_is_closed(bench: Bench, settlements: Seen) -> None:
+    jobs = messaging.quorum('jobs')
+    producer, consumer = bench.producer(), bench.consumer([(EchoExchange, [(jobs, 'echo-rk')])])
+    for number in range(3):
+        producer.message_echo(number)
+    producer.flush(TIMEOUT)
+    consumer.begin(lambda: None)
+    eventually(lambda: len(consumer._channel.inbox) == 3)
+    assert consumer.next_delivery() is not None
+    consumer.conn_broker.close()
+    assert settlements.take(2) == [('Basic.Nack', True)] * 2
+    eventually(lambda: bench.count('jobs') == 3)
+    left = [bench.get('jobs') for _ in range(3)]
+    tried = says(bench.broker, 'got, and returned by the end of the channel')[1]
+    untried = says(bench.broker, 'got, and returned by nack')[1]
+    expected = {0: tried, 1: untried, 2: untried}
+    assert {got.parameters: got.properties.headers for got in left} == expected
 
 
 # What waits in an inbox that no thread touches

@@ -160,7 +160,8 @@ def test_nothing_is_purged_before_the_question_is_answered(call, store):
 def test_a_letter_gets_a_new_body(call, store):
     store.put(letter(0))
     (stored,) = store.letters()
-    ran = call('edit', stored.id, '--body', '-', input='{"content": {"parameters": 7}}')
+    body = json.dumps({**json.loads(stored.letter.body), 'content': {'parameters': 7}})
+    ran = call('edit', stored.id, '--body', '-', input=body)
     assert (ran.status, ran.out) == (0, f'letter {stored.id} was changed\n')
     assert numbers(store.letters()) == [7]
 
@@ -188,6 +189,40 @@ def test_a_body_that_is_json_no_more_has_to_be_meant(call, store):
     assert list(store.letters()) == [stored]
     assert call('edit', stored.id, '--body', '-', '--force', input='{').status == 0
     assert store.get(stored.id).letter.body == b'{'
+
+
+@pytest.mark.parametrize(
+    ('body', 'fault'),
+    [
+        ('{"content": {"parameters": 7}}', "the field 'type' is missing"),
+        ('[]', 'a message must be a dictionary'),
+        ('{"type": "command", "name": "echo", "category": "letter", "content": {}}', "the field 'category' must be"),
+    ],
+)
+def test_a_body_that_is_no_message_has_to_be_meant(call, store, body, fault):
+    store.put(letter(0))
+    (stored,) = store.letters()
+    ran = call('edit', stored.id, '--body', '-', input=body)
+    assert ran.status == 1
+    assert 'the new body is no message' in ran.err
+    assert fault in ran.err
+    assert list(store.letters()) == [stored]
+    assert call('edit', stored.id, '--body', '-', '--force', input=body).status == 0
+    assert store.get(stored.id).letter.body == body.encode()
+
+
+def test_a_letter_that_was_no_message_to_its_processor_has_to_become_one(call, store):
+    store.put(letter(0, body=b'{"type": "command"}', reason='undecodable'))
+    (stored,) = store.letters()
+    assert 'no message' in call('edit', stored.id, '--body', '-', input='{"type": "status"}').err
+    whole = '{"type": "command", "name": "echo", "category": "message", "content": {"parameters": 1}}'
+    assert call('edit', stored.id, '--body', '-', input=whole).status == 0
+
+
+def test_a_letter_of_another_programs_form_keeps_it(call, store):
+    store.put(letter(0, body=b'{"label": "sign-in"}'))
+    (stored,) = store.letters()
+    assert call('edit', stored.id, '--body', '-', input='{"label": "sign-out"}').status == 0
 
 
 def test_a_letter_gets_another_queue(call, store):

@@ -480,8 +480,8 @@ def test_without_a_program_it_says_what_the_broker_does(embedded: Embedded, doct
     assert result.exit_code == 0
     where = with_login(embedded.url, 'guest')
     assert result.output.splitlines() == [
-        f'Postage 4.3.6 at {where}: by default bodies up to 16 MiB, 20 deliveries from a quorum queue, '
-        '30 min to acknowledge for quorum queues',
+        f'Postage 4.3.6 at {where}: by default, and where no policy says otherwise, bodies up to 16 MiB, '
+        '20 deliveries from a quorum queue, 30 min to acknowledge for quorum queues',
         '0 exchanges, 0 queues, 0 bindings: nothing is wrong',
     ]
 
@@ -517,7 +517,8 @@ MISTAKES = {
     'support.declared:of': ' needs processor, flags; name a function without arguments that makes one',
     'support.declared:number': ' is no processor, consumer or producer, and makes none, but 7',
     'support.declared:failing': ': OSError: no such disk',
-    'support.declared:calling': ': an RPC is called while it is only recorded what the program declares',
+    'support.declared:calling': ': an RPC is called where there is no broker, and it is only recorded what the '
+    'program declares and sends',
 }
 
 

@@ -585,3 +585,62 @@ def said_to_be_dead(broker: Broker) -> int:
     death = {'count': 3, 'reason': 'rejected', 'queue': 'q', 'exchange': '', 'routing-keys': ['q']}
     with dying(broker) as die:
         return int(die({'x-death': [death]}).headers['x-death'][0]['count'])
+
+
+DEAD_LETTERING = {'x_dead_letter_exchange': '', 'x_dead_letter_routing_key': 'dead'}
+
+
+def letter_of_what_failed(broker: Broker, *ends: str, target: dict[str, Any]) -> list[Any]:
+    """Return whether a dead letter is redelivered, and what its headers count, when it comes and after a nack.
+
+    :param ends: how the deliveries before ended, the last of them for good
+    :param target: arguments of the queue to which it goes
+    """
+    found = []
+    with quorum_queue(broker, b'x', **DEAD_LETTERING) as channel:
+        channel.queue_declare('dead', durable=True, arguments=target)
+        for number, end in enumerate(ends, 1):
+            tag = await_message(channel, 'q', auto_ack=False)[0].delivery_tag
+            give_back = channel.basic_nack if end == 'nack' else channel.basic_reject
+            give_back(tag, requeue=number < len(ends))
+        for _ in range(2):
+            method, properties, _ = await_message(channel, 'dead', auto_ack=False)
+            counts = {name: int(count) for name, count in properties.headers.items() if name in COUNTS}
+            found.append((method.redelivered, counts))
+            channel.basic_nack(method.delivery_tag)
+    return found
+
+
+COUNTS = ('x-acquired-count', 'x-delivery-count')
+
+
+@experiment('the letter of a message that was rejected twice comes to a quorum queue')
+def rejected_twice(broker: Broker) -> list[Any]:
+    return letter_of_what_failed(broker, 'reject', 'reject', target=QUORUM)
+
+
+@experiment('the letter of a message that was rejected twice comes to a classic queue')
+def rejected_twice_to_classic(broker: Broker) -> list[Any]:
+    return letter_of_what_failed(broker, 'reject', 'reject', target={})
+
+
+@experiment('the letter of a message that was nacked twice comes to a quorum queue')
+def nacked_twice(broker: Broker) -> list[Any]:
+    return letter_of_what_failed(broker, 'nack', 'nack', target=QUORUM)
+
+
+@experiment('the letter of a message that was rejected 3 times comes, where the limit is 3, so often')
+def letter_with_a_limit(broker: Broker) -> int:
+    with quorum_queue(broker, b'x', **DEAD_LETTERING) as channel:
+        channel.queue_declare('over', durable=True)
+        limited = {**QUORUM, 'x-delivery-limit': 3, 'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'over'}
+        channel.queue_declare('dead', durable=True, arguments=limited)
+        for number in range(3):
+            channel.basic_reject(await_message(channel, 'q', auto_ack=False)[0].delivery_tag, requeue=number < 2)
+        count = 0
+        while not channel.queue_declare('over', passive=True).method.message_count:
+            method, *_ = channel.basic_get('dead')
+            if method is not None:
+                count += 1
+                channel.basic_reject(method.delivery_tag)
+    return count

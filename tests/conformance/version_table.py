@@ -203,4 +203,19 @@ TABLE: dict[str, Row] = {
     ),
     'a dead letter that is published again and dies again has died': since_4_0(2, 1),
     'a message whose publisher says that it died 3 times before has died': since_4_0(4, 1),
+    # each time: whether it is redelivered, and what its headers count
+    'the letter of a message that was rejected twice comes to a quorum queue': Row(
+        [(False, {'x-delivery-count': 0}), (True, {'x-delivery-count': 1})],
+        [(True, {'x-delivery-count': 1}), (True, {'x-delivery-count': 1})],
+        [(True, counted) for counted in both_counts((2, 2), (1, 2))],
+    ),
+    'the letter of a message that was rejected twice comes to a classic queue': since_4_3(
+        [(False, {}), (True, {})], [(True, {}), (True, {})]
+    ),
+    'the letter of a message that was nacked twice comes to a quorum queue': Row(
+        [(False, {'x-delivery-count': 0}), (True, {'x-delivery-count': 1})],
+        [(True, {'x-delivery-count': 1}), (True, {'x-delivery-count': 1})],
+        [(False, {}), (True, {'x-acquired-count': 1})],
+    ),
+    'the letter of a message that was rejected 3 times comes, where the limit is 3, so often': since_4_3(4, 1),
 }

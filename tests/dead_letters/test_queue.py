@@ -6,8 +6,9 @@ import pytest
 
 from postage import errors, messaging
 from postage.dead_letters import QueueDeadLetters
+from postage.dead_letters.store import Selection
 from support.letters import letter, numbers
-from support.messaging import EchoExchange, Processor
+from support.messaging import EchoExchange, Processor, eventually
 
 
 @pytest.fixture
@@ -61,6 +62,25 @@ def test_what_the_broker_itself_moved_is_read_as_a_letter(bench, store):
     assert moved.properties['headers']['colour'] == 'red'
     assert stored.id == receipt.message_id
     assert store.get(stored.id).letter == moved
+
+
+@pytest.mark.parametrize('limit', [None, 2])
+def test_letters_of_a_quorum_queue_may_be_read_again_and_again(bench, store, limit):
+    arguments = {'x-queue-type': 'quorum'} | ({} if limit is None else {'x-delivery-limit': limit})
+    bench.bare.queue_declare('dead', durable=True, arguments=arguments)
+    for number in range(5):
+        store.put(letter(number))
+    bench.publish(b'moved', 'dead', '')
+    eventually(lambda: bench.count('dead') == 6)
+    for _ in range(11):
+        assert len({stored.letter.body for stored in store.letters()}) == 6
+        with store.hand_out() as handout:
+            next(handout.batches(2))
+        assert store.delete(Selection(exception='of no kind')) == 0
+    *put, moved = sorted(store.letters(), key=lambda stored: stored.letter.body.startswith(b'm'))
+    assert sorted(numbers(put)) == [0, 1, 2, 3, 4]
+    assert (moved.letter.body, moved.letter.message) == (b'moved', 'moved here by the broker: unknown')
+    eventually(lambda: bench.count('dead') == 6)
 
 
 @pytest.mark.parametrize('properties', [{}, {'headers': {'x-postage-letter': 'no json'}}])

@@ -10,6 +10,8 @@ import pytest
 
 from support.pages import DOCS, make_site
 
+pytestmark = pytest.mark.timeout(300)  # to make the site, on a machine that does much else
+
 PAGES = sorted(str(path.relative_to(DOCS).with_suffix('')) for path in DOCS.rglob('*.rst'))
 
 

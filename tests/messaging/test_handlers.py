@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 
 import pytest
@@ -517,20 +518,123 @@ def test_the_others_run_also_where_one_raises_and_the_message_is_rejected_once_a
     assert bench.broker.queues() == {'echo-queue': 0, 'dead': 1}
 
 
-def test_of_several_rpc_handlers_for_one_name_the_last_wins(bench):
+def test_two_rpc_handlers_for_one_name_in_one_class_are_told_when_the_processor_is_made():
     class Handling(Processor):
         @messaging.RpcHandler('command', 'echo')
         def rpc_first(self, content, reply_func):
-            self.seen.put('first')
-            reply_func('first')
+            """Never called."""
 
         @messaging.RpcHandler('command', 'echo')
         def rpc_last(self, content, reply_func):
-            reply_func('last')
+            """Never called, either."""
 
-    processor = run(bench, Handling)
-    assert content_of(bench.producer().rpc_echo())['value'] == 'last'
-    assert processor.seen.empty()
+    with pytest.raises(messaging.ConfigurationError, match=r"'echo', .* rpc_first, rpc_last"):
+        Handling()
+
+
+def test_two_rpc_handlers_for_every_other_name_are_told_as_well():
+    class Handling(Processor):
+        @messaging.RpcHandler('command')
+        def rpc_first(self, content, reply_func):
+            """Never called."""
+
+        @messaging.RpcHandler('command')
+        class RpcLast(messaging.Handler):
+            def call(self):
+                """Never called, either."""
+
+    with pytest.raises(messaging.ConfigurationError, match='rpc_first, RpcLast'):
+        Handling()
+
+
+@pytest.mark.parametrize(
+    ('type', 'name', 'fault'),
+    [
+        ('comand', 'echo', "msg_echo takes messages of type 'comand': is 'command' meant"),
+        ('Command', 'echo', "is 'command' meant"),
+        ('statuses', None, "is 'status' meant"),
+        ('result ', None, "is 'result' meant"),
+        ('echo', 'command', 'the type comes first'),
+        ('', 'echo', 'the type comes first'),
+    ],
+)
+def test_a_type_that_is_mistyped_is_told_with_the_method(type, name, fault):
+    class Handling(Processor):
+        @messaging.MessageHandler(type, name)
+        def msg_echo(self, content):
+            """Never called."""
+
+    with pytest.raises(messaging.ConfigurationError, match=fault):
+        Handling()
+
+
+def test_a_type_of_ones_own_may_be_like_another_one():
+    class Commando(messaging.Message):
+        type = 'commando'
+
+    class Handling(messaging.MessageProcessor):
+        @messaging.MessageHandler('commando')
+        def msg_commando(self, content):
+            """Never called."""
+
+        @messaging.MessageHandler('event', 'door')
+        def msg_door(self, content):
+            """Never called."""
+
+    with Handling.test_client():
+        pass
+
+
+def test_a_method_that_does_not_fit_its_decorator_is_told():
+    cases = {
+        'rpc_echo.content. does not fit its decorator: @RpcHandler calls it with content, reply_func': (
+            messaging.RpcHandler,
+            'rpc_echo',
+            lambda self, content: None,
+        ),
+        'msg_echo.content, more. does not fit its decorator: @MessageHandler calls it with content': (
+            messaging.MessageHandler,
+            'msg_echo',
+            lambda self, content, more: None,
+        ),
+        'msg_body.. does not fit its decorator: @MessageHandlerFullBody calls it with body': (
+            messaging.MessageHandlerFullBody,
+            'msg_body',
+            lambda self: None,
+        ),
+    }
+    for fault, (decorator, name, method) in cases.items():
+        handling = type('Handling', (messaging.MessageProcessor,), {name: decorator('command', 'echo')(method)})
+        with pytest.raises(messaging.ConfigurationError, match=fault), handling.test_client():
+            pass
+
+
+def test_a_handler_class_that_does_not_fit_is_told():
+    class Handling(messaging.MessageProcessor):
+        @messaging.MessageHandler('command', 'echo')
+        class Echo(messaging.Handler):
+            def call(self, more):
+                """Never called."""
+
+    with pytest.raises(messaging.ConfigurationError, match=r'Handling\.Echo\.call'), Handling.test_client():
+        pass
+
+
+@pytest.mark.parametrize(
+    'method',
+    [
+        lambda self, content, more=None: None,
+        lambda self, *content: None,
+        lambda self, content, **more: None,
+        functools.partialmethod(lambda self, more, content: None, 1),
+        staticmethod(lambda content: None),
+    ],
+)
+def test_a_method_may_take_more_than_it_gets(method):
+    decorated = messaging.MessageHandler('command', 'echo')(method)
+    handling = type('Handling', (messaging.MessageProcessor,), {'msg_echo': decorated})
+    with handling.test_client():
+        pass
 
 
 def test_an_rpc_handler_of_a_subclass_wins_over_its_parents(bench):
@@ -745,7 +849,7 @@ def test_the_first_reply_counts(bench):
             return 'returned'
 
     _, running = guarded(bench, Repeating)
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     for _ in range(2):
         bench.publish(command('ask', category='rpc'), reply_to='replies')
         assert bench.await_message('replies').body['content']['value'] == 'first'
@@ -878,7 +982,7 @@ def test_an_rpc_caller_gets_the_exception_of_the_handler(bench):
 
 def test_an_rpc_caller_who_has_a_reply_keeps_it(bench):
     run(bench, Failing)
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     bench.publish(command('answer_and_fail', category='rpc'), reply_to='replies')
     assert bench.await_message('replies').body['content']['value'] == 'answered'
     assert content_of(bench.producer().rpc_fail())['value'] == 'ValueError'
@@ -984,7 +1088,7 @@ def test_what_cannot_be_understood_is_rejected_with_a_log_line_that_names_the_fa
 
 def test_whoever_waits_for_a_reply_to_what_makes_no_sense_is_told(bench):
     run(bench, Echo)
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     bench.publish(command(category='rpc', content='text'), reply_to='replies', correlation_id='17')
     got = bench.await_message('replies')
     assert got.properties.correlation_id == '17'
@@ -1071,6 +1175,22 @@ def test_headers_of_a_message_without_any_are_empty(bench):
     processor = run(bench, Looking)
     bench.producer().message_look()
     assert processor.seen.next() == {}
+
+
+def test_delivery_is_the_current_delivery_for_a_type_checker_too(bench):
+    class Telling(Processor):
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            self.seen.put(messaging.delivery() is messaging.current_delivery())
+
+    processor = run(bench, Telling)
+    bench.producer().message_echo()
+    assert processor.seen.next() is True
+
+
+def test_outside_a_handler_there_is_no_delivery():
+    with pytest.raises(messaging.NoDelivery, match='no handler is running'):
+        messaging.delivery()
 
 
 def test_outside_a_handler_there_is_no_current_delivery(bench):

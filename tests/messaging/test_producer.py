@@ -14,6 +14,7 @@ import pytest
 from postage import messaging
 from postage.amqp import publishing, registry
 from postage.amqp.connection import Connection
+from postage.amqp.recording import recording
 from support.canaries import canary
 from support.messaging import (
     TIMEOUT,
@@ -1019,3 +1020,22 @@ def test_the_channel_has_what_pika_has_and_says_so(bench):
 
 def test_conn_broker_is_the_connection(bench):
     assert isinstance(bench.producer().conn_broker, Connection)
+
+
+class Declared(messaging.GenericProducer):
+    def build_message_stored(self, order):
+        return messaging.MessageStatus('stored', {'order': order})
+
+    def build_rpc_sum(self, *numbers):
+        return messaging.RpcCommand('sum', list(numbers))
+
+
+def test_dir_has_the_methods_of_declared_builders():
+    with recording(), Declared() as producer:
+        names = dir(producer)
+        assert {'message_stored', 'rpc_sum', 'rpc_future_sum', 'rpc_queue_sum', 'flush', 'close'} <= {*names}
+        assert 'message_sum' not in names
+        assert 'rpc_stored' not in names
+        assert names == sorted(set(names))
+        producer.build_message_late = lambda: messaging.MessageStatus('late')
+        assert 'message_late' in dir(producer)

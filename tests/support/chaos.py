@@ -7,6 +7,7 @@ what they have told.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import random
 import signal
@@ -53,6 +54,10 @@ LIMIT = 45.0
 """Seconds after which something that has to come about has not."""
 
 GOODBYE = 5.0
+
+CLUSTER_PAUSE = 1.0
+"""Seconds between two bursts of messages, at most, on a cluster: what piles up while a node is not noticed to stand
+still has to be handled within the time that is given to recover."""
 
 
 # What the programs have told
@@ -102,8 +107,11 @@ class Life(Program):
         self.journal.append(entry)
         self._hear(self.name, entry)
 
-    def entries(self, what: str) -> list[Entry]:
-        return [entry for entry in list(self.journal) if entry.what == what]
+    def entries(self, what: str, since: float = 0.0) -> list[Entry]:
+        """Return what it has told of one kind after a time; it costs no look at what was told before."""
+        # The journal is in the order of time, and only grows meanwhile.
+        first = bisect.bisect_right(self.journal, since, key=lambda entry: entry.time)
+        return [entry for entry in self.journal[first:] if entry.what == what]
 
 
 class Player:
@@ -185,7 +193,7 @@ class Chain:
         broker = self.broker
         if isinstance(broker, Cluster):
             where = {'POSTAGE_HOST': broker.hosts, 'POSTAGE_PORT': str(broker.port), 'POSTAGE_VHOST': broker.vhost}
-            return {**where, 'LINK_QUEUES': 'quorum'}
+            return {**where, 'LINK_QUEUES': 'quorum', 'LINK_PAUSE': str(CLUSTER_PAUSE)}
         proxy = self.proxies[name] = Proxy.before(broker)
         stack.callback(proxy.close)
         return {'POSTAGE_URL': proxy.url(broker.url, heartbeat=HEARTBEAT, stack_timeout=STACK_TIMEOUT)}
@@ -244,23 +252,22 @@ class Chain:
 
     def _has_delivered(self, name: str, begin: float) -> bool:
         life = self.players[name].life
-        new = {entry.words[0] for entry in life.entries('publishes') if entry.time > begin}
-        confirmed = (entry.words[0] for entry in life.entries('confirmed'))
+        new = {entry.words[0] for entry in life.entries('publishes', begin)}
+        confirmed = (entry.words[0] for entry in life.entries('confirmed', begin))
         return any(item in new and item in self.arrived for item in confirmed)
 
     def _has_handled(self, name: str, begin: float) -> bool:
         new = {
             entry.words[0]
             for producer in PRODUCERS
-            for entry in self.players[producer].life.entries('publishes')
-            if entry.time > begin
+            for entry in self.players[producer].life.entries('publishes', begin)
         }
-        return any(entry.words[0] in new for entry in self.players[name].life.entries('handles'))
+        return any(entry.words[0] in new for entry in self.players[name].life.entries('handles', begin))
 
     def _has_been_answered(self, begin: float) -> bool:
         life = self.players['r'].life
-        new = {entry.words[0] for entry in life.entries('asks') if entry.time > begin}
-        return any(entry.words[0] in new for entry in life.entries('answered'))
+        new = {entry.words[0] for entry in life.entries('asks', begin)}
+        return any(entry.words[0] in new for entry in life.entries('answered', begin))
 
     def _await(self, condition: Callable[[], bool], what: str, deadline: float | None = None) -> None:
         """Look again and again: what has to come about may be in any of many journals."""
@@ -282,7 +289,7 @@ class Chain:
         for name in (*PRODUCERS, 'r'):
             self._end_program(name)
         self._await(self._is_empty, 'an end of the messages')
-        left = {name for name in self.broker.messages() if not name.startswith('postage.retry.c.')}
+        left = {name for name in self.broker.messages() if not name.startswith('postage.retry.')}
         assert left == {*QUEUES, 'questions'}, 'a queue was left behind'
         for name in STAGES:
             self._end_program(name)
@@ -301,7 +308,9 @@ class Chain:
         return not any(self.broker.messages().values())
 
     def _told_by_all(self, fault: str) -> str:
-        """What is wrong, with what every program has said and, where it still runs, what it is doing."""
+        """What is wrong, with what is left, what every program has said and, where it still runs, what it is doing."""
+        with contextlib.suppress(Exception):  # it is about a failure already
+            fault = f'{fault}; messages: {self.broker.messages()}'
         for _, life in self.lives():
             if not life.has_ended:
                 life.send_signal(signal.SIGCONT)

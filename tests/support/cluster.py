@@ -26,9 +26,11 @@ from support.rabbitmq_versions import find_server, not_installed
 
 SIZE = 3
 
-# Heartbeats are what tells a client that a node stands still.
+# Heartbeats are what tells a client that a node stands still, ticks what tells the other nodes: until then they hand
+# messages to consumers there. By default they take a minute.
 CONFIGURATION = """
 heartbeat = 2
+net_ticktime = 8
 cluster_formation.peer_discovery_backend = classic_config
 """
 

@@ -23,6 +23,7 @@ from support.chaos import CAST, PRODUCERS, QUEUES, STAGES, Chain, Life
 
 SENT_AGAIN = 'unconfirmed messages will be sent again'
 CUT_OFF = ('(consuming) was lost', 'channel of the consumer', 'dropped ')
+REFUSED = 'ERROR the broker refused message'
 NEVER_SAID = ('Traceback', 'ERROR', 'CRITICAL', 'Fatal Python error')
 
 REDELIVERED, RESENT, HANDED_ON = 'redelivered', 'sent again', 'handed on again'
@@ -50,6 +51,7 @@ class Queue:
 
     :ivar publishings: how often each message may have been sent, by its id: once, and once more for each loss
     :ivar attempts: the same for those that were sent back to be tried again
+    :ivar refusals: how often the broker refused what was published for each message, so that it was handled again
     :ivar confirmed: the items that were confirmed to whom published them
     :ivar handlings: by message id
     :ivar times: how often each item was handled
@@ -57,6 +59,7 @@ class Queue:
 
     publishings: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     confirmed: set[str] = field(default_factory=set)
     handlings: dict[str, list[Handling]] = field(default_factory=lambda: defaultdict(list))
     times: Counter[str] = field(default_factory=Counter)
@@ -73,7 +76,8 @@ class Evidence:
         self.faults: list[str] = []
         self.duplicates: Counter[str] = Counter()
         self._queues = {name: Queue() for name in QUEUES}
-        self._published: set[str] = set()
+        self._published: Counter[str] = Counter()
+        self._refused = 0
         self._answers = 0
         self._longest_outage = max((b - a for a, b in pairwise(sorted(chain.arrived.values()))), default=0.0)
         for name, life in chain.lives():
@@ -86,11 +90,12 @@ class Evidence:
 
     def __str__(self) -> str:
         queue = self._queues['a']
-        unconfirmed = self._published - queue.confirmed
+        unconfirmed = self._published.keys() - queue.confirmed
         duplicates = ', '.join(f'{self.duplicates[how]} {how}' for how in (REDELIVERED, RESENT, HANDED_ON))
         return (
             f'{len(queue.confirmed)} messages confirmed and handled from end to end, {len(unconfirmed)} unconfirmed'
-            f' ({len(unconfirmed & queue.times.keys())} arrived); {len(self._queues["c"].attempts)} tried again;'
+            f' ({len(unconfirmed & queue.times.keys())} arrived), {self._refused} refused and published again;'
+            f' {len(self._queues["c"].attempts)} tried again;'
             f' {self._answers} calls answered;'
             f' duplicates: {duplicates}; longest outage {self._longest_outage:.1f} s'
         )
@@ -99,6 +104,8 @@ class Evidence:
 
     def _read(self, name: str, life: Life) -> None:
         log = [entry.words[0] for entry in life.entries('log')]
+        if life.entries('refused'):
+            log = [line for line in log if REFUSED not in line]
         self.faults += [f'{name} said: {line}' for line in log if any(words in line for words in NEVER_SAID)]
         self._answers += len(life.entries('answered'))
         _, source, target = CAST[name] if name in STAGES else ('', '', QUEUES[0] if name in PRODUCERS else '')
@@ -124,8 +131,9 @@ class Evidence:
                 item, message_id = entry.words
                 unconfirmed.discard(message_id)
                 queue.confirmed.add(item)
-            elif entry.what == 'failed':
-                self.faults.append(f'the publishing of {entry.words} failed')
+            elif entry.what == 'refused':
+                self._refused += 1
+                unconfirmed.discard(entry.words[1])
             elif entry.what == 'log' and SENT_AGAIN in entry.words[0]:
                 queue.publishings.update(unconfirmed)
                 losses += 1
@@ -138,6 +146,8 @@ class Evidence:
                 was_cut_off = was_cut_off or any(words in entry.words[0] for words in CUT_OFF)
             elif entry.what == 'fails':
                 queue.attempts[entry.words[1]] += 1 + losses
+            elif entry.what == 'again':
+                queue.refusals[entry.words[1]] += 1 + losses
             elif entry.what == 'handles':
                 item, message_id, freshness, origin = entry.words
                 handling = Handling(item, message_id, freshness == 'fresh', origin, was_cut_off)
@@ -157,6 +167,7 @@ class Evidence:
             self.faults.append(f'{item} was confirmed for queue {name} and is lost')
         for message_id, handlings in queue.handlings.items():
             publishings = queue.attempts[message_id] or queue.publishings[message_id]
+            publishings += queue.refusals[message_id] if publishings else 0
             self._judge_message(f'message {message_id} of queue {name}', handlings, publishings)
 
     def _judge_message(self, name: str, handlings: list[Handling], publishings: int) -> None:
@@ -179,7 +190,7 @@ class Evidence:
         for item in self._queues['a'].confirmed - self._queues['c'].times.keys():
             self.faults.append(f'{item} was confirmed to its producer and has not come out at the end')
         origins: dict[str, set[str]] = defaultdict(set)
-        possible: Counter[str] = Counter(self._published)
+        possible: Counter[str] = Counter(self._published)  # once more for each time that it was refused
         for name, queue in self._queues.items():
             ids: dict[str, set[str]] = defaultdict(set)
             for message_id, handlings in queue.handlings.items():

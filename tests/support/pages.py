@@ -35,8 +35,10 @@ class MadeBySphinx(Directive):
 
 for name in (
     'toctree',
+    'literalinclude',
     'variables',
     'commands',
+    'faults',
     'automodule',
     'autoclass',
     'autofunction',
@@ -88,4 +90,4 @@ def assert_prints_what_it_says(parts: Sequence[str], broker: Broker, run_program
 def make_site(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
     """Make a site as ``make docs`` does."""
     command = [sys.executable, '-m', 'sphinx', '-W', '--keep-going', '-q', '-b', 'html', str(source), str(target)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)

@@ -141,6 +141,24 @@ def test_a_status_that_is_not_text_travels_in_the_content_too():
     assert MessageStatus(5).body == envelope(type='status', name='5', content={'status': 5})
 
 
+def test_a_status_says_more_in_its_content():
+    assert MessageStatus('stored', {'order': 5}).body == envelope(type='status', name='stored', content={'order': 5})
+    assert MessageStatus(5, {'of': 9}).body == envelope(type='status', name='5', content={'status': 5, 'of': 9})
+
+
+def test_the_content_of_a_status_is_its_own():
+    content = {'order': 5}
+    message = MessageStatus('stored', content)
+    content['order'] = 6
+    assert message.body['content'] == {'order': 5}
+
+
+@pytest.mark.parametrize('content', ['text', 5, [1]])
+def test_the_content_of_a_status_is_a_dictionary(content):
+    with pytest.raises(TypeError, match='the content of a status must be a dictionary, not '):
+        MessageStatus('stored', content)
+
+
 @pytest.mark.parametrize(
     ('message', 'content'),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from typing import Any
 
@@ -40,6 +41,17 @@ class RunCommand(click.Command):
 @click.option(
     '--log-level', type=click.Choice(['debug', 'info', 'warning', 'error']), default='info', show_default=True
 )
+@click.option('--status', metavar='HOST:PORT', help='Serve /live, /ready and /metrics there.')
+@click.option(
+    '--confirm-time',
+    type=click.FloatRange(0.1),
+    default=30.0,
+    show_default=True,
+    help='Seconds unconfirmed after which it is not ready.',
+)
+@click.option(
+    '--handler-time', type=click.FloatRange(0.1), help="The same, in hand; by default the handlers' time-outs alone."
+)
 @click.pass_context
 def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) -> None:
     """Run processors, applications, or what functions return that make some.
@@ -52,8 +64,24 @@ def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) ->
     interrupted.
     """
     from postage.cli.run.reload import watch
+    from postage.cli.run.status import StatusServer
     from postage.cli.run.supervisor import Supervisor
 
+    options = _checked(components, given)
+    logs.configure(options.log_format, options.log_level)
+    supervisor = Supervisor(options)
+    with contextlib.ExitStack() as stack:
+        if options.reload:
+            changed = supervisor.replace_all
+            stack.callback(watch(options.reload_dirs, lambda what: supervisor.call_soon(lambda: changed(what))))
+        if options.status is not None:
+            server = StatusServer(options.status, supervisor.reports)
+            stack.callback(server.close)
+            logging.getLogger('postage.run').info('status at %s/ready', server.url)
+        ctx.exit(supervisor.run())
+
+
+def _checked(components: tuple[str, ...], given: dict[str, Any]) -> Options:
     if not hasattr(signal, 'SIGHUP'):
         raise ConfigurationError('postage run needs POSIX: signals, and sockets that child processes inherit')
     try:
@@ -62,12 +90,4 @@ def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) ->
         raise click.UsageError(str(error)) from error
     if not components:
         raise click.UsageError(f'name what to run: MODULE:NAME, {PREFIX}_COMPONENTS, or "components" in pyproject.toml')
-    given['reload_dirs'] = tuple(given['reload_dirs'])
-    options = Options(components, **given)
-    logs.configure(options.log_format, options.log_level)
-    supervisor = Supervisor(options)
-    with contextlib.ExitStack() as stack:
-        if options.reload:
-            changed = supervisor.replace_all
-            stack.callback(watch(options.reload_dirs, lambda what: supervisor.call_soon(lambda: changed(what))))
-        ctx.exit(supervisor.run())
+    return Options(components, **{**given, 'reload_dirs': tuple(given['reload_dirs'])})

@@ -56,12 +56,12 @@ class Options:
         return cls(**given)
 
 
-def of_project(known: Collection[str], path: str = PROJECT) -> dict[str, Any]:
+def of_project(known: Collection[str] | None = None, path: str = PROJECT) -> dict[str, Any]:
     """What the section ``[tool.postage]`` of a ``pyproject.toml`` says, by the names of the command's parameters.
 
     Below it a section ``run`` says the same, and goes first.
 
-    :param known: the names that there are
+    :param known: the names that there are; any, where it is not given
     :raises ConfigurationError: the file cannot be read, or has a name that there is not
     """
     file = Path(path)
@@ -73,7 +73,7 @@ def of_project(known: Collection[str], path: str = PROJECT) -> dict[str, Any]:
         raise ConfigurationError(f'{path}: [{SECTION}] run must be a section; the components are named by "components"')
     given = {name.replace('-', '_'): value for name, value in {**section, **own}.items()}
     for name in given:
-        if name not in known:
+        if known is not None and name not in known:
             options = ', '.join(sorted(each.replace('_', '-') for each in known))
             raise ConfigurationError(f'{path}: [{SECTION}] has the unknown key {name!r:.80}; it may have {options}')
     return given

@@ -13,11 +13,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from postage.cli.run.line import CUT
 from postage.cli.run.options import Options
 from postage.cli.run.process import Process
+from postage.cli.run.status import Reports
 from postage.errors import PostageError
 from postage.sparingly import GrowingPauses
 
@@ -79,7 +79,7 @@ class Supervisor:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._soon: deque[Callable[[], None]] = deque()
-        self._answers: Callable[[Process, dict[str, Any]], None] = _nothing
+        self.reports = Reports(self._ask)
 
     # The loop
 
@@ -171,7 +171,7 @@ class Supervisor:
             elif message.get('ready'):
                 self._ready(process)
             else:
-                self._answers(process, message)
+                self.reports.heard(process, message)
         if process.line.has_ended:
             self._selector.unregister(process.line.socket)  # the signal of its end comes, or has come
         return bool(messages)
@@ -223,6 +223,7 @@ class Supervisor:
             slot.current = None
             self._current_ended(slot, process)
         process.line.close()
+        self.reports.ended(process)
 
     def _current_ended(self, slot: Slot, process: Process) -> None:
         if slot.replacement is not None:
@@ -239,6 +240,24 @@ class Supervisor:
             logger.warning('%s %s; another one begins in %.2g s', process, why, pause)
             slot.is_due = True
             self._after(pause, lambda: self._start(slot))
+
+    def _ask(self, begun: Callable[[list[Process], list[str]], None]) -> None:
+        """Ask every worker how it is. Any thread."""
+
+        def ask() -> None:
+            asked, faults = [], []
+            for slot in self._slots:
+                if slot.current is not None and slot.current.is_ready:
+                    asked.append(slot.current)
+                elif not self._times_told:
+                    faults.append(f'{slot.current or f"worker {slot.number}"} is not ready')
+            if self._times_told:
+                faults.append('it ends')
+            begun(asked, faults)
+            for process in asked:
+                process.line.say(order='report')
+
+        self.call_soon(ask)
 
     # Replacing
 
@@ -287,7 +306,3 @@ class Supervisor:
 
 def _note(number: int, frame: object) -> None:
     """The signal is read from the wake-up descriptor."""
-
-
-def _nothing(process: Process, message: dict[str, Any]) -> None:
-    """Nobody asked."""

@@ -17,7 +17,8 @@ from postage.cli.run.line import CUT, FAILED, Line
 from postage.cli.run.message_fields import MessageFields
 from postage.cli.run.options import Options
 from postage.errors import PostageError
-from postage.messaging import Fingerprint, MessageProcessor
+from postage.messaging import Fingerprint, MessageProcessor, health
+from postage.messaging.metrics import samples
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
 from postage.microthreads.signals import Ending
 from postage.printable import printable
@@ -78,7 +79,12 @@ class Worker:
         self._lock = threading.Lock()  # of the one step from loading to running
         self._is_running = False
         self._has_failed = False
-        self._orders: dict[str, Callable[[], None]] = {'drain': self._drain, 'stop': self._stop, 'cut': self._cut}
+        self._orders: dict[str, Callable[[], None]] = {
+            'drain': self._drain,
+            'stop': self._stop,
+            'cut': self._cut,
+            'report': self._report,
+        }
         for number in (signal.SIGINT, signal.SIGHUP):
             # Those of a terminal, which all its processes get, are the supervisor's. Not SIG_IGN: children inherit it.
             signal.signal(number, lambda *_: None)
@@ -115,6 +121,7 @@ class Worker:
         with self._lock:
             self._is_running = True
         self._ending.run(self._run_scheduler)
+        self._report()  # its last figures
         return FAILED if self._has_failed else CUT if self._ending.was_cut else 0
 
     def _run_scheduler(self) -> None:
@@ -167,6 +174,11 @@ class Worker:
     def _cut(self) -> None:
         self._stop()
         self._ending.cut()
+
+    def _report(self) -> None:
+        """Say how it is, and what it has counted."""
+        state = health(self._options.confirm_time, self._options.handler_time)
+        self.line.say(health=state.as_dict(), samples=samples())
 
     def _processors(self) -> list[MessageProcessor]:
         return [each for each in self.components if isinstance(each, MessageProcessor)]

@@ -1,7 +1,7 @@
-"""All handlers of a message run, in their order; of two RPC handlers of one name, the last."""
+"""All handlers of a message run, in their order."""
 
 from postage import messaging
-from stage import Answering, Processor, handle, note, producer
+from stage import Processor, handle, note
 
 
 class Many(Processor):
@@ -17,15 +17,5 @@ class Many(Processor):
     def msg_status(self, content):
         note('never')
 
-    @messaging.RpcHandler('command', 'ask')
-    def rpc_first(self, content, reply_func):
-        note('never')
-
-    @messaging.RpcHandler('command', 'ask')
-    def rpc_last(self, content, reply_func):
-        reply_func('last')
-
 
 handle(Many, lambda producer: producer.message_echo('text'), lambda producer: producer.message_unknown())
-with Answering(Many):
-    note(producer().rpc_ask().body['content'])

@@ -1,7 +1,7 @@
 """The programs between which there is chaos: ``link.py ROLE NAME LIFE [QUEUE NEXT]``.
 
 ``producer``
-    publishes numbered items, in bursts, to the first queue of the chain
+    publishes numbered items, in bursts, to the first queue of the chain; again what the broker refuses
 ``stage``
     handles the items of a queue one by one and publishes each to the next queue, if there is one; answers calls
 ``juggler``
@@ -11,25 +11,29 @@
 ``caller``
     calls, again and again
 
-With ``LINK_QUEUES=quorum`` the queues are quorum queues. Each says what it does in a line of its standard output that
+With ``LINK_QUEUES=quorum`` the queues are quorum queues; ``LINK_PAUSE`` has the seconds that lie between two bursts at
+most. Each says what it does in a line of its standard output that
 is written before the next step is taken: what stands there has happened, even where the program is killed a moment
 later. SIGTERM ends it in good order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from postage import messaging, microthreads
 
 FLUSH_TIMEOUT = 60.0
+PAUSE = float(os.environ.get('LINK_PAUSE') or 0.2)
 
 
 class ChainExchange(messaging.Exchange):
@@ -48,11 +52,22 @@ def tell(*words: object) -> None:
     os.write(1, (' '.join(map(str, ('@', *words))) + '\n').encode())
 
 
-def publish(producer: Producer, item: str, **options: Any) -> None:
-    """Publish an item, and tell its ``message_id`` and when it is confirmed."""
+def publish(producer: Producer, item: str, refused: Callable[[tuple[str, str]], object], **options: Any) -> None:
+    """Publish an item, and tell its ``message_id`` and when it is confirmed.
+
+    :param refused: called with both where it is refused, as by a queue that has lost its majority
+    """
+
+    def settled() -> None:
+        if receipt.confirmed:
+            tell('confirmed', item, receipt.message_id)
+        else:
+            tell('refused', item, receipt.message_id)
+            refused((item, receipt.message_id))
+
     receipt = producer.message_item(item, **options)
     tell('published', item, receipt.message_id)
-    receipt.add_done_callback(lambda: tell('confirmed' if receipt.confirmed else 'failed', item, receipt.message_id))
+    receipt.add_done_callback(settled)
 
 
 def described(queue: str) -> Any:
@@ -86,7 +101,15 @@ class Stage(messaging.MessageProcessor):
     def hand_on(self, item: str, origin: str) -> None:
         """Publish an item to the next queue."""
         if self._next:
-            publish(self._producer, item, _key=self._next, _headers={'origin': origin})
+            message_id = messaging.current_delivery().properties.message_id
+            # It is handled again then.
+            publish(
+                self._producer,
+                item,
+                lambda _: tell('again', item, message_id),
+                _key=self._next,
+                _headers={'origin': origin},
+            )
 
     @messaging.RpcHandler('command', 'double')
     def rpc_double(self, content: dict[str, Any], reply_func: Callable[[Any], None]) -> None:
@@ -132,14 +155,33 @@ def produce(name: str, life: str) -> None:
     producer = Producer()
     tell('begins')
     number = 0
-    while not stop.wait(bursts.uniform(0.0, 0.2)):
+    refused: deque[tuple[str, str]] = deque()
+    while not stop.wait(bursts.uniform(0.0, PAUSE)):
+        publish_again(producer, refused)
         for _ in range(bursts.randint(1, 15)):
             item = f'{name}.{life}.{number}'
             tell('publishes', item)
-            publish(producer, item)
+            publish(producer, item, refused.append)
             number += 1
-    producer.flush(FLUSH_TIMEOUT)
+    flush(producer)
+    while refused:
+        publish_again(producer, refused)
+        flush(producer)
     producer.close()
+
+
+def publish_again(producer: Producer, refused: deque[tuple[str, str]]) -> None:
+    """Publish what was refused, which may be in the queue all the same."""
+    while refused:
+        item, origin = refused.popleft()
+        tell('publishes', item)
+        publish(producer, item, refused.append, _headers={'origin': origin})
+
+
+def flush(producer: Producer) -> None:
+    """Wait until all is confirmed or refused."""
+    with contextlib.suppress(messaging.Nacked):
+        producer.flush(FLUSH_TIMEOUT)
 
 
 def handle(stage: Stage) -> None:

@@ -31,7 +31,7 @@ class Host:
         self.dead: list[tuple[bytes, str]] = []
         self.deleted: list[Queue] = []
 
-    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+    def dead_letter(self, queue: Queue, message: Message, reason: str, failures: int = 0) -> None:
         self.dead.append((message.body, reason))
 
     def delete_queue(self, queue: Queue) -> int:

@@ -1,0 +1,163 @@
+"""Questions to many components at once, and the answers of those that give one in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from postage import errors
+from postage.messaging import ControlExchange, Fingerprint, GenericProducer, MessageCommand, RpcCommand, control_key
+
+MOST = 65_535  # answers, which is as many as can be fetched at a time
+LEAST_CONNECT_SECONDS = 2.0  # that a broker is waited for, however short the time-out
+
+
+@dataclass
+class Answer:
+    """What one component has answered.
+
+    :ivar value: the answer; ``None`` where it is an error
+    :ivar error: why there is none
+    :ivar seconds: how long it took
+    """
+
+    fingerprint: dict[str, Any]
+    value: Any
+    error: str | None
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The component's name."""
+        return str(self.fingerprint.get('name') or '')
+
+    @property
+    def who(self) -> str:
+        """The component, in a word: ``name pid@host``."""
+        known = self.fingerprint
+        return f'{self.name or "(no name)"} {known.get("pid")}@{known.get("host")}'
+
+
+@dataclass
+class Expected:
+    """Who has to answer: so many, or these names, each as often as it is there.
+
+    :ivar number: how many; ``None`` where that is not known, and all have the whole time
+    """
+
+    number: int | None = None
+    names: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, text: str | None, address: str) -> Expected:
+        """What ``--expect`` says; one, where the address is that of one process."""
+        if text is None:
+            name, at, _ = address.partition('@')
+            return cls(1) if at and name.isdecimal() else cls()
+        if text.isdecimal():
+            return cls(int(text))
+        names = [name.strip() for name in text.split(',') if name.strip()]
+        return cls(len(names), names)
+
+    def silent(self, answers: list[Answer]) -> list[str]:
+        """Who has not answered, as far as names are known; else how many."""
+        missing = list(self.names)
+        for answer in answers:
+            for known in (answer.name, answer.who.rpartition(' ')[2]):
+                if known in missing:
+                    missing.remove(known)
+                    break
+        if not self.names and self.number is not None and len(answers) < self.number:
+            return [f'{self.number - len(answers)} of {self.number}']
+        return missing
+
+    def is_met(self, answers: list[Answer]) -> bool:
+        """Whether there is nobody left to wait for."""
+        return self.number is not None and len(answers) >= self.number and not self.silent(answers)
+
+
+class Operator(GenericProducer):
+    """Asks, calls and sends. Its one call, and its one message, take the name of what is sent."""
+
+    eks = [(ControlExchange, 'all')]
+    mandatory = True
+    persistent = False
+    max_retry = 0
+    rpc_queue_expires = 60.0
+
+    def build_rpc_call(self, name: str, parameters: Any) -> RpcCommand:
+        """A request by that name."""
+        return RpcCommand(name, parameters)
+
+    def build_message_send(self, name: str, parameters: Any) -> MessageCommand:
+        """A command by that name."""
+        return MessageCommand(name, parameters)
+
+
+@contextlib.contextmanager
+def operator(timeout: float, **attributes: Any) -> Iterator[Operator]:
+    """A producer for the length of a ``with``. A broker that is down is not waited for longer than the time-out says.
+
+    :param attributes: class attributes that it is to have
+    :raises errors.BrokerError: there is no broker
+    """
+    os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{max(timeout, LEAST_CONNECT_SECONDS):g}'
+    cls = type('Operator', (Operator,), {'rpc_timeout': timeout, 'publish_timeout': max(timeout, 1.0), **attributes})
+    with cls(Fingerprint('postage')) as producer:
+        yield producer
+
+
+class _Enough(Exception):
+    """All that were waited for have answered."""
+
+
+def ask(
+    producer: Operator,
+    question: str,
+    address: str,
+    timeout: float,
+    expected: Expected | None = None,
+    each: Callable[[Answer], None] = lambda answer: None,
+) -> list[Answer]:
+    """Ask all components at an address, and return the answers that come in time, in their order.
+
+    Blocks for the whole time, unless it is known who has to answer. Where the exchange passes the question on to
+    nobody, there is no answer at once. What is answered later is dropped by the broker.
+
+    :param each: called with each answer as it comes
+    """
+    began = time.monotonic()
+    answers: list[Answer] = []
+    expected = expected or Expected()
+
+    def take(body: Any) -> None:
+        answer = _answer_of(body, time.monotonic() - began)
+        answers.append(answer)
+        each(answer)
+        if expected.is_met(answers):
+            raise _Enough
+
+    try:
+        queue = producer.rpc_queue_call(question, {}, _key=control_key(address), _expiration=timeout)
+    except errors.Unroutable:
+        return []
+    try:
+        with contextlib.suppress(_Enough, errors.TimeoutError):
+            producer.consume_rpc(queue, MOST, take, max(0.0, timeout - (time.monotonic() - began)))
+    finally:
+        with contextlib.suppress(errors.BrokerError):
+            producer.channel.queue_delete(queue)
+    return answers
+
+
+def _answer_of(body: Any, seconds: float) -> Answer:
+    content, fingerprint = body.get('content'), body.get('fingerprint')
+    if not isinstance(content, dict) or not isinstance(fingerprint, dict):
+        return Answer({}, None, 'the answer is malformed', seconds)
+    if content.get('type') == 'success':
+        return Answer(fingerprint, content.get('value'), None, seconds)
+    return Answer(fingerprint, None, str(content.get('message')), seconds)

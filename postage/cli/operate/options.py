@@ -1,0 +1,116 @@
+"""What the commands that ask components have in common."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from postage.cli.components import present_directory
+from postage.cli.operate.asking import Answer, Expected
+from postage.cli.output import console
+from postage.printable import printable
+
+Function = TypeVar('Function', bound=Callable[..., Any])
+
+MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
+"""What comes of reading an answer that has another shape than it should: any program may send one."""
+
+timeout = click.option(
+    '--timeout', type=click.FloatRange(0.05), default=1.0, show_default=True, help='Seconds to wait for answers.'
+)
+as_data = click.option('--json', 'as_data', is_flag=True, help='Print JSON.')
+expect = click.option(
+    '--expect',
+    metavar='NAMES',
+    help='Who has to answer: names with commas, pid@host, or how many; it ends then.',
+)
+
+
+def encoder(function: Function) -> Any:
+    """Add ``--encoder``; the function gets the class attributes of a producer that follow from it."""
+
+    @click.option('--encoder', 'path', metavar='MODULE:CLASS', help='The encoder of the components, if it is no JSON.')
+    @functools.wraps(function)
+    def wrapped(path: str | None, **kwds: Any) -> Any:
+        return function(attributes={} if path is None else {'encoder_class': _imported(path)}, **kwds)
+
+    return wrapped
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.partition(':')
+    try:
+        with present_directory():
+            return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.UsageError(f'--encoder {printable(path)}: {printable(str(error))}') from error
+
+
+def rows_of(answers: Iterable[Answer], row_of: Callable[[Answer], tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """A line for each answer; one that is not as it should be becomes an error."""
+    rows = []
+    for answer in answers:
+        try:
+            rows.append(row_of(answer))
+        except MALFORMED:
+            answer.error = 'the answer is malformed'
+    return rows
+
+
+def finish(answers: Sequence[Answer], expected: Expected, address: str) -> None:
+    """Say on standard error what is missing, and end with status 1 where something is, or was refused."""
+    failed = [answer for answer in answers if answer.error is not None]
+    for answer in failed:
+        click.echo(printable(f'{answer.who}: {answer.error}'), err=True)
+    silent = expected.silent(list(answers))
+    if silent:
+        click.echo(printable(f'no answer from {", ".join(silent)}'), err=True)
+    elif not answers:
+        click.echo(printable(f'nobody answers{f" at {address}" if address else ""}'), err=True)
+    if failed or silent or not answers:
+        sys.exit(1)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table of text, each cell printable; nothing where there are no rows."""
+    rows = list(rows)
+    if rows:
+        console().print(table_of(titles, rows, right))
+
+
+def table_of(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """The same, not printed."""
+    table = Table(box=None, header_style='bold', pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify='right' if title in right else 'left', overflow='fold')
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def span(seconds: float | None) -> str:
+    """A time in one unit, or two: ``3.2 ms``, ``4 s``, ``2 h 5 min``."""
+    if seconds is None:
+        return ''
+    if seconds < 0.001:
+        return f'{seconds * 1e6:.0f} µs'
+    if seconds < 1:
+        return f'{seconds * 1e3:.3g} ms'
+    if seconds < 120:
+        return f'{seconds:.3g} s'
+    minutes, hours, days = (int(seconds // unit) for unit in (60, 3600, 86400))
+    if hours < 2:
+        return f'{minutes} min'
+    return f'{hours} h {minutes % 60} min' if hours < 48 else f'{days} d {hours % 24} h'
+
+
+def number(value: float) -> str:
+    """A number without digits that say nothing."""
+    return f'{value:,.0f}' if value >= 100 or value == int(value) else f'{value:.2g}'

@@ -1,0 +1,48 @@
+"""``postage probe``: asks a running ``postage run --status`` how it is, for probes that run a command."""
+
+from __future__ import annotations
+
+import http.client
+import json
+
+import click
+
+from postage.cli.run.options import of_project
+from postage.cli.run.status import address_of
+from postage.printable import printable
+
+SILENT = 3
+
+
+@click.command('probe')
+@click.option('--status', envvar='POSTAGE_RUN_STATUS', metavar='HOST:PORT', help='Where it listens.')
+@click.option('--live', 'path', flag_value='/live', help='Whether it runs at all.')
+@click.option('--ready', 'path', flag_value='/ready', default='/ready', help='Whether all is well (the default).')
+@click.option('--timeout', type=click.FloatRange(0.1), default=3.0, show_default=True, help='Seconds to wait.')
+@click.pass_context
+def command(ctx: click.Context, /, status: str | None, path: str, timeout: float) -> None:
+    """Ask a running postage run whether it is ready.
+
+    Where it listens is what --status of postage run said: the option, POSTAGE_RUN_STATUS, or [tool.postage].
+
+    Exit status: 0 if it is, 1 if not, which is said; 2 if it was called wrongly, 3 if there was no answer.
+    """
+    status = status or of_project().get('status')
+    if not status:
+        raise click.UsageError('--status HOST:PORT, or POSTAGE_RUN_STATUS, says where postage run listens')
+    host, port = address_of(status)
+    if host in ('0.0.0.0', '::', ''):
+        host = 'localhost'
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request('GET', path)
+        response = connection.getresponse()
+        body = json.loads(response.read(1_000_000))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        click.echo(f'no answer from {status}: {error}', err=True)
+        ctx.exit(SILENT)
+    finally:
+        connection.close()
+    for fault in body.get('faults', []):
+        click.echo(printable(str(fault)))
+    ctx.exit(0 if response.status == 200 else 1)

@@ -1,0 +1,83 @@
+"""What can be wrong with the handlers of a class, told when a processor is made and not by its first message."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from postage import errors
+from postage.messaging.messages import Message, MessageCommand, MessageResult, MessageStatus
+
+TYPES = frozenset(cls.type for cls in (Message, MessageCommand, MessageStatus, MessageResult))
+"""The types of the messages that Postage knows. Any other word may be a type as well."""
+
+ALIKE = 0.8  # difflib's ratio, from which a word is taken for another one that is written wrongly
+
+
+def check_type(label: str, type: str, name: str | None) -> None:
+    """See that the type of a handler's messages is no mistyped one, nor in the place of the name.
+
+    :param label: what to call the handler
+    :raises errors.ConfigurationError: it is
+    """
+    known = _known_types()
+    if type in known:
+        return
+    alike = difflib.get_close_matches(type.strip().lower(), known, 1, ALIKE)
+    if alike:
+        raise errors.ConfigurationError(
+            f'the handler {label} takes messages of type {type!r}: is {alike[0]!r} meant? A type of your own that '
+            'reads like this one has to be that of a class derived from messaging.Message'
+        )
+    if not type or name in TYPES:
+        raise errors.ConfigurationError(
+            f'the handler {label} takes messages of type {type!r} and name {name!r}: the type comes first, as in '
+            "('command', 'echo')"
+        )
+
+
+def _known_types() -> set[str]:
+    return {*TYPES, *(str(cls.type) for cls in _subclasses(Message))}
+
+
+def _subclasses(cls: type[Any]) -> Iterator[type[Any]]:
+    subclass: type[Any]
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def check_parameters(label: str, handler: Any, decorator: str, *given: str) -> None:
+    """See that a handler can be called with what its decorator gives it.
+
+    :param handler: the bound method, or the class
+    :param given: what it gets, in words
+    :raises errors.ConfigurationError: it cannot
+    """
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):
+        return  # it is written in C, say
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        raise errors.ConfigurationError(
+            f'the handler {label}{signature} does not fit its decorator: {decorator} calls it with '
+            f'{", ".join(given)} ({error})'
+        ) from None
+
+
+def check_alone(answering: Mapping[tuple[str, str | None], list[str]], cls: str) -> None:
+    """See that of the RPC handlers in one class no two take the same requests: only one of them could answer.
+
+    :param answering: type and name of the requests → the methods that take them
+    :raises errors.ConfigurationError: two do
+    """
+    for (type, name), methods in answering.items():
+        if len(methods) > 1:
+            what = f'{type} {name!r}' if name is not None else f'every other {type}'
+            raise errors.ConfigurationError(
+                f'{cls} has {len(methods)} RPC handlers for {what}, of which one alone can answer: {", ".join(methods)}'
+            )

@@ -1,0 +1,134 @@
+"""``postage run --status`` and ``postage probe``."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from postage.cli.run import openmetrics
+from postage.cli.run.openmetrics import added
+from postage.errors import ConfigurationError
+from support.brokers import Broker, Embedded
+from support.programs import Module
+from support.running import SHOP, Notes, ShopProducer
+
+
+@pytest.fixture(autouse=True)
+def shop(tmp_path: Path, embedded: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / 'shop.py').write_text(SHOP)
+    monkeypatch.setenv('POSTAGE_URL', embedded.url)
+    monkeypatch.setenv('NOTES', str(tmp_path / 'notes'))
+
+
+@pytest.fixture
+def running(run_module: Callable[..., Module]) -> Module:
+    """Two workers, and the status of both."""
+    program = run_module('postage', ['run', 'shop:Prices', '--workers', '2', '--status', '127.0.0.1:0'])
+    program.expect('is ready', 30, times=2)
+    return program
+
+
+def where(program: Module) -> str:
+    return program.expect('status at').partition('http://')[2].partition('/')[0]
+
+
+def get(program: Module, path: str) -> tuple[int, str, str]:
+    connection = http.client.HTTPConnection(where(program), timeout=10)
+    try:
+        connection.request('GET', path)
+        response = connection.getresponse()
+        return response.status, response.getheader('Content-Type', ''), response.read().decode()
+    finally:
+        connection.close()
+
+
+def number_of(program: Module, name: str, label: str = '') -> float:
+    """The sum of what the lines of one name have."""
+    lines = re.findall(rf'^{name}{{(.*)}} ([0-9.e+-]+)$', get(program, '/metrics')[2], re.MULTILINE)
+    return sum(float(number) for labels, number in lines if label in labels)
+
+
+def test_the_figures_of_all_workers_are_summed_and_those_of_workers_that_have_gone_still_count(
+    running: Module, tmp_path: Path
+) -> None:
+    with ShopProducer() as producer:
+        for number in range(20):
+            producer.message_price([number, 0])
+        producer.message_nonsense()
+    Notes(tmp_path / 'notes').wait(20, 10)
+    running.send_signal(signal.SIGHUP)
+    running.expect('in place of pid', 30, times=2)
+    running.expect('ended with status 0', times=2)
+    assert get(running, '/metrics')[1].startswith('application/openmetrics-text')
+    assert number_of(running, 'messaging_client_consumed_messages_total') == 21
+    assert number_of(running, 'messaging_process_duration_seconds_count') == 20
+    assert number_of(running, 'messaging_process_duration_seconds_bucket', 'le="+Inf"') == 20
+    assert number_of(running, 'postage_messages_unhandled_total') == 1
+    assert number_of(running, 'postage_messages_in_hand') == 0
+
+
+def test_a_worker_that_does_not_answer_is_named(running: Module) -> None:
+    pid = int(running.expect('is ready').split('pid ')[1].split(')')[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        status, _, body = get(running, '/ready')
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert status == 503
+    assert f'(pid {pid}) does not answer' in body
+
+
+def test_live_and_what_is_not_there(running: Module) -> None:
+    assert get(running, '/live')[0] == 200
+    assert get(running, '/nonsense')[0] == 404
+
+
+def test_the_probe_says_whether_it_is_ready(
+    running: Module, run_module: Callable[..., Module], embedded: Embedded
+) -> None:
+    arguments = ['probe', '--status', where(running)]
+    assert run_module('postage', arguments).wait() == 0
+    assert run_module('postage', ['probe'], {'POSTAGE_RUN_STATUS': where(running)}).wait() == 0
+    embedded.server.stop()
+    probe = run_module('postage', arguments)
+    assert probe.wait() == 1
+    assert probe.count('no consumer is attached to queue') == 2
+    assert run_module('postage', [*arguments, '--live']).wait() == 0
+
+
+def test_a_probe_that_nobody_answers_says_so(run_module: Callable[..., Module]) -> None:
+    probe = run_module('postage', ['probe', '--status', '127.0.0.1:1'])
+    assert probe.wait() == 3
+    assert probe.output.startswith('no answer from 127.0.0.1:1')
+    assert run_module('postage', ['probe']).wait() == 2
+
+
+@pytest.mark.parametrize('address', ['nonsense', '127.0.0.1:http', '203.0.113.1:1'])
+def test_where_it_cannot_listen_is_said(run_module: Callable[..., Module], address: str) -> None:
+    program = run_module('postage', ['run', 'shop:Prices', '--status', address])
+    assert program.wait() == 1
+    assert program.output.startswith('Error: ')
+    assert address in program.output
+
+
+def test_without_its_extra_metrics_are_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'prometheus_client', None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'postage\[metrics\]'"):
+        openmetrics.text_of({})
+
+
+def test_samples_are_added_by_name_and_attributes() -> None:
+    sums = added({}, [('a', {'x': '1'}, 2), ('h', {}, {'counts': [1, 0], 'sum': 0.5})])
+    added(sums, [('a', {'x': '1'}, 3), ('a', {'x': '2'}, 4), ('h', {}, {'counts': [1, 2], 'sum': 1.0})])
+    assert sums == {
+        ('a', (('x', '1'),)): 5,
+        ('a', (('x', '2'),)): 4,
+        ('h', ()): {'counts': [2, 2], 'sum': 1.5},
+    }
