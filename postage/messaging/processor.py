@@ -202,7 +202,8 @@ class MessageProcessor(MicroThread):
                     more = False
                     break
                 if tracing.NEEDED in modules:
-                    tracing.take(dispatcher.take, delivery, self.consumer.conn_broker.settings)
+                    connections = self.consumer.connections
+                    tracing.take(dispatcher.take, delivery, connections[0].settings if connections else None)
                 else:
                     dispatcher.take(delivery)
                 taken += 1
