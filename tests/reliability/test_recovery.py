@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from conformance.version_table import says
 from postage import errors, messaging, microthreads
 from postage.broker.server import BrokerServer
-from support.brokers import Embedded, RabbitMQ, connect
+from support.brokers import Embedded, RabbitMQ, connect, with_port
 from support.loops import Loop
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer, Processor, eventually
 from support.ports import free_ports
@@ -178,7 +179,8 @@ def test_the_own_queue_of_an_application_is_claimed_again(bench: Bench) -> None:
     # An exclusive queue can be deleted by its own connection alone.
     resident.consumer.channel.queue_delete('1@a')
     bench.log.expect("queue '1@a' went away")
-    assert control.rpc_ping(_key='1@a', _timeout=1, _max_retry=9)
+    # Until it is bound again nothing takes a question, which is an answer at once.
+    eventually(lambda: control.rpc_ping(_key='1@a', _timeout=1))
     for key in ('1@a', 'monitor', '@a', 'monitor@a', 'monitor#odd'):
         control.message_say(key, _key=key)
         assert resident.seen.next() == ('1@a', key)
@@ -270,7 +272,7 @@ class Moving:
         if bench.broker.vhost != '/':
             self._first = BrokerServer('127.0.0.1', 0, virtual_hosts=[bench.broker.vhost])
         self._first.start()
-        self.url = f'{Embedded(self._first).url_of(bench.broker.vhost)},{bench.broker.url}'
+        self.url = f'{with_port(bench.broker.url, Embedded(self._first).port)},{bench.broker.url}'
 
     def run(self, echo: Echo) -> Echo:
         """Run a processor on the first broker, and wait until it consumes."""
@@ -299,7 +301,7 @@ def moving(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Moving]:
 
 
 def test_hosts_are_tried_in_turn_until_one_answers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    nobody = [f'amqp://guest:guest@127.0.0.1:{port}' for port in free_ports(2)]
+    nobody = [with_port(bench.broker.url, port) for port in free_ports(2)]
     monkeypatch.setenv('POSTAGE_URL', ','.join([*nobody, bench.broker.url]))
     monkeypatch.setenv('POSTAGE_VHOST', bench.broker.vhost)
     echo = Echo(vhost=bench.broker.vhost)
@@ -450,6 +452,8 @@ def test_a_handler_that_outlives_the_acknowledgement_timeout_has_its_message_del
             if not delivery.redelivered and content['parameters'] == 'long':
                 woken.wait(TIMEOUT)
 
+    if says(private_bench.broker, 'late, consumed from a classic queue') == 'nothing':
+        pytest.skip('a classic queue waits for ever; what becomes of a quorum queue is in test_consumer_timeout.py')
     # Channels read both when they are opened.
     node = node_of(private_bench)
     for name, milliseconds in (('consumer_timeout', 1000), ('channel_tick_interval', 200)):
@@ -490,7 +494,7 @@ def test_a_blocked_connection_is_told_and_publishing_is_bounded(bench: Bench) ->
         receipts = fill_the_window(producer)
         bench.log.expect('WARNING', 'takes no messages at present')
         assert not any(receipt.confirmed for receipt in receipts[-10:])
-    bench.log.expect('WARNING', 'takes messages again')
+    bench.log.expect('INFO', 'takes messages again')
     producer.flush(TIMEOUT)
     assert all(receipt.confirmed for receipt in receipts)
     eventually(lambda: bench.count(queue) == len(receipts))
