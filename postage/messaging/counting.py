@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from postage.messaging.outcomes import Outcome, Reason
@@ -26,8 +27,6 @@ exact (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/)
 """
 RATE_SECONDS: Final = 10.0  # over which a rate is taken
 ERROR_LENGTH: Final = 300  # characters of an error's text that are kept
-
-clock = time.monotonic
 
 
 class Histogram:
@@ -80,25 +79,22 @@ class Rate:
     """How many things a second happened of late, from a total that grows.
 
     A mark is set once a second, by the first thing that happens in it; so nothing has to be done while nothing happens.
-
-    :ivar next_mark: when the next one is due; what counts looks at this, which is cheap, and calls :meth:`mark`
     """
 
-    __slots__ = ('_began', '_marks', 'next_mark')
+    __slots__ = ('_began', '_marks')
 
     def __init__(self) -> None:
-        self._began = clock()
+        self._began = monotonic()
         self._marks: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS) + 2)
-        self.next_mark = 0.0
 
-    def mark(self, now: float, total: int) -> None:
-        """A second has passed since the last mark. ``total`` does not count what happens now."""
+    def mark(self, now: float, total: int) -> float:
+        """Set a mark, and return when the next one is due. ``total`` does not count what happens now."""
         self._marks.append((now, total))
-        self.next_mark = now + 1.0
+        return now + 1.0
 
     def of(self, total: int) -> float:
         """How many a second, over the last :data:`RATE_SECONDS`."""
-        now = clock()
+        now = monotonic()
         since = now - RATE_SECONDS
         before = next((count for at, count in list(self._marks) if at >= since), total)
         return (total - before) / max(1.0, min(RATE_SECONDS, now - self._began))
@@ -119,6 +115,8 @@ class HandlerFigures:
     """
 
     __slots__ = (
+        '_buckets',
+        '_next_mark',
         'begun',
         'dead',
         'dropped',
@@ -136,18 +134,20 @@ class HandlerFigures:
         self.handled = self.failed = self.retried = self.dead = self.dropped = 0
         self.durations = Histogram()
         self.rate = Rate()
+        # Looked at with each message:
+        self._buckets = self.durations.buckets
+        self._next_mark = 0.0
         self.begun: dict[Any, float] = {}
         self.last_error: tuple[float, str, str] | None = None
 
     def ended(self, delivery: Any) -> None:
         """It has handled a message. For the scheduler's thread, as :attr:`begun` is."""
-        now = clock()
-        seconds = now - self.begun.pop(delivery, now)
-        durations = self.durations
-        durations.buckets[bisect_left(BOUNDS, seconds)] += 1
-        durations.seconds += seconds
-        if now >= self.rate.next_mark:
-            self.rate.mark(now, self.total)
+        now = monotonic()
+        seconds = now - self.begun.pop(delivery)
+        self._buckets[bisect_left(BOUNDS, seconds)] += 1
+        self.durations.seconds += seconds
+        if now >= self._next_mark:
+            self._next_mark = self.rate.mark(now, self.total)
         self.handled += 1
 
     def raised(self, delivery: Any, outcome: Outcome) -> None:
@@ -262,7 +262,7 @@ class Figures:
 def _age(handlers: Sequence[HandlerFigures]) -> float | None:
     # list() of a dictionary's values is one step, so the scheduler's thread may add to it meanwhile.
     begun = [at for handler in handlers for at in list(handler.begun.values())]
-    return round(clock() - min(begun), 3) if begun else None
+    return round(monotonic() - min(begun), 3) if begun else None
 
 
 def error_as_dict(error: tuple[float, str, str] | None) -> dict[str, Any] | None:

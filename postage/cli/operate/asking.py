@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postage import errors
+from postage.amqp.frames import DEADLINE
 from postage.messaging import ControlExchange, Fingerprint, GenericProducer, MessageCommand, RpcCommand, control_key
 
 MOST = 65_535  # answers, which is as many as can be fetched at a time
@@ -142,7 +143,10 @@ def ask(
             raise _Enough
 
     try:
-        queue = producer.rpc_queue_call(question, {}, _key=control_key(address), _expiration=timeout)
+        # Past its deadline it is dropped: by the broker, where it waits there, or by a component that it has reached.
+        wanted = {DEADLINE: round((time.time() + timeout) * 1000)}
+        key = control_key(address)
+        queue = producer.rpc_queue_call(question, {}, _key=key, _headers=wanted, _expiration=timeout)
     except errors.Unroutable:
         return []
     try:
