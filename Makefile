@@ -22,11 +22,12 @@ docs: $(VENV)/.docs ## make the site of the pages in docs: build/docs/index.html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo 'file://$(CURDIR)/build/docs/index.html'
 
-# A missing RabbitMQ is said at the very end, below what tox prints.
+# What is quick goes first, side by side. A missing RabbitMQ is said at the very end, below what tox prints.
 test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, BROKER=4.3, ARGS="-k word" goes to pytest
 	@rm -f '$(NOTE)'
-	@status=0; POSTAGE_TEST_NOTE='$(NOTE)' SEED='$(SEED)' RUNS='$(RUNS)' \
-	    $(BIN)/tox run $(if $(ARGS),-- $(ARGS)) || status=$$?; \
+	@status=0; $(BIN)/tox run-parallel --parallel-no-spinner -e lint,pika-oldest,pika-prerelease || status=$$?; \
+	POSTAGE_TEST_NOTE='$(NOTE)' SEED='$(SEED)' RUNS='$(RUNS)' \
+	    $(BIN)/tox run -e tests $(if $(ARGS),-- $(ARGS)) || status=$$?; \
 	if [ -e '$(NOTE)' ]; then cat '$(NOTE)'; fi; exit $$status
 
 # About half an hour on two cores: the chaos in one process, the stress beside it, and then all the rest.

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from builds import build_of
-from scenarios import WAYS
+from scenarios import SIGNED, WAYS
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
@@ -26,14 +26,14 @@ REQUIREMENTS = {
     'kombu': ['kombu'],
     'aio-pika': ['aio-pika'],
 }
-ENVIRONMENT_OF = {'blocking': 'pika', 'select': 'pika', **dict.fromkeys(WAYS, 'postage')}
+ENVIRONMENT_OF = {'blocking': 'pika', 'select': 'pika', **dict.fromkeys((*WAYS, SIGNED), 'postage')}
 PROGRAMS = {
     'postage': 'with_postage.py',
     'blocking': 'with_blocking_connection.py',
     'select': 'with_select_connection.py',
     'kombu': 'with_kombu.py',
     'aio-pika': 'with_aio_pika.py',
-    **dict.fromkeys(WAYS, 'with_postage.py'),
+    **dict.fromkeys((*WAYS, SIGNED), 'with_postage.py'),
 }
 
 

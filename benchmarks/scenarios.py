@@ -22,8 +22,14 @@ PEERS = {
 TLS = 'postage-tls'
 LANES = {'postage-thread': 'thread'}
 """Postage by another fast lane than the default, by what ``POSTAGE_FAST_LANE`` is then."""
+SIGNED = 'postage-signed'
 WAYS = {TLS: 'Postage, TLS', **{name: f'Postage, fast lane {lane!r}' for name, lane in LANES.items()}}
-CONTENDERS = PEERS | WAYS
+CONTENDERS = PEERS | WAYS | {SIGNED: 'Postage, signed'}
+ENVIRONMENTS = {
+    **{name: {'POSTAGE_FAST_LANE': lane} for name, lane in LANES.items()},
+    SIGNED: {'POSTAGE_SIGNING_KEYS': 'benchmark:0123456789abcdef0123456789abcdef'},
+}
+"""What their environment has besides."""
 
 QUEUE = 'benchmark'
 FEWEST = 20
@@ -56,7 +62,7 @@ class Scenario:
     @property
     def moves_messages(self) -> bool:
         """Whether its figure is messages a second."""
-        return self.role in ('publish', 'consume', 'consume-many', 'call')
+        return self.role in ('publish', 'consume', 'consume-many', 'consume-own', 'call')
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ class Task:
     @property
     def environment(self) -> dict[str, str]:
         """What the contender's environment has besides."""
-        return {'POSTAGE_FAST_LANE': LANES[self.contender]} if self.contender in LANES else {}
+        return ENVIRONMENTS.get(self.contender, {})
 
     @property
     def loaded(self) -> int:
         """Messages that lie in each queue when the contender begins."""
-        return self.messages // len(self.queues) if self.role.startswith('consume') else 0
+        return self.messages // len(self.queues) if self.role in ('consume', 'consume-many') else 0
 
     @property
     def left(self) -> int:
@@ -147,6 +153,7 @@ def messages_of(scenario: Scenario, contender: str, options: Mapping[str, Any], 
 
 ALL = tuple(PEERS)
 ALL_WAYS = (POSTAGE, *WAYS)
+BOTH = (POSTAGE, SIGNED)
 
 SCENARIOS = (
     Scenario('publish-20k', 'publish 20,000, transient, no confirms', 'publish', contenders=ALL),
@@ -210,6 +217,9 @@ SCENARIOS = (
     ),
     Scenario('ways-consume', 'consume, by other ways than the fast lane', 'consume', contenders=ALL_WAYS),
     Scenario('ways-rpc', 'RPC, one after the other, by other ways', 'call', 2_000, contenders=ALL_WAYS),
+    Scenario('signed-publish', 'publish, with signatures and without', 'publish', contenders=BOTH),
+    Scenario('signed-consume', 'consume what was so published', 'consume-own', contenders=BOTH),
+    Scenario('signed-rpc', 'RPC, one after the other, with signatures both ways', 'call', 2_000, contenders=BOTH),
     Scenario('idle', 'CPU of 50 idle processors', 'idle', 1, parameters={'count': 50, 'seconds': 10}),
     Scenario('import', 'import postage.messaging, over import pika', 'import', 1),
     Scenario('memory', 'memory of a processor', 'memory', 1, parameters={'count': 50}),

@@ -4,6 +4,7 @@ Receivers and senders are processes of their own. The broker is the embedded one
 or POSTAGE_HOST is set, that RabbitMQ. The exit status is 0 where every line that should have appeared did.
 """
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 from postage import messaging
@@ -268,6 +270,46 @@ def missive_anywhere():
     return 'one processor answered over RabbitMQ and over HTTP'
 
 
+def order_system():
+    with tempfile.TemporaryDirectory() as directory:
+        components = [receiver('pricing', 'order_system', 'pricing.py')]
+        for label, script, word in (
+            ('orders', 'orders.py', directory),
+            ('notifier 1', 'notifier.py', 'Nora'),
+            ('notifier 2', 'notifier.py', 'Nils'),
+        ):
+            components.append(Program(label, f'order_system/{script}', word))
+            components[-1].expect('Waiting for messages')
+        _, orders, *notifiers = components
+        send('customer', 'order_system', 'ask_prices.py').expect('20 prices, 110 in all')
+        web = Program('web', 'order_system/web.py', '0')
+        url = web.expect('Serving on').split()[-1]
+        office('register', 'Ada')
+        orders.expect('Registered Ada')
+        for item, customer in (('tea', 'Ada'), ('book', 'Bob')):
+            body = json.dumps({'item': item, 'customer': customer}).encode()
+            urllib.request.urlopen(f'{url}/orders', body, TIMEOUT).close()
+        orders.expect('Ada has ordered tea')
+        letters = f'{directory}/letters.db'
+        dead_letters('list', letters).expect('no customer Bob')
+        office('register', 'Bob')
+        orders.expect('Registered Bob')
+        dead_letters('replay', letters)
+        orders.expect('Bob has ordered book')
+        office('announce', 'it is late')
+        for each in notifiers:
+            each.expect('We are closing: it is late')
+        office('quit')
+        for each in components:
+            each.wait()
+        web.end()
+    return 'a shop took orders, kept what failed, and told its notifiers'
+
+
+def office(*words):
+    Program(f'office {words[0]}', 'order_system/office.py', *words).wait()
+
+
 def application(label, *words):
     return Program(label, 'generic_application/application.py', *words)
 
@@ -281,6 +323,7 @@ DEMONSTRATIONS = (
     generic_application,
     missive_quickstart,
     missive_anywhere,
+    order_system,
 )
 
 

@@ -7,6 +7,7 @@
     ├── EncodingError                 a message cannot be encoded; nothing was sent
     ├── DecodingError                 a body or a header cannot be decoded
     │   └── EnvelopeError             it decodes, but it is not a Postage message
+    ├── SignatureRefused              a message is unsigned, forged, stale or misdirected; has ``reason``
     ├── BrokerError                   the broker, or the way to it
     │   ├── BrokerUnavailable         no connection within the time given        (pika: AMQPConnectionError)
     │   ├── AuthenticationFailed      user or password refused          (pika: ProbableAuthenticationError)
@@ -69,6 +70,18 @@ class DecodingError(PostageError):
 
 class EnvelopeError(DecodingError):
     """Raised where a decoded body lacks a field of a Postage message, or has one of the wrong type."""
+
+
+class SignatureRefused(PostageError):
+    """Told of a message that a consumer with keys refuses: in the log, and in its dead letter.
+
+    :ivar reason: ``'unsigned'``; ``'forged'``: its signature is not right; ``'stale'``: older than ``max_age``;
+        ``'misdirected'``: it was signed for an exchange and a routing key that do not lead here
+    """
+
+    def __init__(self, message: str, reason: str = 'forged') -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class BrokerError(PostageError):

@@ -84,6 +84,17 @@ VARIABLES = (
         'none',
     ),
     Variable(
+        'POSTAGE_SIGNING_KEYS',
+        'keys that messages are signed with, and have to be: see :doc:`/signing`',
+        'none',
+        '``signing_keys``',
+    ),
+    Variable(
+        'POSTAGE_SIGNING_KEYS_FILE',
+        'a file of mode 0600 with these keys, where ``POSTAGE_SIGNING_KEYS`` is not set',
+        'none',
+    ),
+    Variable(
         'POSTAGE_URL',
         'all of these in one, ``amqp://`` or ``amqps://``; or several separated by commas. The query parameters of '
         'pika, such as ``heartbeat``, count',

@@ -70,6 +70,17 @@ def consume(options: common.Options, measure: common.Measure) -> None:
     processor.close()
 
 
+def consume_own(options: common.Options, measure: common.Measure) -> None:
+    """Publish the messages first, and then consume them: the clock runs for the latter only."""
+    producer = make_producer(options)
+    text = common.text(options.size)
+    for _ in range(options.messages):
+        producer.message_echo(text)
+    await_messages(producer, options.queue, options.messages)
+    producer.close()
+    consume(options, measure)
+
+
 def consume_many(options: common.Options, measure: common.Measure) -> None:
     """Consume with ``count`` processors in one scheduler, each with a queue of its own.
 
@@ -264,6 +275,7 @@ if __name__ == '__main__':
             'publish': publish,
             'consume': consume,
             'consume-many': consume_many,
+            'consume-own': consume_own,
             'call': call,
             'respond': respond,
             'idle': idle,

@@ -38,7 +38,8 @@ logger = logging.getLogger('postage')
 
 FREE_REOPENINGS = 20  # of a channel that the broker closes again and again, before there are pauses between them
 FORCED = 320  # CONNECTION_FORCED: the broker, or its operator, ends the connection; nothing was wrong with what we sent
-CRASHED = 'INTERNAL_ERROR'  # all that a 541 says which no rule is behind, but a fault: of a node without majority, say
+INTERNAL = 541  # INTERNAL_ERROR: a fault of the broker's, such as a node that has lost the others
+DENIED = 'Feature `'  # or something that the broker's configuration denies, in a 541 as well
 
 
 def refusal(reply_code: int, reply_text: str, doing: str) -> errors.OperationRefused:
@@ -69,7 +70,7 @@ def loss(error: BaseException | None, doing: str) -> errors.BrokerError:
     if isinstance(error, pika.exceptions.ChannelClosedByBroker):
         return refusal(error.reply_code, error.reply_text, doing)
     if isinstance(error, pika.exceptions.ConnectionClosedByBroker) and not (
-        error.reply_code == FORCED or error.reply_text == CRASHED
+        error.reply_code == FORCED or (error.reply_code == INTERNAL and DENIED not in error.reply_text)
     ):
         return refusal(error.reply_code, error.reply_text, doing)
     return errors.ConnectionLost(f'the connection went while trying to {doing}: {describe(error)}')
@@ -347,8 +348,8 @@ class Channel:
         :param doing: what this is for, as in "declare queue 'jobs'"; part of the error's text
         :param generation: of the channel, where it is about what that had; it is not done on a later one
         :return: a future of the broker's answer. It can be cancelled as long as the operation has not begun. Its
-            exception is the refusal; :class:`errors.ChannelLost` where another operation was refused and closed the
-            channel before this one began; :class:`errors.ConnectionLost`
+            exception is the refusal; :class:`errors.ChannelLost` where the channel was closed before this one began,
+            by the refusal of another one or by us; :class:`errors.ConnectionLost`
         """
         operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
@@ -371,6 +372,10 @@ class Channel:
             try:
                 if not self._begin(self._pika, operation):
                     self._finish_operation(None)
+            except pika.exceptions.ChannelWrongStateError:
+                self._operation = None
+                what = f'the channel was being closed before it could {operation.doing}'
+                operation.future.set_exception(errors.ChannelLost(what))
             except pika.exceptions.MethodNotImplemented as error:
                 self._operation = None
                 operation.future.set_exception(errors.OperationRefused(f'cannot {operation.doing}: {error}'))

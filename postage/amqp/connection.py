@@ -113,6 +113,7 @@ class Connection:
         )
         self._control: ControlChannel | None = None
         self.rpc_client: Any = None  # of those that publish here, which messaging.rpc makes
+        self.cancels: Any = None  # the channel of those that consume here, which messaging.cancelling makes
 
     # Opening and closing, from any thread
 

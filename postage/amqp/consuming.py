@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import deque
@@ -181,18 +182,18 @@ class ConsumingChannel(Channel):
                 yield from replay(self.host.control, self.topology)
 
     def _return_inbox(self, queues: Container[str]) -> None:
-        """Hand back what is not begun. Newest first, for the consuming thread takes the oldest."""
-        kept: list[Delivery] = []
-        while self.inbox:
-            try:
-                delivery = self.inbox.pop()
-            except IndexError:
-                break  # the consuming thread was quicker
+        """Hand back what came from some queues and is not begun; what came from others stays where it is.
+
+        Other threads go on meanwhile: one takes the oldest out, and one that reads appends. To copy, and to remove, is
+        one step of the interpreter each, so none of them sees a gap, or an order that was never there.
+        """
+        for delivery in reversed(list(self.inbox)):
             if delivery.queue in queues:
+                try:
+                    self.inbox.remove(delivery)
+                except ValueError:
+                    break  # the consuming thread was quicker, and has taken all that are older
                 self.hand_back(delivery)
-            else:
-                kept.append(delivery)
-        self.inbox.extendleft(kept)
         self.host.outbox.flush()
 
     def give_back_steps(self) -> Steps:
@@ -207,7 +208,10 @@ class ConsumingChannel(Channel):
         except errors.BrokerError as error:
             logger.debug('ending a consumer: %s', error)
         if self.is_open:
-            self._return_inbox(set(self.consumers.queues.values()))
+            with contextlib.suppress(IndexError):  # the consuming thread may be quicker
+                while self.inbox:
+                    self.hand_back(self.inbox.pop())
+            self.host.outbox.flush()
         self.inbox.clear()
 
     def close_steps(self) -> Steps:

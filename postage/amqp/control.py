@@ -126,15 +126,19 @@ def _adopt(queue: Queue, flag: str, found: str) -> bool:
         arguments = queue.flags.get('arguments') or {}
         queue.flags['arguments'] = {name: value for name, value in arguments.items() if name not in without}
         return True
-    argument = _typed_value.search(found)
+    argument = _described_value.fullmatch(found)
     if argument is None:
         return False
-    value, kind = argument.groups()
-    queue.flags['arguments'] = {**(queue.flags.get('arguments') or {}), flag: _argument_value(value, kind)}
+    typed, kind, bare = argument.groups()
+    if kind is None:
+        kind = 'signedint' if bare.isdecimal() else 'longstr'
+    value = _argument_value(bare if typed is None else typed, kind)
+    queue.flags['arguments'] = {**(queue.flags.get('arguments') or {}), flag: value}
     return True
 
 
-_typed_value = re.compile(r"the value '(.*)' of type '(\w+)'", re.DOTALL)
+# RabbitMQ 4 names some values without their type.
+_described_value = re.compile(r"(?:.*the value '(.*)' of type '(\w+)'.*|'([^']*)')", re.DOTALL)
 
 
 def _argument_value(text: str, kind: str) -> Any:

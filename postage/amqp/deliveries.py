@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import pika.spec
 
 from postage import errors
+from postage.amqp.cancelled import cancelled
 from postage.amqp.cutter import Content
 from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
 from postage.amqp.publishing import Receipt
@@ -109,6 +110,17 @@ class Delivery:
         """The routing key it was first published with."""
         return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
 
+    @property
+    def content(self) -> Content:
+        """The message as it came."""
+        return self._content
+
+    @property
+    def arrived_by(self) -> tuple[str, str]:
+        """The exchange and the routing key by which the broker says that it came, whatever its headers say."""
+        content = self._content
+        return content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
+
     def _origin(self, header: str, arrived_by: bytes) -> str:
         """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
         if not self._content.exchange:
@@ -145,6 +157,14 @@ class Delivery:
             return self.answerable
         except errors.DecodingError:
             return salvage_answerable(self._content.properties)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its caller has said that it wants no answer any more, for a handler that can stop. Any thread."""
+        try:
+            return self.answerable.correlation_id in cancelled.until
+        except errors.DecodingError:
+            return False
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -176,6 +176,20 @@ def reply_properties(content_type: str, own_id: str, correlation_id: str) -> byt
     return b''.join((head, _write_short_string(correlation_id, 'correlation_id'), bytes((len(id_bytes),)), id_bytes))
 
 
+def with_headers(encoded: bytes, headers: Mapping[str, Any]) -> bytes:
+    """Properties that have no headers, with headers.
+
+    :raises EncodingError: where AMQP cannot hold one, naming it, and why
+    """
+    flags, position = encoded[0] << 8 | encoded[1], 2
+    if flags & _CONTENT_TYPE:
+        position += 1 + encoded[position]
+    if flags & _CONTENT_ENCODING:
+        position += 1 + encoded[position]
+    table = encode_table(headers, 'header')
+    return b''.join((_flags.pack(flags | _HEADERS), encoded[2:position], table, encoded[position:]))
+
+
 @lru_cache(maxsize=256)
 def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> bytes:
     head = encode_properties(content_type=content_type or None, delivery_mode=delivery_mode)

@@ -76,11 +76,16 @@ class Topology:
 def _matches(kind: str | None, binding_key: str, routing_key: str) -> bool:
     """Whether an exchange of that type passes a key on to a binding (AMQP 0-9-1, section 3.1.3)."""
     if kind == 'topic':
-        words = (_topic_words.get(word, re.escape(word)) for word in binding_key.split('.'))
-        # A '#' stands for any number of words, none included, so the dots beside it belong to it.
-        pattern = r'\.'.join(words).replace(r'#\.', r'(?:[^.]*\.)*').replace(r'\.#', r'(?:\.[^.]*)*').replace('#', '.*')
-        return re.fullmatch(pattern, routing_key, re.DOTALL) is not None
+        return matches_topic(binding_key, routing_key)
     return kind == 'fanout' or (kind == 'direct' and binding_key == routing_key)
+
+
+def matches_topic(pattern: str, routing_key: str) -> bool:
+    """Whether a routing key is one that a topic exchange passes on to a binding with this pattern."""
+    words = (_topic_words.get(word, re.escape(word)) for word in pattern.split('.'))
+    # A '#' stands for any number of words, none included, so the dots beside it belong to it.
+    regex = r'\.'.join(words).replace(r'#\.', r'(?:[^.]*\.)*').replace(r'\.#', r'(?:\.[^.]*)*').replace('#', '.*')
+    return re.fullmatch(regex, routing_key, re.DOTALL) is not None
 
 
 _topic_words = {'*': '[^.]*', '#': '#'}

@@ -1,6 +1,6 @@
 """A connection, from the client's first byte to the last one sent (AMQP 0-9-1 sections 2.2 and 4.2).
 
-No sockets here. Whoever owns the transport
+No sockets here. The owner of the transport
 
 - calls :meth:`Connection.receive_bytes` with what has arrived,
 - sends what :meth:`Connection.data_to_send` returns, and tells how much has left with :meth:`Connection.data_sent`,
@@ -320,7 +320,7 @@ class Connection:
         if channel is not None and not refusal.closes_connection:
             channel.refuse(refusal)
         elif self.state in (State.EXPECTING_HEADER, State.STARTING, State.TUNING):
-            # RabbitMQ hangs up on those with whom it could not agree.
+            # RabbitMQ hangs up on a client with which it could not agree.
             self._finish()
         else:
             index = int.from_bytes(payload[:4], 'big') if len(payload) >= 4 else 0

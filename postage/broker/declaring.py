@@ -165,7 +165,7 @@ class Declaring:
         name, key = self._binding_of(method)
         queue, arguments = self._host.queues.get(name), method.arguments or {}
         if queue is not None and self._host.is_bound(method.exchange, queue, key, arguments):
-            self._host.queue(name, self._client)  # RabbitMQ asks whose it is only where there is something to take back
+            self._host.queue(name, self._client)  # RabbitMQ looks for its owner only where it has something to undo
         self._host.unbind(method.exchange, queue, key, arguments)
         return spec.Queue.UnbindOk()
 

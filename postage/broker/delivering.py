@@ -39,7 +39,7 @@ Deliveries = Sequence[Unacknowledged]
 class Delivering:
     """Consumers, gets and settlements of one channel.
 
-    :param refuse: closes the channel, for what is nobody's method to answer
+    :param refuse: closes the channel, for what no method has to answer
     :ivar prefetch_count: the limit that all its consumers share, 0 for none
     :ivar in_flight: how many deliveries to consumers that limit counts
     """

@@ -1,4 +1,4 @@
-"""Who a client is: the two mechanisms of RabbitMQ that need no more than a name and a password; and guessing."""
+"""Which user a client is: the two mechanisms of RabbitMQ that need no more than a name and a password; and guessing."""
 
 # pika.data has no annotations.
 # mypy: disallow-untyped-calls=False
@@ -19,7 +19,7 @@ from postage.secret import Secret
 
 
 class Login(NamedTuple):
-    """What a client says who it is."""
+    """The user that a client says it is, with a password."""
 
     user: str
     password: Secret[bytes]
@@ -43,8 +43,8 @@ class _Failures:
 class Guard:
     """Slows down guessing: after a few failures, logins as that user from that address are looked at one by one.
 
-    The right password waits its turn, too, or several connections at once would tell it from the wrong ones. Users who
-    do not exist count as one, so that nobody learns which do; other addresses and other users wait for nothing.
+    The right password waits its turn, too, or several connections at once would tell it from the wrong ones. Users that
+    do not exist count as one, so that no guess tells which do; other addresses and other users wait for nothing.
     """
 
     def __init__(self, clock: Clock, users: Users) -> None:
@@ -89,7 +89,7 @@ def _pause(failures: int) -> float:
 
 
 def login_of(mechanism: str, response: Secret[str]) -> Login:
-    """Return what a client says who it is; one that cannot be read names nobody.
+    """Return the user that a client says it is; a response that cannot be read names none.
 
     :raises Refusal: 503 for another mechanism
     """

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 class Node:
     """A broker without sockets.
 
-    Whoever moves the bytes calls :meth:`connect` for each client and, after anything that may have produced output,
-    :meth:`take_connections_with_output`. The parameters are those of :class:`postage.broker.shared.Shared`.
+    The code that moves the bytes calls :meth:`connect` for each client and, after anything that may have produced
+    output, :meth:`take_connections_with_output`. The parameters are those of :class:`postage.broker.shared.Shared`.
 
     :ivar shared: what all connections share
     """

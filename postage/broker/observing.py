@@ -1,4 +1,4 @@
-"""Who may listen to what happens in a broker."""
+"""Observers of what happens in a broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from postage.broker.messages import Message
 
 
 class Observer(Protocol):
-    """Who hears of each message on its way through a virtual host."""
+    """Hears of each message on its way through a virtual host."""
 
     def published(self, vhost: str, message: Message, queues: Sequence[str]) -> None:
         """A message came from a client and was put into these queues."""

@@ -49,7 +49,7 @@ class PublishReader:
         return self._known.setdefault(payload, self._parse(payload))
 
     def _parse(self, payload: bytes) -> Publish:
-        # Class, method and a ticket that nobody uses take six octets; two short strings and the flags follow.
+        # Class, method and a ticket without use take six octets; two short strings and the flags follow.
         try:
             key_at = 7 + payload[6]
             end = key_at + 1 + payload[key_at]

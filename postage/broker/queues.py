@@ -1,4 +1,4 @@
-"""Queues: messages in order, consumers in turn, and what becomes of a message that nobody takes.
+"""Queues: messages in order, consumers in turn, and what becomes of a message that no consumer takes.
 
 A queue works at once: :meth:`Queue.publish` ends with the message in a consumer's hands where one has room for it.
 """
@@ -87,22 +87,11 @@ class Queue:
         self._overflow: str = get('x-overflow', 'drop-head')
         self._expires: int | None = get('x-expires')
         self.single_active = bool(get('x-single-active-consumer'))
-        self._delivery_limit = self._limit_of_deliveries() if self.is_quorum else None
-        if not self.is_quorum:
-            self.ready = ReadyMessages(get('x-max-priority') or 0)
-        elif self._rules.quorum_priorities:
-            self.ready = ReadyMessages(_HIGHEST_OF_QUORUM, _USUAL_OF_QUORUM)
-        else:
-            self.ready = ReadyMessages()
+        self._delivery_limit = _limit_of_deliveries(self.arguments, self._rules) if self.is_quorum else None
+        self.ready = _room_for_quorum(self._rules) if self.is_quorum else ReadyMessages(get('x-max-priority') or 0)
         self._retries: DelayedRetries | None = None
         if self.is_quorum and self._rules.delayed_retries:
             self._retries = DelayedRetries(self._clock, self.arguments, self._retry_now)
-
-    def _limit_of_deliveries(self) -> int | None:
-        limit = self.arguments.get('x-delivery-limit')
-        if not isinstance(limit, int):
-            return self._rules.delivery_limit
-        return None if limit < 0 and self._rules.negative_limit_is_none else limit
 
     @property
     def consumer_count(self) -> int:
@@ -395,3 +384,17 @@ class Queue:
         self._expiry_timer = None
         self._drop_expired()
         self._watch_lifetimes()
+
+
+# What rules say of quorum queues
+
+
+def _limit_of_deliveries(arguments: Mapping[str, Any], rules: Rules) -> int | None:
+    limit = arguments.get('x-delivery-limit')
+    if not isinstance(limit, int):
+        return rules.delivery_limit
+    return None if limit < 0 and rules.negative_limit_is_none else limit
+
+
+def _room_for_quorum(rules: Rules) -> ReadyMessages:
+    return ReadyMessages(_HIGHEST_OF_QUORUM, _USUAL_OF_QUORUM) if rules.quorum_priorities else ReadyMessages()

@@ -11,7 +11,7 @@ from postage.broker.messages import QueuedMessage
 
 
 class Consumer(Protocol):
-    """What a queue knows of those who consume from it."""
+    """What a queue knows of a consumer."""
 
     exclusive: bool
     priority: int

@@ -1,7 +1,7 @@
 """What the broker says when it refuses something.
 
 AMQP 0-9-1 section 1.2 names the reply codes and tells "soft" errors, which close a channel, from "hard" ones,
-which close the connection. Whoever cannot do what a client asked for raises :class:`Refusal`; the channel or the
+which close the connection. Code that cannot do what a client asked for raises :class:`Refusal`; the channel or the
 connection that called turns it into a ``Channel.Close`` or a ``Connection.Close``. It never leaves the broker,
 and so it stands outside Postage's exception tree.
 """

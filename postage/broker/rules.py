@@ -3,7 +3,7 @@
 There are two sets, of the oldest and of the newest RabbitMQ that the tests run on: 3.10 and 4.3. Each value here was
 measured on a node of that version; ``tests/conformance/version_table.py`` has the rules one by one, with what 4.0 does.
 
-The default is 4.3. RabbitMQ supports its newest series alone, so that this is what one meets who installs it today; and
+The default is 4.3. RabbitMQ supports its newest series alone, so that this is what a new installation is today; and
 what works on it works on the older ones, with few exceptions, while the reverse is not so.
 
 Some things are "deprecated features" of RabbitMQ 4, which a node permits or denies by its configuration

@@ -67,7 +67,7 @@ class BrokerServer:
     :param virtual_hosts: the names of the virtual hosts that exist
     :param heartbeat: seconds that are proposed to clients, 0 for no heartbeats
     :param permissions: what users may do, by user name and virtual host: regular expressions for the names that they
-        may configure, write and read. A user who is not in it may do everything everywhere.
+        may configure, write and read. A user that is not in it may do everything everywhere.
     :param rules: the version of RabbitMQ to behave as, ``'3.10'`` or ``'4.3'``, see :mod:`postage.broker.rules`
     :param permit: names of deprecated features that are permitted although RabbitMQ denies them by default
     :param deny: names of deprecated features that are denied although RabbitMQ permits them by default
@@ -314,7 +314,7 @@ class BrokerServer:
         """Return, in words, what the broker still has to do or waits for its clients to do; nothing, when all is done.
 
         That is: messages in queues with consumers, messages that are not acknowledged, messages on their way to a
-        dead-letter exchange, and bytes that a client has not read. What lies in a queue that nobody consumes from is at
+        dead-letter exchange, and bytes that a client has not read. What lies in a queue without consumers is at
         its end.
         """
 
@@ -330,7 +330,7 @@ class BrokerServer:
         return self._call(look)
 
     def observe(self, observer: Observer) -> None:
-        """Tell somebody of each message that is published, delivered or dead, in the broker's thread."""
+        """Tell an observer of each message that is published, delivered or dead, in the broker's thread."""
         self._call(lambda: self._shared.observers.append(observer))
 
     def unobserve(self, observer: Observer) -> None:
@@ -338,7 +338,7 @@ class BrokerServer:
         self._call(lambda: self._shared.observers.remove(observer))
 
     def advance(self, seconds: float) -> None:
-        """Move the broker's clock forward: what falls due on the way happens, in its order, and nobody waits for it.
+        """Move the broker's clock forward: what falls due on the way happens, in its order, and no thread waits for it.
 
         That is the clock of messages and queues: lifetimes, ``x-expires``, acknowledgement time-outs, late confirms.
         Heartbeats go by the real time, as clients do. Time never goes back.
@@ -348,7 +348,7 @@ class BrokerServer:
         self._call(lambda: self._shared.clock.advance(seconds))
 
     def block(self, reason: str = 'low on memory') -> None:
-        """Behave as under a memory alarm: whoever publishes is sent ``Connection.Blocked``, and not read any more."""
+        """Behave as under a memory alarm: a client that publishes is sent ``Connection.Blocked``, and read no more."""
         self._call(lambda: self._node.block(reason))
 
     def unblock(self) -> None:
@@ -553,7 +553,7 @@ class _Loop:
                 connection.lost()
 
     def _rest(self) -> None:
-        """Accept nobody for a moment: the process has all the files open that it may have."""
+        """Accept no connection for a moment: the process has all the files open that it may have."""
         logger.warning('no more files can be opened; new connections wait')
         for listener in self._listeners:
             self._selector.unregister(listener)
@@ -574,7 +574,7 @@ class _Loop:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
-                # The first reads will do the handshake, so that a client that is slow with it holds up nobody.
+                # The first reads will do the handshake, so that a client that is slow with it holds up no other.
                 sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError:
             sock.close()

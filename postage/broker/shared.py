@@ -46,7 +46,7 @@ class Shared:
     :ivar blocked: why messages are refused, or ``None``
     :ivar confirm_delay: seconds by which publisher confirms come late
     :ivar refusals_left: how many of the next messages on confirming channels are refused
-    :ivar observers: who hears of each message
+    :ivar observers: what hears of each message
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Users, and what each may do (https://www.rabbitmq.com/docs/access-control).
 
 A right is a regular expression for the names of the resources that it covers; the default exchange is called
-``amq.default``. A user for whom no permissions are configured may do everything in every virtual host.
+``amq.default``. A user without configured permissions may do everything in every virtual host.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Users:
     """The users of a broker.
 
     :param passwords: passwords by user name, as text or as secrets; the mapping may be one, too
-    :param permissions: by user name and virtual host; a user who is not in it may do everything everywhere, one who is
-        may enter those virtual hosts only
+    :param permissions: by user name and virtual host; a user that is not in it may do everything everywhere, one that
+        is may enter those virtual hosts only
     :param names_rights: see :class:`Grant`
     :raises re.error: where a permission is not a regular expression
     """

@@ -45,7 +45,7 @@ Reply = Callable[[Message], None]
 
 
 def generated_name(prefix: str) -> str:
-    """Return a name that nobody else has, as RabbitMQ makes them."""
+    """Return a name that is new, as RabbitMQ makes them."""
     return prefix + base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b'=').decode()
 
 
@@ -55,8 +55,8 @@ class VirtualHost:
     :ivar rules: what the version of RabbitMQ that is followed allows
     :ivar limits: how much of everything there may be
     :ivar consumers: counts the consumers of its queues
-    :ivar observers: who hears of each message
-    :ivar reply_addresses: who gets a message for a direct reply-to address, by the address
+    :ivar observers: what hears of each message
+    :ivar reply_addresses: what takes a message for a direct reply-to address, by the address
     """
 
     def __init__(

@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 
 from postage import errors
 from postage.amqp.frames import encode_all
+from postage.dead_letters.signed import vouched
 from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
 from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
+from postage.messaging.signing import Signatures
 from postage.printable import shown
 
 BATCH = 200  # letters under way at a time
@@ -54,6 +56,7 @@ def replay(
     target: Target | None = None,
     rate: float | None = None,
     progress: Callable[[int], None] = lambda count: None,
+    signatures: Signatures | None = None,
 ) -> Replayed:
     """Send letters back, oldest first. Blocks until all are sent.
 
@@ -62,13 +65,14 @@ def replay(
         a broker needs it
     :param rate: letters a second, at most; by default as fast as the broker confirms them
     :param progress: called with the number of letters that have been dealt with since it was last called
+    :param signatures: vouch for letters that are signed by one of these keys, whatever their age
     :raises errors.StoreError: the store cannot be read, or somebody else is replaying it
     """
     done = Replayed()
     pace = _Pace(rate)
     with store.hand_out(selection) as handout:
         for batch in handout.batches(pace.batch):
-            under_way = [(stored, _send(forwarder, stored, target, pace)) for stored in batch]
+            under_way = [(stored, _send(forwarder, stored, target, pace, signatures)) for stored in batch]
             outcomes = [(stored, _error_of(future)) for stored, future in under_way]
             sent = [stored for stored, error in outcomes if error is None]
             handout.settle(sent)
@@ -94,7 +98,9 @@ class _Pace:
             self._next = max(self._next + self._interval, time.monotonic() - self._interval)
 
 
-def _send(forwarder: Forwarder, stored: StoredLetter, target: Target | None, pace: _Pace) -> Future[None]:
+def _send(
+    forwarder: Forwarder, stored: StoredLetter, target: Target | None, pace: _Pace, signatures: Signatures | None
+) -> Future[None]:
     pace.wait()
     letter = stored.letter
     try:
@@ -104,6 +110,8 @@ def _send(forwarder: Forwarder, stored: StoredLetter, target: Target | None, pac
         properties.message_id = properties.message_id or f'dead-letter-{stored.id}-{int(letter.died_at * 1000)}'
         # Only its first user may send this, and it was sent to these others already.
         properties.user_id = None
+        if signatures:
+            properties = vouched(signatures, properties, letter.body, where.exchange, where.routing_key)
         headers = dict(properties.headers or {})
         headers.pop('CC', None)
         properties.headers = headers or None

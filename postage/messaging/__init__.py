@@ -31,6 +31,7 @@ from postage.errors import (
     PublishTimeout,
     RemoteError,
     ResourceLocked,
+    SignatureRefused,
     StoreError,
     TimeoutError,
     Unroutable,
@@ -43,6 +44,7 @@ from postage.messaging.declarations import quorum, stream, with_dead_letter
 from postage.messaging.encoders import Encoder, JsonEncoder
 from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import Fingerprint
+from postage.messaging.gathering import Gathering, Replies
 from postage.messaging.handlers import (
     Handler,
     MessageFilter,
@@ -111,6 +113,7 @@ __all__ = [
     'Exchange',
     'FilterError',
     'Fingerprint',
+    'Gathering',
     'GenericConsumer',
     'GenericProducer',
     'Handler',
@@ -139,11 +142,13 @@ __all__ = [
     'PublishTimeout',
     'RejectMessage',
     'RemoteError',
+    'Replies',
     'ResourceLocked',
     'Retry',
     'RpcCommand',
     'RpcFuture',
     'RpcHandler',
+    'SignatureRefused',
     'StoreError',
     'Threaded',
     'Timeout',

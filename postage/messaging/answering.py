@@ -8,7 +8,7 @@ from typing import Any
 from postage.amqp.connection import Connection
 from postage.amqp.publishing import Receipt
 from postage.messaging.connected import Connected
-from postage.messaging.messages import MessageResult, MessageResultError
+from postage.messaging.messages import Message, MessageResult, MessageResultError
 from postage.messaging.replies import ReplySender
 from postage.printable import text_of
 
@@ -23,7 +23,7 @@ class Answering(Connected):
 
     def __init__(self, hup: Any, vhost: str | None) -> None:
         super().__init__(hup, vhost)
-        self._replies = ReplySender(self._settings)
+        self._replies = ReplySender(self._settings, self._signatures)
 
     def _give_back(self) -> None:
         super()._give_back()
@@ -49,6 +49,10 @@ class Answering(Connected):
             message = MessageResult(message)
         encoded = self.encode(message.body)
         return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
+
+    def reply_unsigned(self, header: Any, message: Message) -> None:
+        """Answer a request that may be anybody's, without a signature. Blocks as little as :meth:`rpc_reply`."""
+        self._replies.send(header, self.encode(message.body), self.encoder.content_type, is_signed=False)
 
     def answer_refused(self, header: Any, error: BaseException) -> None:
         """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from postage import errors, settings
@@ -16,17 +16,21 @@ from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
 from postage.amqp.turns import alarm_of_thread, read_by_this_thread
 from postage.messaging import deadlines, deadlocks
+from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
-from postage.messaging.options import RPC_OPTIONS, further_properties, number, pack, take_options
+from postage.messaging.options import GATHER_OPTIONS, RPC_OPTIONS, further_properties, number, pack, take_options
 from postage.messaging.routed import Routed
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
+
+CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes tries to tell responders
 
 
 class Caller(Routed):
     """Sends RPC requests. The base of producers.
 
     :cvar rpc_timeout: seconds to wait for an RPC's reply, at each attempt
+    :cvar gather_timeout: seconds for which ``rpc_gather_*`` takes replies
     :cvar max_retry: how often an RPC is sent again
     :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
         correlation id, where several calls are under way at once
@@ -34,26 +38,33 @@ class Caller(Routed):
     """
 
     rpc_timeout: float = 30
+    gather_timeout: float = 1.0
     max_retry: int = 4
     reply_queue_per_call: bool = False
     rpc_queue_expires: float = 600.0
 
     def _make_rpc(self, name: str) -> Callable[..., Any]:
-        """``rpc_NAME``, ``rpc_queue_NAME`` or ``rpc_future_NAME``; an exact builder wins over the latter two."""
-        for prefix, method in (('rpc_queue_', self._rpc_queue), ('rpc_future_', self._rpc_future)):
+        """``rpc_NAME``, or one of its kin; an exact builder wins over these."""
+        for prefix, method, options in (
+            ('rpc_queue_', self._rpc_queue, RPC_OPTIONS),
+            ('rpc_future_', self._rpc_future, RPC_OPTIONS),
+            ('rpc_gather_', self._rpc_gather, GATHER_OPTIONS),
+        ):
             if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
-                return self._rpc_caller('rpc_' + name[len(prefix) :], method)
-        return self._rpc_caller(name, self._rpc)
+                return self._rpc_caller('rpc_' + name[len(prefix) :], method, options)
+        return self._rpc_caller(name, self._rpc, RPC_OPTIONS)
 
     def _has_builder(self, builder: str) -> bool:
         return builder in self.__dict__ or hasattr(type(self), builder)
 
-    def _rpc_caller(self, name: str, method: Callable[[str, Any, dict[str, Any]], Any]) -> Callable[..., Any]:
+    def _rpc_caller(
+        self, name: str, method: Callable[[str, Any, dict[str, Any]], Any], known: Sequence[str]
+    ) -> Callable[..., Any]:
         builder, command = f'build_{name}', name[len('rpc_') :]
         own, cls = self.__dict__, type(self)
 
         def call(*args: Any, **kwds: Any) -> Any:
-            options = take_options(kwds, RPC_OPTIONS, name, self) if kwds else kwds
+            options = take_options(kwds, known, name, self) if kwds else kwds
             if builder in own or hasattr(cls, builder):
                 return method(name, self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
@@ -86,13 +97,27 @@ class Caller(Routed):
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)
         read_by_this_thread(self._connection.readership)  # its scheduler, if it has one, will wait for the answer
-        future.exchange, future.routing_key = self._call(name, message, options, future)
+        call = self._call(name, message, options, future)
+        if call is not None:
+            future.exchange, future.routing_key = call.exchange, call.routing_key
+            future.correlation_id = call.correlation_id
         return future
 
+    def _rpc_gather(self, name: str, message: Message, options: dict[str, Any]) -> Gathering:
+        """Send one request, and return what gathers the replies of all who get it. Blocks as little as a future."""
+        gathering = Gathering(self._connection, check_expected(options.pop('_expect', None)))
+        read_by_this_thread(self._connection.readership)
+        options['_timeout'] = number(options, '_timeout', self.gather_timeout)
+        options['_max_retry'] = 0
+        call = self._call(name, message, options, Sink(gathering))
+        if call is not None:
+            gathering.correlation_id = call.correlation_id
+        return gathering
+
     def _call(
-        self, name: str, message: Message, options: dict[str, Any], future: RpcFuture | Answer
-    ) -> tuple[str, str]:
-        """Send a request. Returns where it went: exchange and routing key."""
+        self, name: str, message: Message, options: dict[str, Any], future: RpcFuture | Answer | Sink
+    ) -> Call | None:
+        """Send a request. Returns the call that is under way; ``None`` where its deadline has passed."""
         if self._closed:
             self._check_open()
         if self.eks != self._known_eks:
@@ -113,7 +138,7 @@ class Caller(Routed):
                     future.set_result(
                         failed(errors.TimeoutError(f'RPC {name!r}: its deadline had passed before it was sent'))
                     )
-                    return route
+                    return None
         message.fingerprint(**self.fingerprint)
         if settings.is_debugging:
             self._log_sending(*route, message.body)
@@ -130,9 +155,24 @@ class Caller(Routed):
             max_retry,
             self.reply_queue_per_call,
             until,
+            self,
+            self._signatures,
         )
         (self._connection.rpc_client or client_of(self._connection)).call(call)
-        return route
+        return call
+
+    @property
+    def late_replies(self) -> int:
+        """How many replies came for which no call waited any more, of all producers that share the connection."""
+        client = self._connection.rpc_client
+        return client.late_replies if client is not None else 0
+
+    def _end_calls(self) -> None:
+        """End the calls under way, and tell their responders. Blocks for a moment where there are any."""
+        client = self._connection.rpc_client
+        if client is not None and client.end_calls_of(self, errors.Closed(f'this {type(self).__name__} was closed')):
+            with contextlib.suppress(errors.BrokerError):
+                self._connection.ask(client.canceller.send_steps, CANCEL_TIMEOUT)
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
         """Send the request once, and return the queue that its answer will be in."""
@@ -147,14 +187,18 @@ class Caller(Routed):
             f'postage.rpc-{message_id}',
             {'durable': True, 'arguments': {'x-expires': int(self.rpc_queue_expires * 1000)}},
         )
-        properties = frames.encode_properties(
-            content_type=self.encoder.content_type or None,
-            delivery_mode=2 if self.persistent else 1,
-            message_id=message_id,
-            correlation_id=message_id,
-            reply_to=queue.name,
+        given: dict[str, Any] = {
+            'content_type': self.encoder.content_type or None,
+            'delivery_mode': 2 if self.persistent else 1,
+            'message_id': message_id,
+            'correlation_id': message_id,
+            'reply_to': queue.name,
             **(further_properties(options) or {}),
-        )
+        }
+        if self._signatures is None:
+            properties = frames.encode_properties(**given)
+        else:
+            properties = self._signatures.properties(exchange, key, encoded, given)
         self._connection.ask(lambda: declare_queue(self._connection.control, queue))
         publisher = self._connection.publisher(True)
         receipt = Receipt(message_id, 1, True, Ledger(publisher))
@@ -188,7 +232,8 @@ class Caller(Routed):
         deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)
-        with contextlib.closing(bodies_in(queue, self._connection, result_len, deadline)) as bodies:
+        replies = bodies_in(queue, self._connection, result_len, deadline, self._signatures)
+        with contextlib.closing(replies) as bodies:
             for data in bodies:
                 if callback is not None:
                     try:

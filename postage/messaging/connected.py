@@ -12,6 +12,7 @@ from postage.amqp.connection import Connection, Role
 from postage.amqp.registry import acquire, release
 from postage.amqp.topology import Topology
 from postage.messaging.encoders import Encoding
+from postage.messaging.signing import Signatures
 from postage.program import global_hup, program_settings
 from postage.secret import Secret, revealed
 from postage.settings import apply_debug_mode, broker_settings, debug_mode
@@ -25,10 +26,13 @@ class Connected(Encoding):
     :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
     :param vhost: which virtual host of it
     :raises errors.ConfigurationError: a setting has the wrong shape
+
+    :cvar signing_keys: what its messages are signed with, and have to be; see ``docs/signing.rst``
     """
 
     hup: Any = global_hup
     vhost: str | None = None
+    signing_keys: Any = None
 
     def __init__(self, hup: Any, vhost: str | None) -> None:
         hup = Secret.of(hup)
@@ -42,6 +46,8 @@ class Connected(Encoding):
         if hup is not None:
             self.hup = revealed(hup)
         self.vhost = self._settings.vhost
+        # None where there are no keys: what is not signed pays for no more than a look at that.
+        self._signatures = Signatures(f'{type(self).__name__}.signing_keys', self.signing_keys) or None
         self._topology = Topology()
         self._closed = False
 

@@ -20,6 +20,7 @@ from postage.amqp.steps import Steps
 from postage.messaging.answering import Answering
 from postage.messaging.binding import QueueBinder
 from postage.messaging.declarations import check_eqk, check_queue
+from postage.messaging.gate import gate_of
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.printable import shown_half_built
@@ -48,11 +49,17 @@ class GenericConsumer(QueueBinder, Answering):
     :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
     :cvar prefetch_count: messages that the broker sends ahead of their acknowledgement, 0 for any number; ``None``
         has it follow the handlers: many while they are quick, one while they are slow
+    :cvar signing_keys: what messages have to be signed with, and replies are; ``None`` for what the environment says
+    :cvar max_age: seconds that a signature may be old; retries and replays are exempt
+    :cvar signed_for: where else messages may have been sent first: pairs ``(Exchange, pattern of routing keys)``, or
+        ``True`` for anywhere
     :ivar on_stop: what :meth:`stop_consuming` does where a processor consumes; that sets it
     """
 
     eqk: Any = ()
     prefetch_count: int | None = None
+    max_age: float | None = None
+    signed_for: Any = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
@@ -62,11 +69,15 @@ class GenericConsumer(QueueBinder, Answering):
         for _, queue, _ in check_eqk(self.eqk, where):
             check_queue(queue, {}, where)
         super().__init__(hup, vhost)
+        self.gate = gate_of(self, self._signatures, self._take_again) if self._signatures is not None else None
         self.own_ack: Callable[[Any], None] | None = self.ack if type(self).ack is not GenericConsumer.ack else None
+        if self.gate is not None:
+            self.own_ack = self._ack_handled
         self._stop = threading.Event()
         self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
-        self._lets_broker_retry = True
+        # What the broker has wait nobody can vouch for.
+        self._lets_broker_retry = self.gate is None or self.max_age is None
         self.on_stop: Callable[[], None] | None = None
         with self._connecting('consuming'):
             self._channel = self._new_channel()
@@ -159,6 +170,8 @@ class GenericConsumer(QueueBinder, Answering):
         if not self._channel.is_wanted:
             self._channel = self._new_channel()
         channel = self._channel
+        if self.gate is not None:
+            self.gate.begin()
         # To end and begin anew would make another consumer of such a queue the active one, and have a stream deliver
         # again what is in hand.
         queues = self._topology.queues.values()
@@ -282,14 +295,30 @@ class GenericConsumer(QueueBinder, Answering):
         return delivery.channel is self._channel
 
     def _properties_of(self, delivery: Delivery) -> pika.spec.BasicProperties | None:
+        """The properties of a message that is to be handled; ``None`` where it is not, and has been seen to."""
         try:
-            return delivery.properties
+            if self.gate is None or self.gate.admits(delivery):
+                return delivery.properties
+        except errors.SignatureRefused as error:
+            self.give_up(delivery, Failure('refused', error))
         except errors.DecodingError as error:
             logger.warning('%r is rejected: %s', delivery, error)
             self.reject(delivery, requeue=False)
-            return None
+        return None
+
+    def _take_again(self, delivery: Delivery) -> None:
+        """Put a delivery back into the inbox, unless it is the broker's again."""
+        channel = self._channel
+        if delivery.channel is channel and delivery.generation == channel.generation:
+            channel.inbox.appendleft(delivery)
+            channel.notify()
 
     # What becomes of a delivery
+
+    def _ack_handled(self, method: Any) -> None:
+        assert self.gate is not None
+        self.gate.handled(method)  # here, too: a subclass may acknowledge in a way of its own
+        self.ack(method)
 
     def ack(self, method: Any) -> None:
         """Acknowledge a message. Does not block; any thread.
@@ -298,7 +327,10 @@ class GenericConsumer(QueueBinder, Answering):
 
         :param method: the ``method`` that the callback got
         """
-        self._delivery(method).channel.settle(method)
+        delivery = self._delivery(method)
+        if self.gate is not None:
+            self.gate.handled(delivery)
+        delivery.channel.settle(delivery)
 
     def reject(self, method: Any, requeue: bool = False) -> None:
         """Reject a message: back into its queue, or to the queue's dead-letter exchange, if it has one.
@@ -310,6 +342,8 @@ class GenericConsumer(QueueBinder, Answering):
         delivery = self._delivery(method)
         if requeue and delivery.position is not None:
             raise errors.ConfigurationError(f'{delivery!r} is of a stream, which takes no message back')
+        if self.gate is not None:
+            self.gate.failed(delivery)
         delivery.channel.settle(method, requeue=bool(requeue))
 
     def give_up(self, delivery: Delivery, failure: Failure) -> None:

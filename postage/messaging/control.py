@@ -89,8 +89,9 @@ class Control:
         self._hup, self._vhost = hup, vhost
         self._class: type[ControlConsumer] | None = None
         if isinstance(consumer, GenericConsumer):
-            # The same encoder: where that signs, a command has to be signed, too.
-            shared = {name: getattr(type(consumer), name) for name in ('encoder_class', 'hup', 'vhost')}
+            # The same encoder and keys: where messages have to be signed, so has a command.
+            names = ('encoder_class', 'hup', 'vhost', 'signing_keys', 'max_age')
+            shared = {name: getattr(type(consumer), name) for name in names}
             self._class = type('ControlConsumer', (ControlConsumer,), shared)
         self._queue = f'postage-control-{uuid.uuid4().hex}'
         self._consumer: ControlConsumer | None = None
@@ -185,6 +186,8 @@ class Control:
         then: Then | None = None
         reply: Reply | None = None
         try:
+            if consumer.gate is not None and not consumer.gate.admits(delivery):
+                return
             consumer.ack(delivery)  # first: what is asked may be the end of this connection
             body = check_envelope(consumer.decode(delivery.body))
             if body['category'] == 'rpc':
@@ -196,6 +199,11 @@ class Control:
             value, then = self._answer(body['name'], delivery, consumer)
             if reply is not None:
                 reply(MessageResult(value) if not hasattr(value, 'body') else value)
+        except errors.SignatureRefused as error:
+            consumer.reject(delivery)
+            if delivery.salvaged.reply_to:
+                unsigned = Reply(consumer.reply_unsigned, delivery, self._host.fingerprint, delivery.salvaged)
+                self._tell(unsigned, FilterError(f'the request is refused: {error}'))
         except errors.DecodingError as error:
             logger.warning('%r asks nothing that can be understood: %s', delivery, error)
         except FilterError as error:

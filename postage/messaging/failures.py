@@ -77,6 +77,7 @@ class Failures:
         It waits in its own queue where the broker delays retries as this pause asks for, in a delay queue elsewhere,
         and in this process where its queue is exclusive, or a stream.
         """
+        self._vouch(delivery)
         self._figures.retried += 1
         properties = delivery.properties
         retries = delivery.retries
@@ -162,6 +163,7 @@ class Failures:
 
     def give_up(self, delivery: Delivery, failure: Failure) -> None:
         """Put a message into the processor's store; where it has none, reject it."""
+        self._vouch(delivery)
         self._figures.gave_up(failure.reason)
         store = self._host.dead_letters
         if store is None:
@@ -178,6 +180,11 @@ class Failures:
             end(error)
             return
         self._hand_over(delivery, put, 'to store it as a dead letter', end)
+
+    def _vouch(self, delivery: Delivery) -> None:
+        """What could be verified can be so again, wherever it is sent to."""
+        if self._source.gate is not None:
+            self._source.gate.failed(delivery, is_sent_on=True)
 
     def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[None]:
         if self._host.scheduler is not None:
@@ -212,7 +219,7 @@ class Failures:
         def done(future: Future[None]) -> None:
             error = None if future.cancelled() else future.exception()
             self.troubles.pop(delivery, None)
-            if error is not None and _is_final(error):
+            if error is not None and is_final(error):
                 self._unsettled.leave(functools.partial(end, error))
             elif error is not None:
                 wait = f'next try in {pause:g} s'
@@ -284,7 +291,7 @@ def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int], expirat
     )
 
 
-def _is_final(error: BaseException) -> bool:
+def is_final(error: BaseException) -> bool:
     """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
     refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
     return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))

@@ -12,13 +12,15 @@ from time import monotonic
 from typing import Any
 
 from postage import errors
+from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging.counting import Figures
 from postage.messaging.delays import pause_after
-from postage.messaging.failures import Failures
+from postage.messaging.failures import Failures, is_final
+from postage.messaging.gate import Gate
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, around_message, failed_by
 from postage.messaging.messages import MessageResultError, check_envelope
@@ -33,6 +35,9 @@ from postage.printable import text_of
 from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
+
+AFTER_REFUSAL = Retry(errors.Nacked)
+"""When a message is handled again because the broker refused what its handler published."""
 
 _NO_HOOKS = nullcontext()
 
@@ -74,6 +79,8 @@ class Dispatcher:
         self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
+        if source.gate is not None:
+            self._begin = functools.partial(self._begin_admitted, source.gate)  # type: ignore[method-assign]
         self._tolerance = clock_tolerance()
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
 
@@ -189,6 +196,17 @@ class Dispatcher:
         else:
             self.unsettled.add(delivery, delivery.receipts, self._settle_published)
 
+    def _begin_admitted(self, gate: Gate, delivery: Delivery) -> None:
+        """Handle a delivery where it is signed as it has to be, and no copy. For a consumer with keys."""
+        try:
+            if gate.admits(delivery):
+                Dispatcher._begin(self, delivery)
+        except errors.SignatureRefused as error:
+            # An answer with a signature would be one to what anybody has asked, in another's name. One who may know
+            # better, for the request was signed long ago, can have it.
+            send = self._source.rpc_reply if error.reason == 'stale' else self._source.reply_unsigned
+            self._refuse(delivery, 'refused', error, f'the request is refused: {error}', send)
+
     def _call_within_hooks(
         self, entries: Sequence[Entry], body: dict[str, Any], reply: Reply | None, delivery: Delivery
     ) -> Outcome:
@@ -231,12 +249,23 @@ class Dispatcher:
         logger.error('%r is rejected, for its deliveries cannot be counted: %s', delivery, error)
         self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
 
-    def _refuse(self, delivery: Delivery, reason: Reason, error: BaseException, answer: str) -> None:
-        """Give up what no handler shall see, and tell its sender, if that wants an answer."""
+    def _refuse(
+        self,
+        delivery: Delivery,
+        reason: Reason,
+        error: BaseException,
+        answer: str,
+        send: Callable[[Any, Any], object] | None = None,
+    ) -> None:
+        """Give up what no handler shall see, and tell its sender, if that wants an answer.
+
+        :param send: sends that, by default as any reply
+        """
         try:
             header = delivery.salvaged
             if header.reply_to:
-                Reply(self._source.rpc_reply, delivery, self._host.fingerprint, header)(MessageResultError(answer))
+                reply = Reply(send or self._source.rpc_reply, delivery, self._host.fingerprint, header)
+                reply(MessageResultError(answer))
         except errors.PostageError as failure:
             logger.debug('its sender could not be told: %s', failure)
         self._settle(delivery, Outcome(acknowledge=False, failure=Failure(reason, error)))
@@ -266,6 +295,8 @@ class Dispatcher:
         """The handlers of a delivery were closed before their end; the broker will deliver it again."""
         self.in_hand -= 1
         delivery.is_handled = True
+        if self._source.gate is not None:
+            self._source.gate.failed(delivery)
 
     def serves(self, exchange: str, routing_key: str) -> bool:
         """Whether a message sent there would come to this processor."""
@@ -322,7 +353,6 @@ class Dispatcher:
             else:
                 delivery.channel.settle(delivery)
             return
-        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
         assert failed.error is not None
         self.unsettled.leave(functools.partial(self._give_up_unpublished, delivery, failed, failed.error))
 
@@ -332,8 +362,18 @@ class Dispatcher:
             self._source.answer_refused(delivery.salvaged, receipt.error)
 
     def _give_up_unpublished(self, delivery: Delivery, failed: Receipt, error: errors.PublishError) -> None:
+        """The broker may take later what it refused: a queue was full, say, or had no leader."""
+        failure = Failure('unpublished', error)
+        is_reply = failed.ledger.has_replies
+        pause = None if is_reply or is_final(error) else pause_after([AFTER_REFUSAL], error, delivery)
+        if pause is not None:
+            text = '%r is handled again in about %.3g s, because what its handler published failed: %s'
+            logger.warning(text, delivery, pause.seconds, error)
+            self._failures.put_off(delivery, pause, failure)
+            return
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, error)
         self._look_at_reply(delivery, failed)
-        self._failures.give_up(delivery, Failure('unpublished', error))
+        self._failures.give_up(delivery, failure)
 
 
 # Handlers
@@ -380,6 +420,7 @@ class Handling(MicroThread):
         self._entries = entries
         self._body = body
         self._reply = reply
+        self._can_be_closed = False  # by a cancel
         self.label = ', '.join(entry.label for entry in entries)
 
     @property
@@ -415,16 +456,21 @@ class Handling(MicroThread):
         try:
             if entry.timeout is not None:
                 timer = self.scheduler.call_later(entry.timeout, functools.partial(self._time_is_up, entry))
-            result = yield from self._run(entry, self.scheduler)
+            with cancelled.watching(self._id_to_watch(entry), self._on_cancel):
+                result = yield from self._run(entry, self.scheduler)
             if self._reply is not None and result is not None and not self._reply.sent:
                 self._reply(result)
             figures.ended(self._delivery)
+            return HANDLED
+        except _Cancelled:
+            logger.info('%s was closed: its caller wants no answer any more', entry.label)
             return HANDLED
         except _TimeIsUp:
             return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
         except Exception as error:
             return self._raised(entry, error)
         finally:
+            self._can_be_closed = False
             figures.begun.pop(self._delivery, None)  # of a handler that was closed before its end
             if timer is not None:
                 timer.cancel()
@@ -433,6 +479,19 @@ class Handling(MicroThread):
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
         entry.figures.raised(self._delivery, outcome)
         return outcome
+
+    def _id_to_watch(self, entry: Entry) -> str | None:
+        """The correlation id of a request whose handler is closed when it is cancelled."""
+        self._can_be_closed = self._reply is not None and entry.colour is not Colour.THREADED
+        return self._reply.header.correlation_id if self._reply is not None and self._can_be_closed else None
+
+    def _on_cancel(self) -> None:
+        """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""
+        self._dispatcher.unsettled.leave(self._close_cancelled)
+
+    def _close_cancelled(self) -> None:
+        if self._can_be_closed and self.scheduler is not None:
+            self.scheduler.interrupt(self, _Cancelled())
 
     def _time_is_up(self, entry: Entry) -> None:
         if entry.colour is Colour.THREADED:
@@ -451,7 +510,7 @@ class Handling(MicroThread):
         future = scheduler.run_coroutine(running)
         try:
             return (yield future)
-        except (_TimeIsUp, GeneratorExit):
+        except (_Cut, GeneratorExit):
             future.cancel()
             raise
 
@@ -469,8 +528,10 @@ class Handling(MicroThread):
                 self._dispatcher.set_aside(1)
             try:
                 resume, value = handler.send, (yield wanted)
-            except (_TimeIsUp, GeneratorExit):
+            except (_Cut, GeneratorExit):
                 handler.close()
+                if isinstance(wanted, RpcFuture):
+                    wanted.cancel()  # nobody waits for it any more
                 raise
             except BaseException as error:
                 resume, value = handler.throw, error
@@ -479,8 +540,16 @@ class Handling(MicroThread):
                     self._dispatcher.set_aside(-1)
 
 
-class _TimeIsUp(BaseException):
-    """Thrown in where a handler is parked when its time is over; a handler never sees it."""
+class _Cut(BaseException):
+    """Thrown in where a handler is parked that is to be closed; a handler never sees it."""
+
+
+class _TimeIsUp(_Cut):
+    """Its time is over."""
+
+
+class _Cancelled(_Cut):
+    """Its caller wants no answer any more."""
 
 
 def raised(

@@ -90,7 +90,7 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
         exception=_storable(name),
         message=_storable(text_of(error)[:MESSAGE_MAX]),
         traceback=_storable(''.join(traceback.format_exception(error))[-TRACEBACK_MAX:]),
-        attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries')),
+        attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries', 'refused')),
         first_attempt_at=first_attempt_at(properties),
         died_at=time.time(),
         is_repeated=delivery.redelivered or failed_before > 0 or unfinished > 0,

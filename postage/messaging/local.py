@@ -102,7 +102,7 @@ class LocalSource(Encoding):
     generation = 1
     frame_max = 131_072
     is_open = is_wanted = True
-    own_ack = on_stop = None
+    own_ack = on_stop = gate = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         del hup  # it leads nowhere
@@ -247,6 +247,8 @@ class LocalSource(Encoding):
         delivery.answer(self.encode(message.body), self.encoder.content_type)
         delivery.answered.set()
         self._notify()  # the thread that drives the scheduler looks again
+
+    reply_unsigned = rpc_reply
 
 
 # The processor

@@ -16,6 +16,7 @@ ExchangeKey = tuple['type[Exchange] | Exchange', str]
 
 PUBLISH_OPTIONS = ('_key', '_eks', '_headers', '_priority', '_expiration')
 RPC_OPTIONS = (*PUBLISH_OPTIONS, '_timeout', '_max_retry', '_queue_only')
+GATHER_OPTIONS = (*PUBLISH_OPTIONS, '_timeout', '_expect')
 
 
 def pack(args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:

@@ -24,9 +24,10 @@ class AckAndRestart(Exception):
     """Raised by a handler to have its message acknowledged and the program run anew."""
 
 
-Reason = Literal['exception', 'rejected', 'undecodable', 'unpublished', 'deliveries']
+Reason = Literal['exception', 'rejected', 'undecodable', 'unpublished', 'deliveries', 'refused']
 """Why a message is dead: a handler raised; a handler raised ``RejectMessage``; it is not a message of Postage; the
-broker did not take over what its handler published; it was delivered too often and never handled to its end."""
+broker did not take over what its handler published; it was delivered too often and never handled to its end; it is not
+signed as it would have to be."""
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,18 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
-from postage.messaging import deadlocks
+from postage.messaging import cancelling, deadlocks
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
 from postage.messaging.counting import Figures
 from postage.messaging.fingerprint import as_fingerprint_dict
+from postage.messaging.gate import check_elsewhere, check_max_age
 from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Dispatcher
 from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
+from postage.messaging.keys import keys_of
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 SLICE_MESSAGES = 64  # messages handled before other microthreads get their turn
 
 SLICE_SECONDS = 0.002  # the same in time; one slow handler is a turn of its own
+
+_OF_CONSUMER = ('signing_keys', 'max_age', 'signed_for')
+"""Settings of a consumer that its processor may have in their place."""
 
 P = TypeVar('P', bound='MessageProcessor')
 
@@ -87,6 +92,9 @@ class MessageProcessor(MicroThread):
         handled at the same time, unless ``prefetch_count`` says so, for a crash counts against each that was fetched
     :cvar remote_commands: whether ``quit``, ``restart`` and the commands about groups of a ``GenericApplication`` are
         obeyed: ``True``, ``False``, or a method that gets the delivery and returns ``True`` where they are
+    :cvar signing_keys: as that of a consumer, in whose place it counts where it is set; so do the next two
+    :cvar max_age: seconds that a signature may be old
+    :cvar signed_for: where else messages may have been sent first
     :cvar control: whether it answers questions and commands on :class:`ControlExchange`, as ``postage ps`` and its kin
         send them, beside its handlers: see :mod:`postage.messaging.control`
     :cvar version: what it calls its own version there
@@ -101,6 +109,9 @@ class MessageProcessor(MicroThread):
     dead_letters: DeadLetterStore | None = None
     max_deliveries: int | None = None
     remote_commands: Any = True
+    signing_keys: Any = None
+    max_age: float | None = None
+    signed_for: Any = None
     control: bool = False
     version: str | None = None
 
@@ -116,7 +127,8 @@ class MessageProcessor(MicroThread):
         self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.keep_retries()
-        if table.answers:
+        self._answers = table.answers
+        if self._answers:
             self.consumer.prepare_replies()
         own, base = type(self), MessageProcessor
         has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
@@ -132,6 +144,9 @@ class MessageProcessor(MicroThread):
         if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
             raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
         check_decision(f'{name}.remote_commands', self.remote_commands)
+        keys_of(f'{name}.signing_keys', self.signing_keys)
+        check_max_age(f'{name}.max_age', self.max_age)
+        check_elsewhere(f'{name}.signed_for', self.signed_for)
         clock_tolerance()
         most = self.max_deliveries
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -142,11 +157,15 @@ class MessageProcessor(MicroThread):
             )
 
     def _consumer_class(self) -> type[GenericConsumer]:
-        """What makes the consumer; where deliveries are counted, one that fetches no message which has to wait."""
+        """What makes the consumer, with what this class says in its place.
+
+        Where deliveries are counted, it fetches no message which has to wait.
+        """
         consumer_class = self.consumer_class
-        if self.max_deliveries is None or consumer_class.prefetch_count is not None:
-            return consumer_class
-        return type(consumer_class.__name__, (consumer_class,), {'prefetch_count': self.concurrency})
+        changes = {name: getattr(self, name) for name in _OF_CONSUMER if getattr(self, name) is not None}
+        if self.max_deliveries is not None and consumer_class.prefetch_count is None:
+            changes['prefetch_count'] = self.concurrency
+        return type(consumer_class.__name__, (consumer_class,), changes) if changes else consumer_class
 
     @shown_half_built
     def __repr__(self) -> str:
@@ -213,6 +232,7 @@ class MessageProcessor(MicroThread):
             self.consumer.pause()
         if self._control is not None:
             self._control.begin()
+        self._listen_for_cancels()
         connections = self.consumer.connections
         if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
@@ -307,6 +327,12 @@ class MessageProcessor(MicroThread):
     def add_eqk(self, eqk: Any) -> None:
         """Declare and consume from more queues. Blocks."""
         self.consumer.add_eqk(eqk)
+        self._listen_for_cancels()
+
+    def _listen_for_cancels(self) -> None:
+        if self._answers:
+            for connection in self.consumer.connections[:1]:
+                cancelling.listen(connection, self.consumer.topology)
 
     def add_timeout(self, seconds: float, callback: Callable[[], object] | None = None) -> Timer | None:
         """Call ``callback()`` in the scheduler's thread after that many seconds.

@@ -24,9 +24,9 @@ class GenericProducer(Caller):
     """Sends messages and RPC requests; derive from it, one class for each API.
 
     ``producer.message_NAME(…)`` sends what ``build_message_NAME(…)`` returns, or a ``MessageCommand`` with the
-    arguments packed into its parameters where there is no such method. ``rpc_NAME``, ``rpc_queue_NAME`` and
-    ``rpc_future_NAME`` do the same for RPC requests and ``build_rpc_NAME``. All of it may be called from several
-    threads at once.
+    arguments packed into its parameters where there is no such method. ``rpc_NAME``, ``rpc_queue_NAME``,
+    ``rpc_future_NAME`` and ``rpc_gather_NAME`` do the same for RPC requests and ``build_rpc_NAME``. All of it may be
+    called from several threads at once.
 
     The constructor connects and declares the exchanges of ``eks``. Several producers in a process share a
     connection; the last :meth:`close` closes it. ``with`` closes, too.
@@ -43,6 +43,7 @@ class GenericProducer(Caller):
     :cvar eks: exchanges, each with the routing key, that a message goes to unless the call says otherwise
     :cvar encoder_class: has ``encode``, ``decode`` and ``content_type``
     :cvar rpc_timeout: seconds to wait for an RPC's reply, at each attempt
+    :cvar gather_timeout: seconds for which ``rpc_gather_*`` takes replies
     :cvar max_retry: how often an RPC is sent again
     :cvar persistent: whether messages survive a restart of the broker in durable queues (delivery mode 2)
     :cvar confirms: whether the broker confirms each message, in the background
@@ -72,10 +73,13 @@ class GenericProducer(Caller):
     def close(self) -> None:
         """Wait until what was sent is confirmed, then give the connection back; the last to do so closes it.
 
+        RPC calls that are under way end, and their responders are told: their futures raise ``Closed``.
+
         What could not be confirmed within ``publish_timeout`` seconds is logged. Blocks; does nothing the second time.
         """
         if self._closed:
             return
+        self._end_calls()
         try:
             self.flush(self.publish_timeout)
         except errors.PublishError as error:
@@ -165,7 +169,10 @@ class GenericProducer(Caller):
         message_id = ids.new()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
         further = further_properties(options) if options else None
-        if further is None:
+        signatures = self._signatures
+        if signatures is not None:
+            properties = b''  # made for each exchange and key
+        elif further is None:
             properties = frames.usual_properties(content_type, delivery_mode, message_id)
         else:
             usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
@@ -174,6 +181,9 @@ class GenericProducer(Caller):
         for exchange, key in routes:
             if settings.is_debugging:
                 self._log_sending(exchange, key, body)
+            if signatures is not None:
+                usually = content_type, delivery_mode, message_id
+                properties = signatures.message(exchange, key, encoded, *usually, further)
             self._publisher.publish(
                 Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
             )

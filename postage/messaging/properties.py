@@ -28,6 +28,9 @@ ROUTING_KEY: Final = ORIGINAL_ROUTING_KEY
 EXPIRATION: Final = 'x-postage-expiration'
 USER_ID: Final = 'x-postage-user-id'
 CC: Final = 'x-postage-cc'
+SIGNATURE: Final = 'x-postage-signature'
+VOUCHER: Final = 'x-postage-voucher'
+"""Of one who could verify a message in time that is sent on. See :mod:`postage.messaging.signing` for both."""
 
 COUNT_MAX: Final = 2**53  # what a header counts to: AMQP, SQLite and JSON hold it, and one more
 EXPIRATION_DIGITS: Final = 10
@@ -36,6 +39,7 @@ DELAY_PREFIX: Final = 'postage.retry.'
 """What the names of the queues begin with in which messages wait for their next attempt."""
 
 _PREFIX: Final = 'x-postage-'
+_KEPT: Final = (SIGNATURE, VOUCHER)  # part of the message, wherever it is sent
 _COUNTS: Final = (retries.DELIVERY_COUNT, 'x-acquired-count')  # the broker's, of deliveries from one quorum queue
 _NAMES: Final = (
     *('content_type', 'content_encoding', 'headers', 'delivery_mode', 'priority', 'correlation_id', 'reply_to'),
@@ -80,7 +84,9 @@ def original(properties: Properties) -> Properties:
     if isinstance(headers.get(CC), list):
         headers['CC'] = headers[CC]
     restored.headers = {
-        name: value for name, value in headers.items() if not name.startswith(_PREFIX) and name not in _COUNTS
+        name: value
+        for name, value in headers.items()
+        if (not name.startswith(_PREFIX) or name in _KEPT) and name not in _COUNTS
     }
     _forget_delays(restored.headers)
     if not restored.headers:

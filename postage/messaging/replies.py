@@ -17,6 +17,7 @@ from postage.amqp.registry import acquire, release
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
 from postage.messaging.remote import packed
+from postage.messaging.signing import Signatures
 from postage.printable import text_of
 from postage.settings import BrokerSettings
 
@@ -32,11 +33,13 @@ class ReplySender:
     acknowledgements must not stop with them.
 
     :param settings: which broker
+    :param signatures: sign them, where they are to be signed
     :ivar connection: that connection, once it has been opened
     """
 
-    def __init__(self, settings: BrokerSettings) -> None:
+    def __init__(self, settings: BrokerSettings, signatures: Signatures | None = None) -> None:
         self._settings = settings
+        self._signatures = signatures
         self.connection: Connection | None = None
         self._publisher: PublishingChannel | None = None
         self._ledger: Ledger
@@ -60,10 +63,12 @@ class ReplySender:
         encoded: bytes,
         content_type: str,
         on_refused: Callable[[Any, BaseException], None] | None = None,
+        is_signed: bool = True,
     ) -> Receipt:
         """Publish a reply. Blocks only at a full window of unconfirmed messages.
 
         :param header: the AMQP properties of the request, which name a reply address
+        :param is_signed: sign it, where there are keys
         :param on_refused: called with these and the error where the broker refuses the reply, on the thread that reads;
             not in a handler, whose processor waits for what becomes of the reply, and sees to that
         :return: what becomes of it
@@ -74,7 +79,11 @@ class ReplySender:
             self.open()
         assert self._publisher is not None
         receipt = Receipt(ids.new(), 1, True, self._ledger)
-        properties = frames.reply_properties(content_type, receipt.message_id, header.correlation_id or '')
+        ids_of_it = receipt.message_id, header.correlation_id or ''
+        if self._signatures is None or not is_signed:
+            properties = frames.reply_properties(content_type, *ids_of_it)
+        else:
+            properties = self._signatures.reply(header.reply_to, encoded, content_type, *ids_of_it)
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()
         if delivery is not None and not delivery.is_handled:

@@ -31,7 +31,10 @@ from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
+from postage.messaging.cancelling import Canceller
+from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
+from postage.messaging.signing import Signatures
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
@@ -45,9 +48,11 @@ class RpcFuture(Future[MessageResult]):
 
     :ivar exchange: where the request went
     :ivar routing_key: with which key
+    :ivar correlation_id: of the request
     """
 
-    exchange = routing_key = ''
+    exchange = routing_key = correlation_id = ''
+    gathering: Gathering | None = None
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
@@ -66,6 +71,18 @@ class RpcFuture(Future[MessageResult]):
             wait_until_done(self, self._connection.readership, timeout)
         return super().result(0)
 
+    def cancel(self) -> bool:
+        """Want the result no more. The responder is told, as far as it can be: see :mod:`postage.messaging.cancelling`.
+
+        Never blocks; any thread. Returns ``False`` where the result has come.
+        """
+        if not super().cancel():
+            return False
+        client = self._connection.rpc_client
+        if client is not None:
+            client.abandon(self.correlation_id)
+        return True
+
     def value(self, timeout: float | None = None) -> Any:
         """The value of the result. Blocks as :meth:`result` does, and raises what that and ``unwrap()`` raise."""
         return self.result(timeout).unwrap()
@@ -78,6 +95,7 @@ class Answer:
     """
 
     __slots__ = ('_alarm', '_error', '_is_done', '_result', 'arrived')
+    gathering: Gathering | None = None
 
     def __init__(self, alarm: ReadingAlarm) -> None:
         self._alarm = alarm
@@ -124,6 +142,9 @@ class Call(Outgoing):
     :param max_retry: how often it is sent again
     :param queue_per_call: whether it has a reply address of its own
     :param limit: the deadline that all of its attempts share, on the monotonic clock, where it has one
+    :param owner: the producer that calls
+    :param signatures: sign the request and verify the reply, where there are keys
+    :ivar refused: why a reply was dropped, if one was
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar is_lost: whether the connection was lost after it was sent
@@ -131,14 +152,15 @@ class Call(Outgoing):
 
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
-        *('gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'queue_per_call', 'sent', 'timeout'),
+        *('gathering', 'gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'owner', 'queue_per_call', 'refused'),
+        *('sent', 'signatures', 'timeout'),
     )
 
     def __init__(
         self,
         name: str,
         route: tuple[str, str],
-        future: RpcFuture | Answer,
+        future: RpcFuture | Answer | Sink,
         content_type: str,
         delivery_mode: int,
         further: dict[str, Any] | None,
@@ -148,6 +170,8 @@ class Call(Outgoing):
         max_retry: int,
         queue_per_call: bool,
         limit: float | None,
+        owner: object,
+        signatures: Signatures | None = None,
     ) -> None:
         # What Outgoing() does, without the call: this is on the way of each RPC.
         self.exchange, self.routing_key = route
@@ -157,6 +181,7 @@ class Call(Outgoing):
         self.receipt, self.resend, self.returned = None, False, ''
         self.name = name
         self.future = future
+        self.gathering = future.gathering
         self.content_type = content_type
         self.delivery_mode = delivery_mode
         self.further = further
@@ -164,10 +189,14 @@ class Call(Outgoing):
         self.timeout = timeout
         self.max_retry = max_retry
         self.queue_per_call = queue_per_call
+        self.signatures = signatures
+        self.refused = ''
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.limit = limit
-        self.gives_up_at = time.monotonic() + timeout * (max_retry + 1)
+        self.owner = owner
+        self.at = time.monotonic()
+        self.gives_up_at = self.at + timeout * (max_retry + 1)
         if limit is not None and limit < self.gives_up_at:
             self.gives_up_at = limit
         self.channel: ReplyChannel | None = None
@@ -181,14 +210,18 @@ class Call(Outgoing):
         own_id, mode = self.correlation_id, self.delivery_mode
         remaining = max(1, int(min(1000 * (self.gives_up_at - time.monotonic()), frames.EXPIRATION_MAX)))
         deadline = int(1000 * time.time()) + remaining
-        if self.further is None:
+        if self.further is None and self.signatures is None:
             self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining, deadline)
             return
+        further = self.further or {}
         properties: dict[str, Any] = {'content_type': self.content_type or None, 'delivery_mode': mode}
         properties |= {'message_id': own_id, 'correlation_id': own_id, 'reply_to': reply_to}
-        properties |= {'expiration': str(remaining), **self.further}
-        properties['headers'] = {**self.further.get('headers', {}), frames.DEADLINE: deadline}
-        self.properties = frames.encode_properties(**properties)
+        properties |= {'expiration': str(remaining), **further}
+        properties['headers'] = {**further.get('headers', {}), frames.DEADLINE: deadline}
+        if self.signatures is None:
+            self.properties = frames.encode_properties(**properties)
+        else:
+            self.properties = self.signatures.properties(self.exchange, self.routing_key, self.body, properties)
 
 
 class _Address:
@@ -206,7 +239,11 @@ class _Address:
 
 
 class RpcClient:
-    """All calls that go over one publishing connection."""
+    """All calls that go over one publishing connection.
+
+    :ivar canceller: tells responders what is not wanted any more
+    :ivar late_replies: how many replies came for which no call waited any more
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = weakref.proxy(connection)
@@ -216,6 +253,8 @@ class RpcClient:
         self._deadlines = Deadlines()
         self._timer: Any = None  # for the I/O thread only
         self._armed_for = math.inf
+        self.canceller = Canceller(self._connection)
+        self.late_replies = 0
 
     def call(self, call: Call) -> None:
         """Send a request, and see to its attempts. From any thread; blocks only where the window is full.
@@ -308,17 +347,29 @@ class RpcClient:
             with self._lock:
                 for call in self._deadlines.take_past(time.monotonic()):
                     self._retire(call.channel)
-                    over.append(self._fail_attempt(call, self._why_no_reply(call)))
+                    reason = self._why_not_taken(call)
+                    if call.gathering is not None and not reason:
+                        over.append(self._end_gathering(call))
+                    else:
+                        why = reason or ', though the broker took the request'
+                        over.append(self._fail_attempt(call, f'no reply within {call.timeout:.3g} s{why}'))
             _call_all(over)
         finally:
             self._arm()  # else no call would ever time out again
 
-    def _why_no_reply(self, call: Call) -> str:
-        """Why the time of an attempt has passed without a reply, as far as that is known here."""
-        trouble, reason = self._connection.trouble, f'no reply within {call.timeout:.3g} s'
+    def _why_not_taken(self, call: Call) -> str:
+        """Why the broker may not have taken a request, as far as that is known; empty where it has."""
+        trouble = self._connection.trouble
         if self._withdraw(call):
-            return f'{reason}, and it could not be sent: {trouble or "the broker has closed its channel"}'
-        return f'{reason}, though {"it was sent; " + trouble if trouble else "the broker took the request"}'
+            return f', and it could not be sent: {trouble or "the broker has closed its channel"}'
+        return f', though it was sent; {trouble}' if trouble else ''
+
+    def _end_gathering(self, call: Call) -> Callable[[], None]:
+        """Forget a call that gathers. Returns what tells its caller, to be called without the lock."""
+        self._cancel(call)
+        self._finish(call, None)
+        assert call.gathering is not None
+        return functools.partial(call.gathering.end, None)
 
     def _fail_attempt(self, call: Call, reason: str) -> Callable[[], None]:
         if call.future.cancelled():
@@ -330,10 +381,40 @@ class RpcClient:
             call.address(call.channel.address)
             self._begin_attempt(call)
             return functools.partial(self._send, call, call.channel)
+        self._cancel(call)
         if call.is_lost and 'after it was sent' not in reason:
             reason += '; the connection was lost after it was sent'
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
+        if call.refused:
+            message += f'; a reply was dropped: {call.refused}'
         return self._finish(call, failed(errors.TimeoutError(message)))
+
+    def abandon(self, correlation_id: str) -> None:
+        """Forget the call of a future that was cancelled, and tell the responder. Any thread; never blocks."""
+        with self._lock:
+            for address in self._addresses.values():
+                call = address.calls.get(correlation_id)
+                if call is not None:
+                    self._cancel(call)
+                    self._finish(call, None)
+                    return
+
+    def end_calls_of(self, owner: object, error: errors.PostageError) -> bool:
+        """End the calls of a producer that closes. Any thread. Returns whether there were any that had been sent."""
+        over: list[Callable[[], None]] = []
+        with self._lock:
+            for address in list(self._addresses.values()):
+                for call in [call for call in address.calls.values() if call.owner is owner]:
+                    self._cancel(call)
+                    over.append(self._finish(call, None, error))
+        _call_all(over)
+        return bool(self.canceller.waiting)
+
+    def _cancel(self, call: Call) -> None:
+        """Tell the responder of a call that no answer is wanted any more, if the request was sent at all."""
+        self._withdraw(call)
+        if call.sent > 0:
+            self.canceller.add(call.exchange, call.routing_key, call.correlation_id, call.gives_up_at)
 
     def _retire(self, channel: ReplyChannel | None) -> None:
         """Give this address to no new call."""
@@ -348,6 +429,8 @@ class RpcClient:
         if not answered or call.attempt > 1:
             self._withdraw(call)
         channel, call.channel = call.channel, None
+        if call.gathering is not None:
+            self._retire(channel)  # more replies may come
         if channel is not None:
             address = self._addresses[channel]
             address.calls.pop(call.correlation_id, None)
@@ -377,8 +460,19 @@ class RpcClient:
                 call = self._call_of(address, correlation_id)
                 if call is None:
                     return
+            if call.signatures is not None and not _is_signed(call, channel, content, correlation_id):
+                return
             result = malformed if malformed is not None else decode_result(content.body, call.decode)
-            self._finish(call, result, answered=True)
+            gathering, end = call.gathering, None
+            if gathering is None:
+                self._finish(call, result, answered=True)
+            elif gathering.is_completed_by(result):
+                end = self._end_gathering(call)
+        if gathering is not None:
+            gathering.add(result)
+            if end is not None:
+                end()
+            return
         try:
             call.future.set_result(result)
             call.future.arrived = result
@@ -400,10 +494,10 @@ class RpcClient:
             tell = self._finish(call, result, answered=True)
         tell()
 
-    @staticmethod
-    def _call_of(address: _Address, correlation_id: str | None) -> Call | None:
+    def _call_of(self, address: _Address, correlation_id: str | None) -> Call | None:
         """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
         if correlation_id:
+            self.late_replies += 1
             logger.debug('a reply was dropped: no call waits for correlation id %r any more', correlation_id)
             return None
         if len(address.calls) == 1 and not address.strays:
@@ -435,6 +529,20 @@ class RpcClient:
                 else:
                     over.append(self._finish(call, None, error))
         _call_all(over)
+
+
+def _is_signed(call: Call, channel: ReplyChannel, content: Content, correlation_id: str | None) -> bool:
+    """Whether a reply has the signature that its caller wants. The call goes on waiting for one that has."""
+    assert call.signatures is not None
+    try:
+        if correlation_id != call.correlation_id:
+            raise errors.SignatureRefused('it does not say which request it answers')
+        call.signatures.check_reply(content, channel.address)
+    except errors.SignatureRefused as error:
+        call.refused = str(error)
+        _sparingly.log(logging.WARNING, 'a reply to RPC %r was dropped: %s', call.name, error)
+        return False
+    return True
 
 
 class Deadlines:
@@ -495,10 +603,13 @@ def _call_all(callbacks: list[Callable[[], None]]) -> None:
         callback()
 
 
-def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -> Generator[bytes, None, None]:
-    """Consume so many messages from a queue, as long as the time lasts. Blocks; to be closed.
+def bodies_in(
+    queue: str, connection: Connection, count: int, deadline: float, signatures: Signatures | None = None
+) -> Generator[bytes, None, None]:
+    """Consume so many replies from a queue, as long as the time lasts. Blocks; to be closed.
 
-    Each is acknowledged when the caller comes back for the next one.
+    Those are dropped that are not signed where they have to be. Each is acknowledged when the caller comes back for the
+    next one.
     """
     arrived = threading.Semaphore(0)
     channel = ConsumingChannel(connection, Topology(), prefetch=count)
@@ -514,9 +625,15 @@ def bodies_in(queue: str, connection: Connection, count: int, deadline: float) -
                 raise channel.error
             if channel.inbox:
                 delivery = channel.inbox.popleft()
-                yield delivery.body
+                try:
+                    if signatures is not None:
+                        signatures.check_reply(delivery.content, queue)
+                except errors.SignatureRefused as error:
+                    _sparingly.log(logging.WARNING, 'a reply in queue %r was dropped: %s', queue, error)
+                else:
+                    yield delivery.body
+                    count -= 1
                 channel.settle(delivery)
-                count -= 1
     finally:
         connection.remove_channel(channel)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from postage.amqp.cancelled import cancelled
+
 
 def why_unwanted(header: Any, tolerance: float) -> str:
     """Why a request is not worth to be handled, in words; empty where it is.
@@ -12,6 +14,8 @@ def why_unwanted(header: Any, tolerance: float) -> str:
     :param header: of its properties, those that an answer depends on
     :param tolerance: seconds by which its deadline may have passed, for the clock of its sender may be another
     """
+    if header.correlation_id in cancelled.until:
+        return 'its caller wants no answer any more'
     deadline = header.deadline
     if deadline is None:
         return ''

@@ -70,6 +70,13 @@ def test_an_operation_behind_a_refused_one_did_not_take_place_and_says_so(host: 
     assert isinstance(behind.exception(0), errors.ChannelLost)
 
 
+def test_an_operation_on_a_channel_that_is_being_closed_did_not_take_place_and_says_so(host: Any) -> None:
+    channel = opened(host)
+    drive(channel.close_steps())
+    with pytest.raises(errors.ChannelLost, match="was being closed before it could declare queue 'a'"):
+        channel.operate('queue_declare', "declare queue 'a'", queue='a').result(0)
+
+
 def test_the_answer_to_a_close_that_is_waited_for_no_more_does_no_harm(host: Any) -> None:
     channel = opened(host)
     closing = drive(channel.close_steps())

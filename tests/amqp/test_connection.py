@@ -504,8 +504,11 @@ def test_a_blocking_call_that_the_loss_interrupts_is_made_again(bench: Bench, pr
     assert declaring.result().method.queue == 'queue'
 
 
+@pytest.mark.parametrize(
+    'text', ['INTERNAL_ERROR', "INTERNAL_ERROR - failed consuming from quorum queue 'q': nodedown"]
+)
 def test_a_blocking_call_is_made_again_that_met_an_error_inside_the_broker(
-    embedded: Embedded, monkeypatch: pytest.MonkeyPatch
+    embedded: Embedded, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     with bench_on(embedded, monkeypatch) as bench, Proxy.before(embedded) as proxy:
         monkeypatch.setenv('POSTAGE_URL', proxy.url(embedded.url))
@@ -514,10 +517,10 @@ def test_a_blocking_call_is_made_again_that_met_an_error_inside_the_broker(
         declaring = InThread(lambda: producer.channel.queue_declare('queue', durable=True))
         eventually(lambda: producer.conn_broker.io._asked)
         # As RabbitMQ does where a node of its cluster has lost the others. Where something is denied it says what.
-        embedded.server.close_connections(541, 'INTERNAL_ERROR')
+        embedded.server.close_connections(541, text)
         proxy.resume()
         assert declaring.result().method.queue == 'queue'
-        bench.log.expect('INTERNAL_ERROR (541)')
+        bench.log.expect(f'{text} (541)')
 
 
 def test_a_close_fails_those_who_ask(bench: Bench, proxied: Proxy) -> None:

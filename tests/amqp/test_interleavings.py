@@ -7,11 +7,14 @@ lock keeps it out, it is given :data:`PATIENCE` to show that it waits.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import pika.exceptions
 import pytest
 
 from postage import errors
@@ -19,7 +22,7 @@ from postage.amqp import publishing
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
 from postage.amqp.steps import drive
-from postage.amqp.topology import Topology
+from postage.amqp.topology import Queue, Topology
 from postage.messaging.pace import Prefetch
 from support.interruptions import Interruption, at_each_moment
 from support.messaging import TIMEOUT, Seen
@@ -331,6 +334,45 @@ def test_a_change_that_the_loss_of_the_channel_cuts_short_is_made_up_for_when_it
     drive(on.channel.ensure_open_steps())
     on.host.pika_channel.opened()
     assert on.answer_all() == on.channel.prefetch == 64
+
+
+@pytest.mark.parametrize('answered', range(4))
+def test_a_change_in_the_middle_of_which_the_channel_is_closed_ends_without_a_word(answered: int) -> None:
+    on = Consuming()
+    on.channel.topology.queues['queue'] = Queue('queue', {})
+    on.answer_all()
+    on.wish = 1
+    resizing = drive(on.channel.consumers.resize_steps())
+    for _ in range(answered):
+        if on.host.pika_channel.calls:
+            on.answer()
+    closing = drive(on.channel.close_steps())
+    while not closing.outcome.done() and on.host.pika_channel.calls[-1].what != 'close':
+        on.answer()
+    on.host.pika_channel.closed(pika.exceptions.ChannelClosedByClient(200, 'closed'))
+    assert closing.outcome.result(0) is None
+    assert resizing.outcome.result(0) is None
+
+
+def test_what_stays_when_others_are_handed_back_keeps_its_order_while_more_is_read() -> None:
+    channel = Consuming().channel
+
+    def come(queue: str) -> Any:
+        channel.inbox.append(SimpleNamespace(queue=queue, number=next(numbers)))  # type: ignore[arg-type]
+        return channel.inbox[-1]
+
+    def hand_back(delivery: Any) -> None:
+        handed_back.append(delivery)
+        assert channel.inbox[0] is staying[0], 'the consuming thread would take another one'
+        staying.append(come('own'))
+
+    handed_back: list[Any] = []
+    numbers = itertools.count()
+    staying, shared = [come('own')], [come('shared'), come('shared')]
+    channel.hand_back = hand_back  # type: ignore[method-assign]
+    channel._return_inbox({'shared'})
+    assert handed_back == shared[::-1]
+    assert list(channel.inbox) == staying
 
 
 def test_what_two_threads_ask_for_is_what_is_wanted_in_the_end() -> None:

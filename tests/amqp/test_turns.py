@@ -439,7 +439,7 @@ def test_a_connection_lost_while_its_reader_is_away_is_made_again(bench: Bench, 
         become_reader(producer)
         proxied.cut()
         assert producer.rpc_echo('again').body['content']['value'] == 'again'
-        eventually(lambda times=times: len(bench.log.find('was lost')) == times)
+        eventually(lambda times=times: len(bench.log.find('WARNING', 'was lost')) == times)
 
 
 # Callbacks on the thread that reads

@@ -479,8 +479,8 @@ def test_without_a_program_it_says_what_the_broker_does(embedded: Embedded, doct
     assert result.exit_code == 0
     where = embedded.url.replace('guest:guest', 'guest')
     assert result.output.splitlines() == [
-        f'Postage 4.3.6 at {where}: by default bodies up to 16 MiB, 20 deliveries from a quorum queue, '
-        '30 min to acknowledge for quorum queues',
+        f'Postage 4.3.6 at {where}: by default, and where no policy says otherwise, bodies up to 16 MiB, '
+        '20 deliveries from a quorum queue, 30 min to acknowledge for quorum queues',
         '0 exchanges, 0 queues, 0 bindings: nothing is wrong',
     ]
 

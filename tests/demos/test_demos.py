@@ -139,16 +139,18 @@ def test_programs_that_end_right_after_sending_lose_nothing(demo: Demo, broker: 
     assert broker.queues() == {'echo-queue': 0}
 
 
+@pytest.mark.timeout(120)
 def test_all_demos_run_on_a_rabbitmq_given_by_its_url(run_program: Callable[..., Program], rabbitmq: RabbitMQ) -> None:
     demos = run_program(DEMOS / 'run_all.py', environment={'POSTAGE_URL': rabbitmq.url})
-    assert demos.wait() == 0, demos.output
+    assert demos.wait(90) == 0, demos.output
 
 
+@pytest.mark.timeout(120)
 def test_all_demos_bring_the_embedded_broker_and_name_whose_line_is_whose(
     run_program: Callable[..., Program],
 ) -> None:
     demos = run_program(DEMOS / 'run_all.py')
-    assert demos.wait() == 0, demos.output
+    assert demos.wait(90) == 0, demos.output
     demos.expect('[broker]')
     demos.expect('[basic receiver]      A test message')
     assert '\x1b' not in demos.output

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from postage import messaging, microthreads
-from postage.messaging import failures
+from postage.messaging import failures, handling
 from postage.messaging.properties import from_plain
 from postage.messaging.unsettled import Unsettled
 from support.messaging import (
@@ -237,6 +237,48 @@ def test_what_failed_because_its_own_messages_did_is_stored(bench):
     bench.producer().message_forward()
     letter = processor.dead_letters.letters.next()
     assert (letter.reason, letter.exception) == ('unpublished', 'postage.errors.Unroutable')
+
+
+class Onward(Storing):
+    """Publishes to a queue that is full."""
+
+    def __init__(self, bench):
+        super().__init__()
+        arguments = {'x-max-length': 1, 'x-overflow': 'reject-publish'}
+        bench.bare.queue_declare('full', durable=True, arguments=arguments)
+        bench.bare.queue_bind('full', EchoExchange.name, 'onward')
+        bench.publish(b'first', 'onward')
+        eventually(lambda: bench.count('full') == 1)
+        self.attempts = Seen()
+        self.onward = bench.producer()
+
+    @messaging.MessageHandler('command', 'forward')
+    def msg_forward(self, content):
+        self.attempts.put(messaging.current_delivery().headers.get('x-postage-attempts', 0))
+        self.onward.message_onward(_key='onward')
+
+
+def test_a_message_is_handled_again_when_the_broker_refused_what_its_handler_published(bench, monkeypatch):
+    monkeypatch.setattr(handling, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1, 0.1), jitter=0))
+    processor = Onward(bench)
+    bench.run(processor)
+    bench.producer().message_forward()
+    assert processor.attempts.next() == 0
+    bench.log.expect('is handled again in about 0.1 s', 'the broker refused')
+    assert processor.attempts.next() == 1
+    bench.get('full')
+    assert bench.await_message('full').body['name'] == 'onward'
+    assert processor.dead_letters.letters.empty()
+
+
+def test_a_message_is_dead_when_the_broker_goes_on_refusing_what_its_handler_publishes(bench, monkeypatch):
+    monkeypatch.setattr(handling, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1, 0.1), jitter=0))
+    processor = Onward(bench)
+    bench.run(processor)
+    bench.producer().message_forward()
+    letter = processor.dead_letters.letters.next()
+    assert (letter.reason, letter.exception, letter.attempts) == ('unpublished', 'postage.errors.Nacked', 3)
+    assert processor.attempts.take(3) == [0, 1, 2]
 
 
 def test_the_end_waits_for_the_letter_of_what_failed_because_its_own_messages_did(bench, monkeypatch):

@@ -137,6 +137,45 @@ def test_delays_of_another_form_are_kept_all_the_same(bench):
     assert delay_queues(bench) == ['jobs.100', 'jobs.500']
 
 
+def delayed(kind, first, highest):
+    """The arguments by which a broker delays retries."""
+    names = ('x-delayed-retry-type', 'x-delayed-retry-min', 'x-delayed-retry-max')
+    return dict(zip(names, (kind, first, highest), strict=True))
+
+
+@pytest.mark.parametrize(
+    'found',
+    [
+        {},
+        delayed('failed', 100, 200),
+        delayed('failed', 800, 900),
+        delayed('failed', 300, 2000),
+        delayed('all', 300, 900),
+        delayed('returned', 300, 900),
+    ],
+)
+@pytest.mark.parametrize('says', ['the queue', 'the handler', 'a queue without a form'])
+def test_a_queue_that_exists_with_other_retries_changes_no_delay(bench, found, says):
+    """A program goes over to the broker's retries, or from them, or to other delays, and the queue stays as it is."""
+    bench.bare.queue_declare('jobs', durable=True, arguments={'x-queue-type': 'quorum', **found})
+    delays = (0.3, 0.5) if says == 'a queue without a form' else (0.3, 0.6)
+
+    class Handling(Failing):
+        @Retry(delays=(0.3, 0.6), jitter=0)
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            super().msg_echo(content)
+
+    processor = Handling(quorum('jobs')) if says == 'the handler' else Failing(quorum('jobs', retry=delays))
+    bench.run(processor)
+    bench.producer().message_echo('again')
+    notes = processor.seen.take(3)
+    for wait, delay in zip(waits(notes), delays, strict=True):
+        assert delay - 0.01 <= wait < 1.2 * delay + 0.15, waits(notes)
+    assert processor.letter().attempts == 3
+    eventually(lambda: bench.broker.messages()['jobs'] == 0)
+
+
 def test_a_handler_may_ask_for_other_delays_than_its_queue(bench):
     class Other(Failing):
         @Retry(delays=(0.2, 0.7), jitter=0)

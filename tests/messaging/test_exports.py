@@ -40,6 +40,8 @@ NEW = {
     'ControlExchange',
     'DeadLetter',
     'DeadLetterStore',
+    'Gathering',
+    'Replies',
     'Retry',
     'RpcFuture',
     'Threaded',

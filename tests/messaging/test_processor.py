@@ -530,28 +530,49 @@ def test_two_processors_in_one_scheduler_both_handle_their_messages(bench):
     assert second.seen.take(20) == list(range(20))
 
 
+FLOOD = 600
+
+
 def test_a_flooded_processor_leaves_turns_to_the_others(bench):
+    begun, all_is_there = threading.Event(), threading.Event()
+
     class Counting(microthreads.MicroThread):
         turns = 0
 
         def step(self):
             self.turns += 1
 
-    flooded = Echo()
-    others = [Echo([(OtherExchange, [(f'other-{number}', 'other-rk')])]) for number in range(2)]
-    counting = Counting()
+    class Flooded(Echo):
+        consumer_class = type('Consumer', (messaging.GenericConsumer,), {'prefetch_count': FLOOD})
+
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            begun.set()
+            assert all_is_there.wait(TIMEOUT)  # the scheduler stands still meanwhile
+            self.seen.put((content['parameters'], counting.turns))
+
+    class Other(Echo):
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            self.seen.put(flooded.seen.qsize())
+
+    counting, flooded = Counting(), Flooded()
+    others = [Other([(OtherExchange, [(f'other-{number}', 'other-rk')])]) for number in range(2)]
     producer = bench.producer()
-    for number in range(600):
+    for number in range(FLOOD):
         producer.message_echo(number)
-    bench.producer(OtherProducer).message_echo('other')
     producer.flush(TIMEOUT)
-    running = bench.run(flooded, *others)
+    running = bench.run(*others, flooded)
     running.scheduler.add_microthread(counting)
-    assert [each.seen.next() for each in others] == ['other', 'other']
-    assert flooded.seen.qsize() < 600
-    turns = counting.turns
-    assert flooded.seen.take(600) == list(range(600))
-    assert counting.turns > turns
+    assert begun.wait(TIMEOUT)
+    bench.producer(OtherProducer).message_echo('other')
+    eventually(lambda: len(flooded.consumer._channel.inbox) == FLOOD - 1)
+    eventually(lambda: all(other.consumer._channel.inbox for other in others))
+    all_is_there.set()
+    assert all(other.seen.next() < FLOOD for other in others)
+    numbers, turns = zip(*flooded.seen.take(FLOOD), strict=True)
+    assert numbers == tuple(range(FLOOD))
+    assert turns[-1] > turns[0]
     running.stop()
 
 

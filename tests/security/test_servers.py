@@ -18,7 +18,7 @@ from support.messaging import EQK, EchoProducer, LogBook, eventually
 from .fake_server import AFTER_LOGIN, BEFORE_LOGIN, FakeServer, Peer
 
 MEGABYTES = 20  # that a client may need more than before
-WATCHED = 0.7  # seconds in which the attempts to connect are counted
+WATCHED = 0.4  # seconds in which the attempts to connect are counted
 ATTEMPTS = 7  # that growing pauses leave room for in that time, at each of two connections
 LINES = 60  # that may be logged meanwhile
 

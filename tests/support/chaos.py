@@ -289,7 +289,7 @@ class Chain:
         for name in (*PRODUCERS, 'r'):
             self._end_program(name)
         self._await(self._is_empty, 'an end of the messages')
-        left = {name for name in self.broker.messages() if not name.startswith('postage.retry.c.')}
+        left = {name for name in self.broker.messages() if not name.startswith('postage.retry.')}
         assert left == {*QUEUES, 'questions'}, 'a queue was left behind'
         for name in STAGES:
             self._end_program(name)

@@ -51,6 +51,7 @@ class Queue:
 
     :ivar publishings: how often each message may have been sent, by its id: once, and once more for each loss
     :ivar attempts: the same for those that were sent back to be tried again
+    :ivar refusals: how often the broker refused what was published for each message, so that it was handled again
     :ivar confirmed: the items that were confirmed to whom published them
     :ivar handlings: by message id
     :ivar times: how often each item was handled
@@ -58,6 +59,7 @@ class Queue:
 
     publishings: Counter[str] = field(default_factory=Counter)
     attempts: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
     confirmed: set[str] = field(default_factory=set)
     handlings: dict[str, list[Handling]] = field(default_factory=lambda: defaultdict(list))
     times: Counter[str] = field(default_factory=Counter)
@@ -132,8 +134,6 @@ class Evidence:
             elif entry.what == 'refused':
                 self._refused += 1
                 unconfirmed.discard(entry.words[1])
-            elif entry.what == 'failed':
-                self.faults.append(f'the publishing of {entry.words} failed')
             elif entry.what == 'log' and SENT_AGAIN in entry.words[0]:
                 queue.publishings.update(unconfirmed)
                 losses += 1
@@ -146,6 +146,8 @@ class Evidence:
                 was_cut_off = was_cut_off or any(words in entry.words[0] for words in CUT_OFF)
             elif entry.what == 'fails':
                 queue.attempts[entry.words[1]] += 1 + losses
+            elif entry.what == 'again':
+                queue.refusals[entry.words[1]] += 1 + losses
             elif entry.what == 'handles':
                 item, message_id, freshness, origin = entry.words
                 handling = Handling(item, message_id, freshness == 'fresh', origin, was_cut_off)
@@ -165,6 +167,7 @@ class Evidence:
             self.faults.append(f'{item} was confirmed for queue {name} and is lost')
         for message_id, handlings in queue.handlings.items():
             publishings = queue.attempts[message_id] or queue.publishings[message_id]
+            publishings += queue.refusals[message_id] if publishings else 0
             self._judge_message(f'message {message_id} of queue {name}', handlings, publishings)
 
     def _judge_message(self, name: str, handlings: list[Handling], publishings: int) -> None:

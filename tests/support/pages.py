@@ -35,6 +35,7 @@ class MadeBySphinx(Directive):
 
 for name in (
     'toctree',
+    'literalinclude',
     'variables',
     'commands',
     'automodule',

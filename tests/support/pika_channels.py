@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -49,6 +50,7 @@ class PikaChannel:
     def __init__(self, number: int, on_open: Callable[[Any], Any]) -> None:
         self.channel_number = number
         self.is_open = False
+        self._is_closing = False
         self.consumer_tags: list[str] = []
         self.calls: list[Call] = []
         self._on_open = on_open
@@ -75,13 +77,22 @@ class PikaChannel:
     def add_on_cancel_callback(self, callback: Callable[..., Any]) -> None: ...
     def add_callback(self, callback: Callable[..., Any], replies: Any, one_shot: bool) -> None: ...
 
+    def basic_cancel(self, consumer_tag: str, callback: Callable[..., Any] | None = None) -> None:
+        self._call('basic_cancel', consumer_tag=consumer_tag, callback=callback)
+
     def close(self) -> None:
+        self._is_closing = True
         self.calls.append(Call('close', {}))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith('__'):
             raise AttributeError(name)
-        return lambda **arguments: self.calls.append(Call(name, arguments))
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, **arguments: Any) -> None:
+        if self._is_closing:
+            raise pika.exceptions.ChannelWrongStateError('Channel is closing.')
+        self.calls.append(Call(name, arguments))
 
 
 class Link:

@@ -62,6 +62,18 @@ def test_a_producer_may_publish_again_what_was_refused() -> None:
     assert judge(p1=[*GOOD['p1'], 'log ERROR the broker refused message id0']).faults
 
 
+def test_a_stage_handles_a_message_again_when_what_it_published_was_refused() -> None:
+    refused = [
+        'handles i id1 fresh id1',
+        'published i id8',
+        'log ERROR the broker refused message id8',
+        'refused i id8',
+    ]
+    told = [*refused, 'again i id1', *GOOD['a1']]
+    assert judge(a1=told).faults == []
+    assert judge(a1=[line for line in told if not line.startswith('again')]).faults
+
+
 @pytest.mark.parametrize(
     ('told', 'fault'),
     [
@@ -69,7 +81,7 @@ def test_a_producer_may_publish_again_what_was_refused() -> None:
         ({'c': []}, 'i was confirmed for queue c and is lost'),
         ({'b': GOOD['b'][:1], 'c': []}, 'i was confirmed to its producer and has not come out at the end'),
         ({'p1': GOOD['p1'][:2]}, 'i was never confirmed, though p1 ended in good order'),
-        ({'p1': [*GOOD['p1'][:2], 'failed i id1']}, 'failed'),
+        ({'p1': [*GOOD['p1'][:2], 'refused i id1']}, 'never confirmed'),
         ({'c': GOOD['c'] * 2}, 'was new 2 times and published 1 times'),
         ({'c': [*GOOD['c'], 'handles i id3 again id1']}, 'was handled 2 times, without a reason'),
         ({'c': [*GOOD['c'], 'handles i id4 fresh id1']}, 'i is 2 messages in queue c, 1 were sent'),

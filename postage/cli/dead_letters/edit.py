@@ -8,10 +8,12 @@ from typing import Any, BinaryIO
 import click
 
 from postage.cli.dead_letters.common import target_of, with_store
+from postage.dead_letters.signed import is_signed, signed_again
 from postage.dead_letters.store import DeadLetters
-from postage.errors import EnvelopeError
+from postage.errors import EnvelopeError, PostageError
 from postage.messaging.letters import DeadLetter
 from postage.messaging.messages import check_envelope
+from postage.messaging.signing import Signatures
 from postage.printable import printable
 
 
@@ -41,8 +43,23 @@ def command(store: DeadLetters, id: str, body: BinaryIO | None, to: str | None, 
     if not changes:
         click.echo(f'letter {id} is as it was')
         return
+    if 'body' in changes and is_signed(letter):
+        changes |= _signature(letter, changes['body'])
     store.edit(id, **changes)
     click.echo(f'letter {id} was changed')
+
+
+def _signature(letter: DeadLetter, body: bytes) -> dict[str, Any]:
+    """The properties of a signed letter with another body: consumers with keys refuse it without a new signature."""
+    try:
+        signatures = Signatures('the keys')
+        if signatures:
+            return {'properties': signed_again(signatures, letter, body).properties}
+        why = 'POSTAGE_SIGNING_KEYS is not set'
+    except PostageError as error:
+        why = str(error)
+    click.echo(f'its signature is not right any more, and it gets no new one: {printable(why)}', err=True)
+    return {}
 
 
 def _edited(body: bytes) -> bytes:

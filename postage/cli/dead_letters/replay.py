@@ -18,6 +18,7 @@ from postage.cli.output import print_json
 from postage.dead_letters.replay import Replayed, replay
 from postage.dead_letters.store import DeadLetters, Selection
 from postage.messaging.forwarding import Forwarder
+from postage.messaging.signing import Signatures
 from postage.printable import printable
 from postage.settings import broker_settings
 
@@ -36,12 +37,16 @@ def command(store: DeadLetters, selection: Selection, rate: float | None, to: st
 
     A letter leaves the store when the broker has confirmed it. If this is cut short, run it again: letters may be
     sent twice then, with the same message_id, but none is lost.
+
+    With POSTAGE_SIGNING_KEYS, letters that are signed by one of them are vouched for, so that consumers take them
+    whatever their age, and are signed anew where --to names an exchange.
     """
     check_ids(store, selection.ids)
+    signatures = Signatures('the keys')
     forwarder = Forwarder(broker_settings())
     try:
         with progress_of('replaying', store.count(selection)) as progress:
-            done = replay(store, forwarder, selection, target_of(to), rate, progress)
+            done = replay(store, forwarder, selection, target_of(to), rate, progress, signatures)
     finally:
         forwarder.close()
     _report(done, as_data)

@@ -76,7 +76,8 @@ def limits_of(broker: Broker) -> str:
         return 'what RabbitMQ does by its version is not known of it'
     quorum = f', {DELIVERY_LIMIT} deliveries from a quorum queue' if broker.release >= (4, 0) else ''
     which = ' for quorum queues' if broker.release >= (4, 3) else ''
-    return f'by default bodies up to {body_limit(broker) // MIB} MiB{quorum}, 30 min to acknowledge{which}'
+    size = f'bodies up to {body_limit(broker) // MIB} MiB'
+    return f'by default, and where no policy says otherwise, {size}{quorum}, 30 min to acknowledge{which}'
 
 
 def arguments(queue: Queue) -> dict[str, Any]:

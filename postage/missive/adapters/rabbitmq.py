@@ -120,10 +120,13 @@ class RabbitMQAdapter(RunnableAdapter[M]):
     def _receive(self, ctx: ProcessingContext[M], delivery: Delivery) -> None:
         """Have one delivery handled."""
         message: Any
+        assert self._consumer is not None
         try:
+            if self._consumer.gate is not None and not self._consumer.gate.admits(delivery):
+                return
             message_id = (delivery.properties.message_id or '').encode('utf-8', 'surrogateescape')
             message = ctx.new_message(delivery.body, message_id, delivery.headers, delivery)
-        except errors.DecodingError as error:
+        except (errors.DecodingError, errors.SignatureRefused) as error:
             message = UnreadableMessage(delivery.body, error)
             message.delivery = delivery
             if self.processor.dlq is None:
@@ -146,17 +149,17 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         """Acknowledge a message, once what its handler has published so far is confirmed. Does not block."""
         delivery: Delivery = message.delivery
         if not delivery.receipts:
-            delivery.channel.settle(delivery)
+            self._settle(delivery, None)
         else:
-            self._unsettled.add(delivery, delivery.receipts, _settle)
+            self._unsettled.add(delivery, delivery.receipts, self._settle)
 
     def nack(self, message: Message) -> None:
         """Return a message to its queue, which delivers it again. Does not block."""
-        message.delivery.channel.settle(message.delivery, requeue=True)
+        self._hand_back(message.delivery, requeue=True)
 
     def reject(self, message: Message) -> None:
         """Reject a message: to its queue's dead-letter exchange, if it has one. Does not block."""
-        message.delivery.channel.settle(message.delivery, requeue=False)
+        self._hand_back(message.delivery, requeue=False)
 
     def reply(self, message: Message, data: bytes, content_type: str) -> None:
         """Publish an answer to the address in the message's ``reply_to``."""
@@ -166,14 +169,20 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         else:
             logger.warning('%r names no address to answer to', message)
 
-
-def _settle(delivery: Delivery, failed: Receipt | None) -> None:
-    """What a handler published is settled. Called on a connection's thread."""
-    if failed is None:
+    def _settle(self, delivery: Delivery, failed: Receipt | None) -> None:
+        """What a handler published is settled. Called on a connection's thread."""
+        if failed is not None:
+            logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
+            self._hand_back(delivery, requeue=False)
+            return
+        if self._consumer is not None and self._consumer.gate is not None:
+            self._consumer.gate.handled(delivery)
         delivery.channel.settle(delivery)
-    else:
-        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
-        delivery.channel.settle(delivery, requeue=False)
+
+    def _hand_back(self, delivery: Delivery, requeue: bool) -> None:
+        if self._consumer is not None and self._consumer.gate is not None:
+            self._consumer.gate.failed(delivery)
+        delivery.channel.settle(delivery, requeue=requeue)
 
 
 class AdapterConsumer(messaging.GenericConsumer):

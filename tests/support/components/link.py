@@ -52,9 +52,7 @@ def tell(*words: object) -> None:
     os.write(1, (' '.join(map(str, ('@', *words))) + '\n').encode())
 
 
-def publish(
-    producer: Producer, item: str, refused: Callable[[tuple[str, str]], None] | None = None, **options: Any
-) -> None:
+def publish(producer: Producer, item: str, refused: Callable[[tuple[str, str]], object], **options: Any) -> None:
     """Publish an item, and tell its ``message_id`` and when it is confirmed.
 
     :param refused: called with both where it is refused, as by a queue that has lost its majority
@@ -63,8 +61,6 @@ def publish(
     def settled() -> None:
         if receipt.confirmed:
             tell('confirmed', item, receipt.message_id)
-        elif refused is None:
-            tell('failed', item, receipt.message_id)
         else:
             tell('refused', item, receipt.message_id)
             refused((item, receipt.message_id))
@@ -105,7 +101,15 @@ class Stage(messaging.MessageProcessor):
     def hand_on(self, item: str, origin: str) -> None:
         """Publish an item to the next queue."""
         if self._next:
-            publish(self._producer, item, _key=self._next, _headers={'origin': origin})
+            message_id = messaging.current_delivery().properties.message_id
+            # It is handled again then.
+            publish(
+                self._producer,
+                item,
+                lambda _: tell('again', item, message_id),
+                _key=self._next,
+                _headers={'origin': origin},
+            )
 
     @messaging.RpcHandler('command', 'double')
     def rpc_double(self, content: dict[str, Any], reply_func: Callable[[Any], None]) -> None:

@@ -1,0 +1,211 @@
+"""Asking all: one request, and the replies of everybody who gets it, as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any
+
+from postage import errors
+from postage.amqp.connection import Connection
+from postage.amqp.turns import wait_until_done
+from postage.messaging.messages import MessageResult
+from postage.printable import shown
+
+Expected = int | frozenset[str] | None
+"""How many replies are waited for, or from whom."""
+
+
+class Replies(list[MessageResult]):
+    """The replies that came, in the order in which they came.
+
+    :ivar silent: of those who were expected by name, those who did not answer; empty where none was named
+    :ivar failure: why there can be no more: ``errors.Unroutable`` where no queue took the request,
+        ``errors.TimeoutError`` where it did not reach the broker, or the way back was lost; ``None`` where the time is
+        over, or all have answered
+    """
+
+    def __init__(self, expected: Expected) -> None:
+        super().__init__()
+        self.silent: set[str] = set(expected) if isinstance(expected, frozenset) else set()
+        self.failure: errors.PostageError | None = None
+
+
+class Gathering(Future[Replies]):
+    """The replies to one request from everybody who gets it: ``rpc_gather_NAME`` returns one.
+
+    ``for reply in gathering`` takes them as they come, and blocks; ``async for`` does so in a coroutine. A microthread
+    yields the gathering, and gets all of them at its end, as :meth:`result` gives them; or it yields :meth:`next` again
+    and again. It ends at the time-out, or when as many have come as were expected. To leave a ``with``, or
+    :meth:`close`, ends it early. What is still being worked at when it ends is cancelled, as far as that can be.
+
+    :ivar replies: those that have come so far
+    :ivar correlation_id: of the request
+    """
+
+    def __init__(self, connection: Connection, expected: Expected) -> None:
+        super().__init__()
+        self.replies = Replies(expected)
+        self.correlation_id = ''
+        self._connection = connection
+        self._expected = expected
+        self._lock = threading.Lock()
+        self._untaken: deque[MessageResult] = deque()
+        self._waiting: deque[Future[MessageResult | None]] = deque()
+        self._is_over = False
+
+    # Taking
+
+    def next(self) -> Future[MessageResult | None]:
+        """A future of the next reply, or of ``None`` at the end; never blocks, and may be yielded. Any thread."""
+        future: Future[MessageResult | None] = Future()
+        with self._lock:
+            if not self._untaken and not self._is_over:
+                self._waiting.append(future)
+                return future
+            reply = self._untaken.popleft() if self._untaken else None
+        future.set_result(reply)
+        return future
+
+    def __iter__(self) -> Iterator[MessageResult]:
+        """Take the replies as they come. Blocks; any thread, which reads the connection meanwhile where that helps."""
+        while (reply := self._await(self.next())) is not None:
+            yield reply
+
+    async def __aiter__(self) -> AsyncIterator[MessageResult]:
+        """Take the replies as they come, in a coroutine."""
+        while (reply := await asyncio.wrap_future(self.next())) is not None:
+            yield reply
+
+    def result(self, timeout: float | None = None) -> Replies:
+        """Wait for the end, and return all replies. Blocks; any thread.
+
+        :param timeout: seconds; by default as long as it takes, which its own time-out bounds
+        :raises concurrent.futures.TimeoutError: it did not end in time
+        """
+        if not self.done():
+            wait_until_done(self, self._connection.readership, timeout)
+        return super().result(0)
+
+    def _await(self, future: Future[Any]) -> Any:
+        if not future.done():
+            wait_until_done(future, self._connection.readership, None)
+        return future.result()
+
+    @property
+    def silent(self) -> set[str]:
+        """Of those who were expected by name, those who have not answered so far."""
+        return set(self.replies.silent)
+
+    # Ending
+
+    def close(self) -> None:
+        """End it now, with what has come. Never blocks; any thread; does nothing the second time."""
+        client = self._connection.rpc_client
+        if client is not None and not self._is_over:
+            client.abandon(self.correlation_id)
+        self.end(None)
+
+    def cancel(self) -> bool:
+        """The same, but for those who wait for :meth:`result`, who get a ``CancelledError``."""
+        is_cancelled = super().cancel()
+        self.close()
+        return is_cancelled
+
+    def __enter__(self) -> Gathering:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Filling: by the calls of the connection
+
+    def is_completed_by(self, reply: MessageResult) -> bool:
+        """Whether nobody is waited for any more once this reply is added. With the lock of the calls held."""
+        if isinstance(self._expected, int):
+            return len(self.replies) + 1 >= self._expected
+        if self._expected is None:
+            return False
+        self.replies.silent -= names_of(reply.responder)
+        return not self.replies.silent
+
+    def add(self, reply: MessageResult) -> None:
+        """A reply has come. On the thread that reads."""
+        with self._lock:
+            if self._is_over:
+                return
+            self.replies.append(reply)
+            future = self._next_waiting()
+            if future is None:
+                self._untaken.append(reply)
+        if future is not None:
+            future.set_result(reply)
+
+    def end(self, failure: errors.PostageError | None) -> None:
+        """There will be no more. From any thread; only the first time counts."""
+        with self._lock:
+            if self._is_over:
+                return
+            self._is_over = True
+            self.replies.failure = failure
+            waiting = []
+            while (future := self._next_waiting()) is not None:
+                waiting.append(future)
+        if not self.cancelled():
+            self.set_result(self.replies)  # before the end is told to those who take them one by one
+        for future in waiting:
+            future.set_result(None)
+
+    def _next_waiting(self) -> Future[MessageResult | None] | None:
+        """One that waits for a reply, and is not cancelled. With the lock held."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if future.set_running_or_notify_cancel():
+                return future
+        return None
+
+
+class Sink:
+    """What a call has in place of a future where it gathers: its result, such as a time-out, is an end."""
+
+    def __init__(self, gathering: Gathering) -> None:
+        self.gathering = gathering
+        self.arrived: Any = None
+
+    def cancelled(self) -> bool:
+        """Whether nobody wants it any more."""
+        return self.gathering.cancelled()
+
+    def set_result(self, result: MessageResult | None) -> None:
+        """No more replies come, or this is why there can be none."""
+        self.gathering.end(result.failure if result is not None else None)
+
+    def set_exception(self, error: Exception) -> None:
+        """No more replies can come."""
+        self.gathering.end(error if isinstance(error, errors.PostageError) else errors.PostageError(str(error)))
+
+
+def names_of(fingerprint: Mapping[str, Any]) -> set[str]:
+    """By which names a responder may be expected: its name, ``name@host`` and ``pid@host``."""
+    name, pid, host = (fingerprint.get(each) for each in ('name', 'pid', 'host'))
+    return {f'{name}', f'{name}@{host}', f'{pid}@{host}'}
+
+
+def check_expected(expected: Any) -> Expected:
+    """Who is expected, as given by the user, or a clear error."""
+    if expected is None:
+        return None
+    if isinstance(expected, int) and not isinstance(expected, bool) and expected > 0:
+        return expected
+    is_collection = isinstance(expected, (set, frozenset, list, tuple)) and expected
+    if is_collection and all(isinstance(name, str) for name in expected):
+        return frozenset(expected)
+    raise errors.ConfigurationError(
+        f'_expect must be a number of replies, 1 or more, or a set of names, not {shown(expected)}'
+    )

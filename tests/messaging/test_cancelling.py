@@ -1,0 +1,271 @@
+"""What its caller no longer wants is not computed any further: a cancel closes its handler, or drops its request."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+
+import pytest
+
+from postage import messaging, microthreads
+from postage.amqp.cancelled import cancelled
+from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, eventually
+
+
+class Working(Processor):
+    """Works at each request until it is closed, in each kind of handler."""
+
+    concurrency = 10
+
+    def __init__(self, *args, **kwds):
+        self.go_on = threading.Event()
+        super().__init__(*args, **kwds)
+
+    @messaging.RpcHandler('command', 'generator')
+    def rpc_generator(self, content, reply_func):
+        self.seen.put('begun')
+        try:
+            yield microthreads.sleep(60)
+        finally:
+            self.seen.put('closed')
+
+    @messaging.RpcHandler('command', 'coroutine')
+    async def rpc_coroutine(self, content, reply_func):
+        self.seen.put('begun')
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.seen.put('closed')
+
+    @messaging.RpcHandler('command', 'threaded')
+    @messaging.Threaded
+    def rpc_threaded(self, content, reply_func):
+        self.seen.put('begun')
+        eventually(lambda: messaging.current_delivery().cancelled)
+        self.seen.put('closed')
+        return 'too late'
+
+    @messaging.RpcHandler('command', 'plain')
+    def rpc_plain(self, content, reply_func):
+        self.seen.put('begun')
+        eventually(lambda: messaging.current_delivery().cancelled)
+        self.seen.put('closed')
+        return 'too late'
+
+    @messaging.RpcHandler('command', 'note')
+    def rpc_note(self, content, reply_func):
+        self.seen.put(content['parameters'])
+        return content['parameters']
+
+    @messaging.RpcHandler('command', 'hold')
+    def rpc_hold(self, content, reply_func):
+        self.seen.put('begun')
+        assert self.go_on.wait(TIMEOUT)
+        return 'held'
+
+
+KINDS = ['generator', 'coroutine', 'threaded', 'plain']
+
+
+@pytest.fixture
+def working(bench):
+    """A running processor that receives cancels."""
+    processor = Working()
+    bench.run(processor)
+    listening(processor)
+    yield processor
+    processor.go_on.set()
+
+
+def listening(processor):
+    """Wait until a processor receives cancels."""
+    connection = processor.consumer.conn_broker
+    eventually(lambda: connection.cancels is not None and connection.cancels.is_open)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_cancelled_future_ends_its_handler(bench, working, kind):
+    producer = bench.producer()
+    future = getattr(producer, f'rpc_future_{kind}')(_timeout=60)
+    assert working.seen.next() == 'begun'
+    assert future.cancel()
+    assert future.cancelled()
+    assert working.seen.next() == 'closed'
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(TIMEOUT)
+    assert producer.rpc_note('next').value == 'next'
+    assert working.seen.next() == 'next'
+    eventually(lambda: not working.is_busy)
+    assert bench.count('echo-queue') == 0, 'it counts as handled'
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_call_whose_time_has_passed_ends_its_handler(bench, working, kind):
+    reply = getattr(bench.producer(), f'rpc_{kind}')(_timeout=0.5)
+    assert reply.value == 'TimeoutError'
+    assert working.seen.take(2) == ['begun', 'closed']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_caller_that_closes_ends_its_handlers_and_no_others(bench, working, kind):
+    closing, staying = EchoProducer(), bench.producer()
+    future = getattr(closing, f'rpc_future_{kind}')(_timeout=60)
+    assert working.seen.next() == 'begun'
+    other = staying.rpc_future_note('other') if kind != 'plain' else None
+    closing.close()
+    with pytest.raises(messaging.Closed, match='this EchoProducer was closed'):
+        future.result(TIMEOUT)
+    assert 'closed' in working.seen.take(1 if other is None else 2)
+    if other is not None:
+        assert other.value(TIMEOUT) == 'other'
+
+
+def test_the_log_says_that_a_handler_was_closed(bench, working):
+    future = bench.producer().rpc_future_generator(_timeout=60)
+    working.seen.next()
+    future.cancel()
+    bench.log.expect('INFO', 'Working.rpc_generator was closed: its caller wants no answer any more')
+
+
+def test_a_request_that_waits_for_its_turn_is_dropped(bench, working):
+    producer = bench.producer()
+    held = producer.rpc_future_hold()
+    working.seen.next()
+    waiting = producer.rpc_future_note('waiting', _timeout=60)
+    assert not waiting.done()
+    waiting.cancel()
+    eventually(lambda: waiting.correlation_id in cancelled.until)
+    working.go_on.set()
+    assert held.value(TIMEOUT) == 'held'
+    assert producer.rpc_note('next').value == 'next'
+    assert working.seen.next() == 'next'
+    bench.log.expect('is dropped unhandled: its caller wants no answer any more')
+
+
+def test_a_request_that_was_not_delivered_yet_is_dropped(bench):
+    queue = bench.collect()
+    other = Working([(EchoExchange, [('other-queue', 'other')])])
+    bench.run(other)
+    listening(other)
+    producer = bench.producer()
+    future = producer.rpc_future_note('early', _timeout=60)
+    eventually(lambda: bench.count(queue) == 1)
+    future.cancel()
+    eventually(lambda: future.correlation_id in cancelled.until)
+    other.add_eqk([(EchoExchange, [(queue, 'echo-rk')])])
+    assert producer.rpc_note('next').value == 'next'
+    assert other.seen.next() == 'next'
+
+
+def test_a_late_reply_is_dropped_and_counted(bench, working):
+    producer = bench.producer()
+    before = producer.late_replies
+    future = producer.rpc_future_threaded(_timeout=60)
+    working.seen.next()
+    future.cancel()
+    eventually(lambda: producer.late_replies == before + 1)
+    assert producer.rpc_note('next').value == 'next'
+
+
+def test_a_cancel_goes_on_to_what_the_handler_waits_for(bench, working):
+    class Asking(Processor):
+        concurrency = 10
+
+        def __init__(self, producer):
+            self.producer = producer
+            super().__init__([(EchoExchange, [('asking', 'asking')])])
+
+        @messaging.RpcHandler('command', 'generator')
+        def rpc_generator(self, content, reply_func):
+            yield self.producer.rpc_future_generator(_timeout=60)
+
+        @messaging.RpcHandler('command', 'coroutine')
+        async def rpc_coroutine(self, content, reply_func):
+            await asyncio.wrap_future(self.producer.rpc_future_generator(_timeout=60))
+
+    asking = Asking(bench.producer())
+    bench.run(asking)
+    listening(asking)
+    for kind in ('generator', 'coroutine'):
+        future = getattr(bench.producer(), f'rpc_future_{kind}')(_key='asking', _timeout=60)
+        assert working.seen.next() == 'begun'
+        future.cancel()
+        assert working.seen.next() == 'closed'
+
+
+def test_a_future_whose_result_has_come_is_not_cancelled(bench, working):
+    future = bench.producer().rpc_future_note(1)
+    assert future.value(TIMEOUT) == 1
+    assert not future.cancel()
+    assert future.value() == 1
+
+
+def test_a_call_to_the_default_exchange_is_cancelled_too(bench, working):
+    class Default(messaging.Exchange):
+        name = ''
+
+    future = bench.producer().rpc_future_generator(_eks=[(Default, 'echo-queue')], _timeout=60)
+    assert working.seen.next() == 'begun'
+    future.cancel()
+    assert working.seen.next() == 'closed'
+
+
+def test_cancels_are_received_again_after_a_lost_connection(bench, working):
+    producer = bench.producer()
+    assert producer.rpc_note('first').value == 'first'
+    generation = working.consumer.conn_broker.cancels.generation
+    bench.close_all_connections()
+    eventually(lambda: working.consumer.conn_broker.cancels.generation > generation)
+    listening(working)
+    assert producer.rpc_note('again', _max_retry=3, _timeout=2).value == 'again'
+    working.seen.take(2)
+    future = producer.rpc_future_generator(_timeout=60, _max_retry=0)
+    while working.seen.next() != 'begun':
+        pass
+    future.cancel()
+    assert working.seen.next() == 'closed'
+
+
+@pytest.mark.parametrize('body', [b'', b'{', b'[]', b'{"cancel": 5}', b'{"cancel": [[1, 2]]}', b'{"cancel": [["x"]]}'])
+def test_what_is_no_cancel_costs_nothing(bench, working, body):
+    bench.publish(body, 'echo-exchange', 'postage.cancel')
+    future = bench.producer().rpc_future_generator(_timeout=60)
+    assert working.seen.next() == 'begun'
+    future.cancel()
+    assert working.seen.next() == 'closed'
+
+
+def test_what_is_cancelled_is_forgotten_after_its_deadline(bench, working):
+    producer = bench.producer()
+    futures = [producer.rpc_future_note(number, _timeout=0.2) for number in range(100)]
+    for future in futures:
+        future.cancel()
+    eventually(lambda: not any(future.correlation_id in cancelled.until for future in futures))
+
+
+def test_what_is_cancelled_is_forgotten_where_nothing_is_consumed_any_more(bench):
+    processor = Working()
+    running = bench.run(processor)
+    listening(processor)
+    future = bench.producer().rpc_future_generator(_timeout=600)
+    processor.seen.next()
+    future.cancel()
+    eventually(lambda: future.correlation_id in cancelled.until)
+    running.stop()
+    assert not cancelled.until
+
+
+def test_ten_thousand_cancels_are_kept_and_no_more():
+    for number in range(10_050):
+        cancelled.add(str(number), 100)
+    assert len(cancelled.until) == 10_000
+    assert '49' not in cancelled.until
+    assert '10049' in cancelled.until
+    cancelled.start_over()
+
+
+def test_a_processor_without_rpc_handlers_receives_no_cancels(bench):
+    processor = Processor()
+    bench.run(processor)
+    assert processor.consumer.conn_broker.cancels is None
