@@ -103,60 +103,65 @@ class Rate:
 class HandlerFigures:
     """What is counted of one handler.
 
+    A plain function, which runs to its end in the scheduler's thread, is counted by :func:`call_plain` itself: a call
+    for each message would cost more than all the counting.
+
     :ivar label: the handler's name, with that of its processor's class
-    :ivar handled: messages that it handled to its end
-    :ivar failed: those that it failed, by an exception or ``RejectMessage``: the sum of the next two
+    :ivar failed: messages that it failed, by an exception or ``RejectMessage``: the sum of the next two
     :ivar retried: those of them that are to be handled again
     :ivar dead: those of them that are not
     :ivar dropped: those that it, or a filter before it, dropped by ``FilterError``
     :ivar durations: how long it took, whatever came of it
-    :ivar begun: what it has in hand: delivery → when it began, as ``time.monotonic()`` has it
+    :ivar began: when the plain function began that runs, as ``time.monotonic()`` has it; 0 where none runs
+    :ivar begun: of others, what they have in hand: delivery → when that began
+    :ivar next_mark: when the next mark of the rate is due
     :ivar last_error: of the last message that it failed: when (``time.time()``), the exception's class and its text
     """
 
     __slots__ = (
-        '_buckets',
-        '_next_mark',
+        'began',
         'begun',
         'dead',
         'dropped',
         'durations',
         'failed',
-        'handled',
         'label',
         'last_error',
+        'next_mark',
         'rate',
         'retried',
     )
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.handled = self.failed = self.retried = self.dead = self.dropped = 0
+        self.failed = self.retried = self.dead = self.dropped = 0
         self.durations = Histogram()
         self.rate = Rate()
-        # Looked at with each message:
-        self._buckets = self.durations.buckets
-        self._next_mark = 0.0
+        self.next_mark = self.began = 0.0
         self.begun: dict[Any, float] = {}
         self.last_error: tuple[float, str, str] | None = None
 
-    def ended(self, delivery: Any) -> None:
-        """It has handled a message. For the scheduler's thread, as :attr:`begun` is."""
-        now = monotonic()
-        seconds = now - self.begun.pop(delivery)
-        self._buckets[bisect_left(BOUNDS, seconds)] += 1
-        self.durations.seconds += seconds
-        if now >= self._next_mark:
-            self._next_mark = self.rate.mark(now, self.total)
-        self.handled += 1
+    def mark(self, now: float) -> None:
+        """Have the rate know how many there were by now. For the scheduler's thread, once :attr:`next_mark` is due."""
+        self.next_mark = self.rate.mark(now, self.total)
 
-    def raised(self, delivery: Any, outcome: Outcome) -> None:
-        """It, or what it stands for, has raised. For the scheduler's thread."""
-        self.ended(delivery)
+    def took(self, seconds: float) -> None:
+        """It has handled a message, or failed it. For the scheduler's thread; :func:`call_plain` does the same."""
+        now = monotonic()
+        if now >= self.next_mark:
+            self.mark(now)
+        self.durations.buckets[bisect_left(BOUNDS, seconds)] += 1
+        self.durations.seconds += seconds
+
+    def ended(self, delivery: Any) -> None:
+        """It has handled a message that it had in hand, or failed it. For the scheduler's thread."""
+        self.took(monotonic() - self.begun.pop(delivery))
+
+    def raised(self, outcome: Outcome) -> None:
+        """The message that it took last has come to that. For the scheduler's thread."""
         fate = outcome.fate
         if fate == 'handled':  # by what ends a processor
             return
-        self.handled -= 1
         if fate == 'dropped':
             self.dropped += 1
             return
@@ -171,8 +176,20 @@ class HandlerFigures:
 
     @property
     def total(self) -> int:
-        """All that it has had."""
-        return self.handled + self.failed + self.dropped
+        """All messages that it has taken and not in hand any more. Any thread."""
+        return self.durations.count
+
+    @property
+    def handled(self) -> int:
+        """Those that it handled to their end. Any thread."""
+        return self.total - self.failed - self.dropped
+
+    @property
+    def begun_at(self) -> list[float]:
+        """When each of the messages that it has in hand was begun, as ``time.monotonic()`` has it. Any thread."""
+        # list() of a dictionary's values is one step, so the scheduler's thread may add to it meanwhile.
+        began, begun = self.began, list(self.begun.values())
+        return [began, *begun] if began else begun
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON can have it. Any thread."""
@@ -182,7 +199,7 @@ class HandlerFigures:
             'retried': self.retried,
             'dead': self.dead,
             'dropped': self.dropped,
-            'in_hand': len(self.begun),
+            'in_hand': len(self.begun_at),
             'oldest_in_hand': _age((self,)),
             'rate': round(self.rate.of(self.total), 3),
             'p50': self.durations.quantile(0.5),
@@ -218,7 +235,7 @@ class Figures:
     @property
     def in_hand(self) -> int:
         """Messages that a handler has begun and not ended. Any thread."""
-        return sum(len(handler.begun) for handler in self.handlers)
+        return sum(len(handler.begun_at) for handler in self.handlers)
 
     @property
     def oldest_in_hand(self) -> float | None:
@@ -260,8 +277,7 @@ class Figures:
 
 
 def _age(handlers: Sequence[HandlerFigures]) -> float | None:
-    # list() of a dictionary's values is one step, so the scheduler's thread may add to it meanwhile.
-    begun = [at for handler in handlers for at in list(handler.begun.values())]
+    begun = [at for handler in handlers for at in handler.begun_at]
     return round(monotonic() - min(begun), 3) if begun else None
 
 
