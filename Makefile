@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
+.PHONY: help demo docs wheel test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -19,8 +19,15 @@ demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_U
 	@$(BIN)/python demos/run_all.py
 
 docs: $(VENV)/.docs ## make the site of the pages in docs: build/docs/index.html
-	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
 	@echo 'file://$(CURDIR)/build/docs/index.html'
+
+# The source distribution, and the wheel that is built from it: afterwards dist/*.tar.gz can be built without a network, by
+# .venv/bin/python -m pip wheel --no-build-isolation --no-deps dist/*.tar.gz
+wheel: $(VENV)/.build ## build the source distribution and the wheel into dist, and check them
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	@$(BIN)/python -m twine check --strict dist/*
 
 # What is quick goes first, side by side. A missing RabbitMQ is said at the very end, below what tox prints.
 test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, BROKER=4.3, ARGS="-k word" goes to pytest
@@ -126,4 +133,9 @@ $(VENV)/.postage: $(VENV)/.created pyproject.toml setup.py
 
 $(VENV)/.docs: $(VENV)/.created pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cli,redis,wsgi,docs]'
+	@touch $@
+
+# What builds, and what pyproject.toml says it takes.
+$(VENV)/.build: $(VENV)/.created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine 'setuptools>=77.0.3'
 	@touch $@

@@ -4,11 +4,15 @@
     the table of the environment's variables, from ``postage/settings.py``
 ``.. commands::``
     a section for each command of ``postage``, from click
+``.. faults::``
+    a table from what is done to programs to what comes of it, from the names of the tests in the files that it lists
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 from docutils import nodes
@@ -18,6 +22,8 @@ from sphinx.util.docutils import SphinxDirective
 from postage.broker.__main__ import parser_of
 from postage.cli.main import postage
 from postage.settings import VARIABLES
+
+ROOT = Path(__file__).parents[2]
 
 
 class Variables(SphinxDirective):
@@ -92,7 +98,34 @@ def literal(text: str) -> Iterator[str]:
     yield ''
 
 
+class Faults(SphinxDirective):
+    """What is done to programs, and what comes of it."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        lines = ['.. list-table::', '   :header-rows: 1', '   :widths: 35 65', '']
+        lines += row('What happens', 'What comes of it')
+        for name in self.content:
+            path = ROOT / name
+            self.env.note_dependency(str(path))
+            fault, sentences = sentences_of(path)
+            lines += [f'   * - {escaped(fault)}', f'     - - {escaped(sentences[0])}']
+            lines += [f'       - {escaped(sentence)}' for sentence in sentences[1:]]
+        return self.parse_text_to_nodes('\n'.join(lines))
+
+
+def sentences_of(path: Path) -> tuple[str, list[str]]:
+    """What the tests of a file do, and what each of them shows."""
+    module = ast.parse(path.read_text(encoding='utf-8'))
+    does = (ast.get_docstring(module) or '').replace('``', '').partition('\n\n')[0]
+    names = [node.name for node in module.body if isinstance(node, ast.FunctionDef) and node.name.startswith('test_')]
+    sentences = [name.removeprefix('test_').replace('_', ' ') for name in names]
+    return ' '.join(does.split()), [f'{sentence[0].upper()}{sentence[1:]}' for sentence in sentences]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive('variables', Variables)
     app.add_directive('commands', Commands)
+    app.add_directive('faults', Faults)
     return {'parallel_read_safe': True, 'parallel_write_safe': True}

@@ -23,6 +23,7 @@ from postage.printable import shown_half_built
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
+LINKED = 'x-postage-traceparent'  # the header of a dead letter that is sent again: the trace in which it died
 SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
@@ -66,6 +67,7 @@ class Delivery:
     :ivar consumer_tag: the consumer it was delivered to
     :ivar receipts: of what its handlers have published so far
     :ivar position: how far its stream has been handled, where it comes from one
+    :ivar span: in which it is handled, where that is traced
     :ivar retries: how the broker delays the retries of its queue, where it does
     """
 
@@ -83,6 +85,7 @@ class Delivery:
         'receipts',
         'redelivered',
         'retries',
+        'span',
     )
 
     def __init__(self, channel: Settler, queue: str, content: Content) -> None:
@@ -95,6 +98,7 @@ class Delivery:
         self.consumer_tag = content.tag_or_text.decode()
         self.receipts: list[Receipt] | None = None
         self.retries: DelayedRetries | None = None
+        self.span: Any = None
         self.position: Position | None = None
         self.is_handled = False
         self._content = content

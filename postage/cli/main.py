@@ -22,6 +22,8 @@ COMMANDS = {
     'restart': ('postage.cli.operate.commands:restart', 'Have components run again.'),
     'call': ('postage.cli.operate.call:call', 'Send an RPC request, and print its result.'),
     'send': ('postage.cli.operate.call:send', 'Send a command.'),
+    'tail': ('postage.cli.operate.tail', 'Show, and record, the messages that pass an exchange.'),
+    'replay': ('postage.cli.operate.replay', 'Send recorded messages again.'),
     'doctor': ('postage.cli.doctor', 'Say what RabbitMQ refuses or drops of what a program declares.'),
 }
 

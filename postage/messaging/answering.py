@@ -6,10 +6,12 @@ import logging
 from typing import Any
 
 from postage.amqp.connection import Connection
+from postage.amqp.frames import Answerable
 from postage.amqp.publishing import Receipt
 from postage.messaging.connected import Connected
 from postage.messaging.messages import Message, MessageResult, MessageResultError
 from postage.messaging.replies import ReplySender
+from postage.messaging.reply_addresses import ReplyAddresses
 from postage.printable import text_of
 
 logger = logging.getLogger('postage')
@@ -19,10 +21,17 @@ class Answering(Connected):
     """Sends replies, beside what it does on its own connection. They go out on another one, taken at the first reply.
 
     Under a memory alarm the broker stops reading publishers, and acknowledgements must not stop with them.
+
+    :cvar accept_reply_to: where answers may go beside direct reply-to and queues whose names look generated: ``None``
+        for exclusive queues; ``True`` for all; a pattern as for file names, a compiled regular expression, or a list of
+        these; a method that gets the request, and returns ``True`` where an answer may go there; ``False`` for none
     """
+
+    accept_reply_to: Any = None
 
     def __init__(self, hup: Any, vhost: str | None) -> None:
         super().__init__(hup, vhost)
+        self.reply_addresses = ReplyAddresses(self)
         self._replies = ReplySender(self._settings, self._signatures)
 
     def _give_back(self) -> None:
@@ -35,15 +44,17 @@ class Answering(Connected):
         return [self._connection, *filter(None, [self._replies.connection])]
 
     def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
-        """Answer an RPC. Does not block but for a full window of unconfirmed messages; any thread.
+        """Answer an RPC. Blocks at a full window of unconfirmed messages, and to ask about a reply address; any thread.
 
         :param header: the AMQP properties of the request
         :param message: a ``MessageResult`` or one of its kin; a plain value is wrapped in one
-        :return: what becomes of it; ``None`` where the request names no reply address
+        :return: what becomes of it; ``None`` where the request names no reply address, or one that is not accepted
         :raises errors.EncodingError: the result cannot be encoded
         """
         if not header.reply_to:
             logger.warning('an RPC without a reply_to property cannot be answered')
+            return None
+        if not self._may_answer(header):
             return None
         if not hasattr(message, 'body'):
             message = MessageResult(message)
@@ -68,14 +79,24 @@ class Answering(Connected):
         except Exception as failure:
             logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
 
-    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt:
+    def _may_answer(self, header: Any) -> bool:
+        """Whether an answer may go where a request says. It is said where not."""
+        # That of a processor's own request has been looked at when the request was begun.
+        if type(header) is Answerable or self.reply_addresses.accepts(header.reply_to, header):
+            return True
+        self.reply_addresses.drop(header)
+        return False
+
+    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt | None:
         """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.
 
         :param header: the AMQP properties of the request, which name a reply address
         :param encoded: the body of the answer
         :param content_type: what it is
-        :return: what becomes of it
+        :return: what becomes of it; ``None`` where the reply address is not accepted
         """
+        if not self._may_answer(header):
+            return None
         return self._replies.send(header, encoded, content_type)
 
     def prepare_replies(self) -> None:

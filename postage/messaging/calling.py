@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from sys import modules
 from typing import Any
 
 from postage import errors, settings
@@ -15,7 +16,7 @@ from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
 from postage.amqp.turns import alarm_of_thread, read_by_this_thread
-from postage.messaging import deadlines, deadlocks
+from postage.messaging import deadlines, deadlocks, tracing
 from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
 from postage.messaging.options import GATHER_OPTIONS, RPC_OPTIONS, further_properties, number, pack, take_options
@@ -158,6 +159,9 @@ class Caller(Routed):
             self,
             self._signatures,
         )
+        if tracing.NEEDED in modules:
+            traced = tracing.sending(self._settings, route, call.correlation_id, further, call.correlation_id)
+            call.span, call.further = traced
         (self._connection.rpc_client or client_of(self._connection)).call(call)
         return call
 

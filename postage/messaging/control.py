@@ -90,7 +90,7 @@ class Control:
         self._class: type[ControlConsumer] | None = None
         if isinstance(consumer, GenericConsumer):
             # The same encoder and keys: where messages have to be signed, so has a command.
-            names = ('encoder_class', 'hup', 'vhost', 'signing_keys', 'max_age')
+            names = ('encoder_class', 'hup', 'vhost', 'signing_keys', 'max_age', 'accept_reply_to')
             shared = {name: getattr(type(consumer), name) for name in names}
             self._class = type('ControlConsumer', (ControlConsumer,), shared)
         self._queue = f'postage-control-{uuid.uuid4().hex}'
@@ -191,7 +191,7 @@ class Control:
             consumer.ack(delivery)  # first: what is asked may be the end of this connection
             body = check_envelope(consumer.decode(delivery.body))
             if body['category'] == 'rpc':
-                reply = Reply(consumer.rpc_reply, delivery, self._host.fingerprint)
+                reply = Reply(consumer.rpc_reply, delivery, self._host.fingerprint, None, consumer.reply_addresses)
                 unwanted = why_unwanted(reply.header, self._tolerance)
                 if unwanted:
                     logger.warning('%r is not answered: %s', delivery, unwanted)
@@ -202,7 +202,8 @@ class Control:
         except errors.SignatureRefused as error:
             consumer.reject(delivery)
             if delivery.salvaged.reply_to:
-                unsigned = Reply(consumer.reply_unsigned, delivery, self._host.fingerprint, delivery.salvaged)
+                header, addresses = delivery.salvaged, consumer.reply_addresses
+                unsigned = Reply(consumer.reply_unsigned, delivery, self._host.fingerprint, header, addresses)
                 self._tell(unsigned, FilterError(f'the request is refused: {error}'))
         except errors.DecodingError as error:
             logger.warning('%r asks nothing that can be understood: %s', delivery, error)

@@ -18,6 +18,7 @@ from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
+from postage.messaging import tracing
 from postage.messaging.counting import BOUNDS, Figures
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final
@@ -155,7 +156,8 @@ class Dispatcher:
             body = check_envelope(self._source.decode(delivery.body))
             reply = None
             if body['category'] == 'rpc':
-                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint)
+                addresses = self._source.reply_addresses
+                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 unwanted = why_unwanted(reply.header, self._tolerance)
                 if unwanted:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
@@ -265,7 +267,8 @@ class Dispatcher:
         try:
             header = delivery.salvaged
             if header.reply_to:
-                reply = Reply(send or self._source.rpc_reply, delivery, self._host.fingerprint, header)
+                send, addresses = send or self._source.rpc_reply, self._source.reply_addresses
+                reply = Reply(send, delivery, self._host.fingerprint, header, addresses)
                 reply(MessageResultError(answer))
         except errors.PostageError as failure:
             logger.debug('its sender could not be told: %s', failure)
@@ -296,6 +299,8 @@ class Dispatcher:
         """The handlers of a delivery were closed before their end; the broker will deliver it again."""
         self.in_hand -= 1
         delivery.is_handled = True
+        if delivery.span is not None:
+            tracing.settled(delivery, None)
         if self._source.gate is not None:
             self._source.gate.failed(delivery)
 
@@ -332,6 +337,8 @@ class Dispatcher:
 
     def _settle(self, delivery: Delivery, outcome: Outcome) -> None:
         delivery.is_handled = True
+        if delivery.span is not None:
+            tracing.settled(delivery, outcome.failure)
         if outcome.failure is not None:
             for receipt in delivery.receipts or ():  # such as that of a reply which tells the failure
                 receipt.when_settled(functools.partial(self._look_at_reply, delivery, receipt), is_urgent=False)

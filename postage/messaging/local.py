@@ -102,7 +102,7 @@ class LocalSource(Encoding):
     generation = 1
     frame_max = 131_072
     is_open = is_wanted = True
-    own_ack = on_stop = gate = None
+    own_ack = on_stop = gate = reply_addresses = None
 
     def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         del hup  # it leads nowhere

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from sys import modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -14,7 +15,7 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.registry import close_all, flush_all
 from postage.amqp.threads import Batch
 from postage.amqp.turns import alarm_of_thread
-from postage.messaging import cancelling, deadlocks
+from postage.messaging import cancelling, deadlocks, tracing
 from postage.messaging.commands import authorise, check_decision, slow_down_restarts
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
@@ -28,6 +29,7 @@ from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.keys import keys_of
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
+from postage.messaging.reply_addresses import check_accepted
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
 from postage.secret import Secret, revealed
@@ -40,7 +42,7 @@ SLICE_MESSAGES = 64  # messages handled before other microthreads get their turn
 
 SLICE_SECONDS = 0.002  # the same in time; one slow handler is a turn of its own
 
-_OF_CONSUMER = ('signing_keys', 'max_age', 'signed_for')
+_OF_CONSUMER = ('signing_keys', 'max_age', 'signed_for', 'accept_reply_to')
 """Settings of a consumer that its processor may have in their place."""
 
 P = TypeVar('P', bound='MessageProcessor')
@@ -92,9 +94,10 @@ class MessageProcessor(MicroThread):
         handled at the same time, unless ``prefetch_count`` says so, for a crash counts against each that was fetched
     :cvar remote_commands: whether ``quit``, ``restart`` and the commands about groups of a ``GenericApplication`` are
         obeyed: ``True``, ``False``, or a method that gets the delivery and returns ``True`` where they are
-    :cvar signing_keys: as that of a consumer, in whose place it counts where it is set; so do the next two
+    :cvar signing_keys: as that of a consumer, in whose place it counts where it is set; so do the next three
     :cvar max_age: seconds that a signature may be old
     :cvar signed_for: where else messages may have been sent first
+    :cvar accept_reply_to: where else answers may go, as that of a consumer; a method gets the delivery
     :cvar control: whether it answers questions and commands on :class:`ControlExchange`, as ``postage ps`` and its kin
         send them, beside its handlers: see :mod:`postage.messaging.control`
     :cvar version: what it calls its own version there
@@ -112,6 +115,7 @@ class MessageProcessor(MicroThread):
     signing_keys: Any = None
     max_age: float | None = None
     signed_for: Any = None
+    accept_reply_to: Any = None
     control: bool = False
     version: str | None = None
 
@@ -147,6 +151,7 @@ class MessageProcessor(MicroThread):
         keys_of(f'{name}.signing_keys', self.signing_keys)
         check_max_age(f'{name}.max_age', self.max_age)
         check_elsewhere(f'{name}.signed_for', self.signed_for)
+        check_accepted(f'{name}.accept_reply_to', self.accept_reply_to)
         clock_tolerance()
         most = self.max_deliveries
         if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
@@ -216,7 +221,10 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                dispatcher.take(delivery)
+                if tracing.NEEDED in modules:
+                    tracing.take(dispatcher.take, delivery, self.consumer.conn_broker.settings)
+                else:
+                    dispatcher.take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from sys import modules
 from typing import Any
 
 from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.deliveries import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
+from postage.messaging import tracing
 from postage.messaging.calling import Caller
 from postage.messaging.messages import Message, MessageCommand
 from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
@@ -169,6 +171,9 @@ class GenericProducer(Caller):
         message_id = ids.new()
         content_type, delivery_mode = self.encoder.content_type, 2 if self.persistent else 1
         further = further_properties(options) if options else None
+        span = None
+        if tracing.NEEDED in modules:
+            span, further = tracing.sending(self._settings, routes[0], message_id, further)
         signatures = self._signatures
         if signatures is not None:
             properties = b''  # made for each exchange and key
@@ -190,6 +195,8 @@ class GenericProducer(Caller):
         delivery = current.get()
         if delivery is not None:
             delivery.published(receipt)
+        if span is not None:
+            tracing.sent(span, receipt)
         return receipt
 
 

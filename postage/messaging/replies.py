@@ -17,7 +17,8 @@ from postage.amqp.registry import acquire, release
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
 from postage.messaging.remote import packed
-from postage.messaging.signing import Signatures
+from postage.messaging.reply_addresses import ReplyAddresses
+from postage.messaging.signing import DIRECT_REPLY_TO, Signatures
 from postage.printable import text_of
 from postage.settings import BrokerSettings
 
@@ -113,6 +114,7 @@ class Reply:
     :param delivery: the request
     :param fingerprint: of the processor that answers
     :param header: of its properties, those that the answer depends on; by default they are read
+    :param addresses: which reply addresses are answered to, by default all; asks the broker where it has to, and blocks
     :raises errors.DecodingError: the properties of the request cannot be decoded
 
     :ivar header: those properties
@@ -127,9 +129,14 @@ class Reply:
         delivery: Delivery,
         fingerprint: Mapping[str, Any],
         header: Any = None,
+        addresses: ReplyAddresses | None = None,
     ) -> None:
         self._send = send
         self.header = delivery.answerable if header is None else header
+        to = self.header.reply_to
+        # Direct reply-to, the usual case, without a call.
+        if addresses is not None and to and not to.startswith(DIRECT_REPLY_TO) and not addresses.accepts(to, delivery):
+            self._send = addresses.drop
         self._fingerprint = fingerprint
         self._began = time.monotonic()
         self.sent = False

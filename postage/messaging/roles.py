@@ -14,6 +14,7 @@ from postage.amqp.deliveries import Delivery
 from postage.messaging.gate import Gate
 from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import Failure
+from postage.messaging.reply_addresses import ReplyAddresses
 from postage.microthreads import MicroScheduler
 
 
@@ -28,6 +29,8 @@ class Source(Protocol):
 
     @property
     def gate(self) -> Gate | None: ...
+    @property
+    def reply_addresses(self) -> ReplyAddresses | None: ...
     @property
     def conn_broker(self) -> Connection: ...
     def begin(self, notify: Callable[[], None], at_once: int = 1) -> None: ...

@@ -31,6 +31,7 @@ from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
+from postage.messaging import tracing
 from postage.messaging.cancelling import Canceller
 from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
@@ -147,13 +148,14 @@ class Call(Outgoing):
     :ivar refused: why a reply was dropped, if one was
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
+    :ivar span: until its end, where that is traced
     :ivar is_lost: whether the connection was lost after it was sent
     """
 
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
         *('gathering', 'gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'owner', 'queue_per_call', 'refused'),
-        *('sent', 'signatures', 'timeout'),
+        *('sent', 'signatures', 'span', 'timeout'),
     )
 
     def __init__(
@@ -201,6 +203,7 @@ class Call(Outgoing):
             self.gives_up_at = limit
         self.channel: ReplyChannel | None = None
         self.is_lost = False
+        self.span: Any = None
 
     def address(self, reply_to: str) -> None:
         """Make the request's properties. The broker drops it when its caller does not wait for the answer any more.
@@ -425,6 +428,9 @@ class RpcClient:
         self, call: Call, result: MessageResult | None, error: Exception | None = None, answered: bool = False
     ) -> Callable[[], None]:
         """Forget a call. Returns what tells its caller, to be called without the lock."""
+        if call.span is not None:
+            late = None if answered or result is None else errors.TimeoutError(f'RPC {call.name!r} has no answer')
+            tracing.end(call.span, error or late)
         self._deadlines.forget(call)
         if not answered or call.attempt > 1:
             self._withdraw(call)

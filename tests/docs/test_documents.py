@@ -33,6 +33,14 @@ def test_every_page_has_a_module_that_runs_its_snippets(page: Path) -> None:
     assert Path(__file__).with_name(f'test_{page.stem}_page.py').exists() or not has_snippets
 
 
+@pytest.mark.parametrize('folder', ['explanation', 'reference'])
+def test_a_page_without_a_module_has_no_program(folder: str) -> None:
+    pages = list((DOCS / folder).glob('*.rst'))
+    literal = [block for page in pages for block in parse(page).findall(docutils.nodes.literal_block)]
+    assert pages
+    assert [block.astext() for block in literal if 'python' in block['classes']] == []
+
+
 @pytest.mark.parametrize('path', [path for path in DOCUMENTS if path not in PAGES], ids=lambda path: path.name)
 def test_what_only_the_site_knows_is_in_its_pages_alone(path: Path) -> None:
     assert re.findall(r'(?<!`):[a-z]+:`[^`]+`', path.read_text()) == []

@@ -119,6 +119,12 @@ def test_what_the_code_makes_is_on_the_site(site_text: dict[str, str]) -> None:
     assert '--strict' in site_text['reference/commands']
 
 
+def test_what_happens_when_is_told_by_the_tests(site_text: dict[str, str]) -> None:
+    text = site_text['explanation/what_happens_when']
+    assert 'Nothing confirmed is lost when connections are cut<' in text
+    assert 'A message comes back after each delay and is dead after the last<' in text
+
+
 # The wire format
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 
 import pika.exceptions
@@ -18,30 +17,11 @@ from support.messaging import (
     EchoProducer,
     GreedyConsumer,
     OtherExchange,
-    Seen,
     command,
+    consuming,
     eventually,
     result,
 )
-
-
-@contextlib.contextmanager
-def consuming(consumer, callback=None):
-    """Run ``start_consuming`` in a thread; what is delivered is acknowledged, if the callback does not see to that."""
-    seen = Seen()
-
-    def note(channel, method, header, body):
-        (callback or (lambda method: consumer.ack(method)))(method)
-        seen.put((channel, method, header, body))
-
-    thread = threading.Thread(target=consumer.start_consuming, args=(note,), daemon=True)
-    thread.start()
-    try:
-        yield seen
-    finally:
-        consumer.stop_consuming()
-        thread.join(TIMEOUT)
-        assert not thread.is_alive(), 'start_consuming did not return'
 
 
 def parameters(consumer, seen, number=1):
@@ -635,7 +615,7 @@ def test_rpc_reply_answers_and_wraps_a_plain_value(bench, answer):
 
 
 def test_rpc_reply_copies_the_correlation_id_and_says_its_content_type(bench):
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     consumer = bench.consumer()
     with consuming(consumer) as seen:
         bench.publish(command(category='rpc'), reply_to='replies', correlation_id='id of the request')
@@ -647,7 +627,7 @@ def test_rpc_reply_copies_the_correlation_id_and_says_its_content_type(bench):
 
 
 def test_a_reply_may_be_bytes_that_are_ready(bench):
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     consumer = bench.consumer()
     with consuming(consumer) as seen:
         bench.publish(command(category='rpc'), reply_to='replies', correlation_id='id of the request')
@@ -658,7 +638,7 @@ def test_a_reply_may_be_bytes_that_are_ready(bench):
 
 
 def test_rpc_reply_to_a_request_without_a_correlation_id_has_none(bench):
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     consumer = bench.consumer()
     with consuming(consumer) as seen:
         bench.publish(command(category='rpc'), reply_to='replies')
@@ -675,7 +655,7 @@ def test_rpc_reply_to_what_wants_no_reply_does_nothing_but_warn(bench):
 
 
 def test_a_reply_that_cannot_be_encoded_raises_and_another_can_be_sent(bench):
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     consumer = bench.consumer()
     with consuming(consumer) as seen:
         bench.publish(command(category='rpc'), reply_to='replies')

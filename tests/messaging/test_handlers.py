@@ -849,7 +849,7 @@ def test_the_first_reply_counts(bench):
             return 'returned'
 
     _, running = guarded(bench, Repeating)
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     for _ in range(2):
         bench.publish(command('ask', category='rpc'), reply_to='replies')
         assert bench.await_message('replies').body['content']['value'] == 'first'
@@ -982,7 +982,7 @@ def test_an_rpc_caller_gets_the_exception_of_the_handler(bench):
 
 def test_an_rpc_caller_who_has_a_reply_keeps_it(bench):
     run(bench, Failing)
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     bench.publish(command('answer_and_fail', category='rpc'), reply_to='replies')
     assert bench.await_message('replies').body['content']['value'] == 'answered'
     assert content_of(bench.producer().rpc_fail())['value'] == 'ValueError'
@@ -1088,7 +1088,7 @@ def test_what_cannot_be_understood_is_rejected_with_a_log_line_that_names_the_fa
 
 def test_whoever_waits_for_a_reply_to_what_makes_no_sense_is_told(bench):
     run(bench, Echo)
-    bench.bare.queue_declare('replies')
+    bench.bare.queue_declare('replies', exclusive=True)
     bench.publish(command(category='rpc', content='text'), reply_to='replies', correlation_id='17')
     got = bench.await_message('replies')
     assert got.properties.correlation_id == '17'

@@ -187,7 +187,7 @@ def test_an_answer_goes_where_the_message_says(bench: Bench, processor: AnyProce
         ctx.reply(message.raw_data.upper(), 'text/plain')
         ctx.ack()
 
-    ready(bench, RabbitMQAdapter(missive.RawMessage, processor, ['jobs']), run)
+    ready(bench, RabbitMQAdapter(missive.RawMessage, processor, ['jobs'], accept_reply_to='answer?'), run)
     bench.bare.queue_declare('answers', durable=True)
     send(bench, b'one', reply_to='answers', correlation_id='7')
     got = bench.await_message('answers')

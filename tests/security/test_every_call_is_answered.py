@@ -120,7 +120,7 @@ def test_a_reply_over_the_brokers_limit_is_told_as_an_error(bench: Bench, way: s
 @pytest.mark.parametrize('headers', HOSTILE.values(), ids=HOSTILE)
 def test_a_request_whose_headers_cannot_be_decoded_is_answered(bench: Bench, headers: Hostile) -> None:
     bench.run(answering(lambda content, reply_func: reply_func(1)))
-    answers = bench.collect(key='answers')
+    answers = bench.bare.queue_declare('', exclusive=True).method.queue
     bench.publish_hostile(headers, body=command(category='rpc'), reply_to=answers, correlation_id='mine')
     got = bench.await_message(answers)
     assert 'the request cannot be understood' in got.body['content']['message']

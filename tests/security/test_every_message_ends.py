@@ -188,6 +188,8 @@ def test_a_queue_of_letters_survives_what_others_put_into_it(bench: Bench, notes
 
 def test_a_reply_that_no_publisher_can_take_does_not_hold_up_the_request(bench: Bench) -> None:
     class Answering(Processor):
+        accept_reply_to = True
+
         @messaging.RpcHandler('command', 'echo')
         def rpc_echo(self, content: dict[str, Any], reply_func: Any) -> None:
             reply_func(1)

@@ -125,6 +125,25 @@ class _Exit(microthreads.MicroThread):
         raise microthreads.ExitScheduler
 
 
+@contextlib.contextmanager
+def consuming(consumer: Any, callback: Any = None) -> Iterator[Seen]:
+    """Run ``start_consuming`` in a thread; what is delivered is acknowledged, if the callback does not see to that."""
+    seen = Seen()
+
+    def note(channel: Any, method: Any, header: Any, body: bytes) -> None:
+        (callback or (lambda method: consumer.ack(method)))(method)
+        seen.put((channel, method, header, body))
+
+    thread = threading.Thread(target=consumer.start_consuming, args=(note,), daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        consumer.stop_consuming()
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), 'start_consuming did not return'
+
+
 class LogBook(logging.Handler):
     """What Postage has logged, to be waited for."""
 

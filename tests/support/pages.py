@@ -38,6 +38,7 @@ for name in (
     'literalinclude',
     'variables',
     'commands',
+    'faults',
     'automodule',
     'autoclass',
     'autofunction',

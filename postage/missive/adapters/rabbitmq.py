@@ -43,6 +43,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
     :param drain_timeout: seconds that the end of a run waits for acknowledgements which wait for confirms
     :param eqk: exchanges, queues and keys to declare and consume from, as for ``GenericConsumer``
     :param prefetch_count: messages that the broker sends ahead of their acknowledgement; ``None`` leaves it to Postage
+    :param accept_reply_to: where answers may go, as for ``GenericConsumer``; a method gets the message's properties
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         *,
         eqk: Any = (),
         prefetch_count: int | None = None,
+        accept_reply_to: Any = None,
     ) -> None:
         self.url_or_conn = url_or_conn
         url_or_conn = Secret.of(url_or_conn)
@@ -65,6 +67,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
             check_queue(queue, {}, type(self).__name__)
         self.disable_shutdown_handler = disable_shutdown_handler
         self.prefetch_count = prefetch_count
+        self.accept_reply_to = accept_reply_to
         self.drain_timeout = drain_timeout
         self._eqk = eqk
         self._alarm = Alarm()
@@ -107,7 +110,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
 
     def _connect(self) -> AdapterConsumer:
         hup, vhost = _broker_of(Secret.of(self.url_or_conn))
-        consumer = AdapterConsumer(self._eqk, hup, vhost, self.prefetch_count)
+        consumer = AdapterConsumer(self._eqk, hup, vhost, self.prefetch_count, self.accept_reply_to)
         try:
             for queue in self.queues:
                 consumer.queue_declare(queue)
@@ -188,9 +191,12 @@ class RabbitMQAdapter(RunnableAdapter[M]):
 class AdapterConsumer(messaging.GenericConsumer):
     """The consumer of one adapter."""
 
-    def __init__(self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None) -> None:
+    def __init__(
+        self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None, accept_reply_to: Any = None
+    ) -> None:
         hup = Secret.of(hup)
         self.prefetch_count = prefetch_count
+        self.accept_reply_to = accept_reply_to
         super().__init__(eqk, hup, vhost)
 
 

@@ -1,0 +1,200 @@
+"""Spans by the OpenTelemetry conventions, where the program uses OpenTelemetry.
+
+That is so once something has imported ``opentelemetry.trace`` and set a provider; until then nothing is imported here,
+and a message pays for one look into a dictionary. What calls this looks first whether :data:`NEEDED` is in
+``sys.modules``.
+
+The conventions: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/ and, next to it, ``rabbitmq``. A
+message that is sent is a span ``send DESTINATION``, whose context travels in the header ``traceparent``. One that is
+handled is a span ``process DESTINATION``: a child of the former at its first attempt. A later attempt, a letter that is
+sent again, and what came through a dead-letter exchange begin traces of their own, linked to where they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from postage import __version__, errors
+from postage.amqp.deliveries import LINKED, Delivery
+from postage.amqp.publishing import Receipt
+from postage.messaging.outcomes import Failure
+from postage.messaging.properties import ATTEMPTS, whole_header
+from postage.settings import BrokerSettings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span, Tracer
+
+NEEDED: Final = 'opentelemetry.trace'
+TRACEPARENT: Final = 'traceparent'
+SYSTEM: Final = 'rabbitmq'
+
+_tracer: Tracer | None = None
+
+
+def _tracer_now() -> Tracer | None:
+    """The tracer, once there is a provider that records; no provider is ever replaced."""
+    global _tracer
+    if _tracer is None:
+        from opentelemetry import trace
+
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+            return None
+        _tracer = provider.get_tracer('postage', __version__)
+    return _tracer
+
+
+def destination_of(exchange: str, routing_key: str, queue: str | None = None) -> str:
+    """``messaging.destination.name``: exchange, routing key and, for a consumer, the queue, without what is empty.
+
+    A queue that is named as the routing key stands there once. Without any of them it is ``amq.default``.
+    """
+    parts = [exchange, routing_key, *([queue] if queue and queue != routing_key else [])]
+    return ':'.join(part for part in parts if part) or 'amq.default'
+
+
+def sending(
+    settings: BrokerSettings,
+    route: tuple[str, str],
+    message_id: str,
+    further: dict[str, Any] | None,
+    correlation_id: str | None = None,
+) -> tuple[Span | None, dict[str, Any] | None]:
+    """Begin the span of a message that is being sent, and put its context into the headers.
+
+    :param route: exchange and routing key
+    :param further: the properties that it has beside the usual ones
+    :param correlation_id: where it is not in those
+    :return: the span, ``None`` where none is recorded, and the properties with the headers
+    """
+    tracer = _tracer_now()
+    if tracer is None:
+        return None, further
+    from opentelemetry import propagate, trace
+
+    exchange, key = route
+    headers = dict((further or {}).get('headers') or {})
+    is_injected = TRACEPARENT in headers
+    conversation_id = correlation_id or (further or {}).get('correlation_id')
+    span = tracer.start_span(
+        f'send {destination_of(exchange, key)}',
+        kind=trace.SpanKind.CLIENT if is_injected else trace.SpanKind.PRODUCER,
+        attributes=_attributes('send', settings, destination_of(exchange, key), key, message_id, conversation_id),
+    )
+    if not is_injected:
+        propagate.inject(headers, trace.set_span_in_context(span))
+        further = {**(further or {}), 'headers': headers}
+    return span, further
+
+
+def _attributes(
+    operation: str,
+    settings: BrokerSettings,
+    destination: str,
+    routing_key: str,
+    message_id: str | None,
+    conversation_id: str | None,
+) -> dict[str, Any]:
+    endpoint = settings.endpoints[0]
+    attributes = {
+        'messaging.system': SYSTEM,
+        'messaging.operation.name': operation,
+        'messaging.operation.type': operation,
+        'messaging.destination.name': destination,
+        'messaging.rabbitmq.destination.routing_key': routing_key or None,
+        'messaging.message.id': message_id,
+        'messaging.message.conversation_id': conversation_id,
+        'server.address': endpoint.host,
+        'server.port': endpoint.port,
+    }
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def sent(span: Span, receipt: Receipt) -> None:
+    """End the span of a message once the broker has said what became of it. Never blocks."""
+    receipt.when_settled(lambda: end(span, receipt.error), is_urgent=False)
+
+
+def end(span: Span, error: BaseException | None) -> None:
+    """End a span, with the error where there was one. Any thread."""
+    if error is not None:
+        from opentelemetry.trace import Status, StatusCode
+
+        kind = type(error)
+        is_builtin = kind.__module__ == 'builtins'
+        span.set_attribute('error.type', kind.__qualname__ if is_builtin else f'{kind.__module__}.{kind.__qualname__}')
+        span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+    span.end()
+
+
+# Deliveries
+
+
+def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: BrokerSettings) -> None:
+    """Have a delivery begun within a span of its own, which :func:`settled` ends. In the scheduler's thread."""
+    tracer = _tracer_now()
+    if tracer is None:
+        begin(delivery)
+        return
+    from opentelemetry import context, trace
+
+    parent, links = _origin_of(delivery)
+    destination = destination_of(delivery.exchange, delivery.routing_key, delivery.queue)
+    answerable = delivery.salvaged
+    attributes = _attributes(
+        'process', settings, destination, delivery.routing_key, _message_id(delivery), answerable.correlation_id or None
+    )
+    attributes['messaging.rabbitmq.message.delivery_tag'] = delivery.delivery_tag
+    span = tracer.start_span(
+        f'process {destination}', context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
+    )
+    delivery.span = span
+    # What begins here takes a copy of the context with it: a handler that runs as a microthread, or in a thread.
+    token = context.attach(trace.set_span_in_context(span, parent))
+    try:
+        begin(delivery)
+    finally:
+        context.detach(token)
+        if delivery.is_handled:
+            settled(delivery, None)
+
+
+def settled(delivery: Delivery, failure: Failure | None) -> None:
+    """End the span of a delivery, if it has one that has not ended."""
+    span, delivery.span = delivery.span, None
+    if span is not None:
+        end(span, None if failure is None else failure.error)
+
+
+def _message_id(delivery: Delivery) -> str | None:
+    try:
+        message_id: str | None = delivery.properties.message_id
+        return message_id
+    except errors.DecodingError:
+        return None
+
+
+def _origin_of(delivery: Delivery) -> tuple[Any, Sequence[Any]]:
+    """The context that a delivery is handled in, and links to others."""
+    from opentelemetry import propagate, trace
+    from opentelemetry.context import Context
+
+    try:
+        headers = delivery.headers
+    except errors.DecodingError:
+        headers = {}
+    carrier = {name: value for name, value in headers.items() if isinstance(value, str)}
+    linked = carrier.pop(LINKED, None)
+    if linked is not None:
+        carrier[TRACEPARENT] = linked
+    origin = propagate.extract(carrier, Context())
+    if linked is None and not _is_again(headers):
+        return origin, ()
+    context_of_sender = trace.get_current_span(origin).get_span_context()
+    return Context(), [trace.Link(context_of_sender)] if context_of_sender.is_valid else ()
+
+
+def _is_again(headers: Mapping[str, Any]) -> bool:
+    """Whether a message has been handled before, or given up elsewhere."""
+    return 'x-death' in headers or whole_header(headers, ATTEMPTS) > 0

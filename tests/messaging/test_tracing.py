@@ -1,0 +1,195 @@
+"""Spans, compared with a golden file: names, kinds, attributes, parents and links; and what they cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.brokers import Broker
+from support.programs import Program
+
+GOLDEN = Path(__file__).with_name('spans.json')
+
+TRACED = """
+import json, sys, threading
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from postage import messaging, microthreads
+from postage.dead_letters import SQLiteDeadLetters
+from postage.dead_letters.replay import replay
+from postage.messaging.forwarding import Forwarder
+from postage.settings import broker_settings
+
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+tracer = trace.get_tracer('test')
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+    mandatory = True
+
+class Lost(Producer):
+    eks = [(ShopExchange, 'nowhere')]
+
+class Downstream(messaging.GenericProducer):
+    eks = [(ShopExchange, 'done-rk')]
+
+store = SQLiteDeadLetters('letters.db')
+
+class Prices(messaging.MessageProcessor):
+    dead_letters = store
+    died = 0
+
+    def __init__(self):
+        super().__init__({}, [(ShopExchange, [('prices', 'price-rk'), ('same', 'same')])])
+        self.downstream = Downstream()
+
+    @messaging.MessageHandler('command', 'plain')
+    def msg_plain(self, content):
+        self.downstream.message_done(1)
+        seen.append('plain')
+
+    @messaging.MessageHandler('command', 'generator')
+    def msg_generator(self, content):
+        yield microthreads.sleep(0.01)
+        self.downstream.message_done(2)
+        seen.append('generator')
+
+    @messaging.MessageHandler('command', 'threaded')
+    @messaging.Threaded
+    def msg_threaded(self, content):
+        self.downstream.message_done(3)
+        seen.append('threaded')
+
+    @messaging.MessageHandler('command', 'again')
+    @messaging.Retry(KeyError, delays=(0.1,))
+    def msg_again(self, content):
+        if messaging.current_delivery().headers.get('x-postage-attempts', 0) == 0:
+            raise KeyError('at first')
+        seen.append('again')
+
+    @messaging.MessageHandler('command', 'dies')
+    def msg_dies(self, content):
+        Prices.died += 1
+        if Prices.died == 1:
+            raise ValueError('no such price')
+        seen.append('dies')
+
+    @messaging.RpcHandler('command', 'ask')
+    def rpc_ask(self, content, reply):
+        return 5
+
+class Seen(list):
+    changed = threading.Condition()
+    def append(self, what):
+        with self.changed:
+            super().append(what)
+            self.changed.notify_all()
+    def wait(self, what):
+        with self.changed:
+            assert self.changed.wait_for(lambda: what in self, 20), (what, list(self))
+
+seen = Seen()
+scheduler = microthreads.MicroScheduler()
+processor = Prices()
+scheduler.add_microthread(processor)
+thread = threading.Thread(target=lambda: [None for _ in scheduler.main()], daemon=True)
+thread.start()
+producer = Producer()
+with tracer.start_as_current_span('outer'):
+    for name in ('plain', 'generator', 'threaded', 'again', 'dies'):
+        getattr(producer, f'message_{name}')()
+        if name != 'dies':
+            seen.wait(name)
+    elsewhere = {'traceparent': f"00-{'a' * 32}-{'b' * 16}-01"}
+    producer.message_plain(_eks=[(ShopExchange, 'same')], _headers=elsewhere)
+    assert producer.rpc_ask().value == 5
+    lost = Lost()
+    lost.message_plain()
+    try:
+        lost.flush(10)
+    except messaging.Unroutable:
+        pass
+producer.flush(10)
+while not store.count():
+    threading.Event().wait(0.01)
+forwarder = Forwarder(broker_settings())
+replay(store, forwarder)
+forwarder.close()
+seen.wait('dies')
+scheduler.stop()
+thread.join(20)
+spans = {span.context.span_id: span for span in exporter.get_finished_spans()}
+def named(context):
+    return context and (spans[context.span_id].name if context.span_id in spans else 'remote')
+for span in exporter.get_finished_spans():
+    print('span', json.dumps({
+        'name': span.name, 'kind': span.kind.name, 'status': span.status.status_code.name,
+        'attributes': sorted(span.attributes), 'error': span.attributes.get('error.type'),
+        'destination': span.attributes.get('messaging.destination.name'),
+        'parent': named(span.parent), 'links': [named(link.context) for link in span.links],
+    }, sort_keys=True))
+for each in (producer, lost, processor.downstream, processor):
+    each.close()
+"""
+
+
+def test_spans_are_those_of_the_golden_file(broker: Broker, run_program: Callable[..., Program]) -> None:
+    program = run_program(TRACED, environment={'POSTAGE_URL': broker.url})
+    assert program.wait(60) == 0, program.output
+    spans: list[dict[str, Any]] = [json.loads(line[5:]) for line in program.lines if line.startswith('span ')]
+    found = sorted(json.dumps(span, sort_keys=True) for span in spans)
+    golden = sorted(json.dumps(span, sort_keys=True) for span in json.loads(GOLDEN.read_text()))
+    assert found == golden
+
+
+UNUSED = """
+import sys
+from postage import messaging
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+with Producer() as producer:
+    producer.message_price(1)
+print([name for name in sys.modules if name.startswith('opentelemetry')])
+"""
+
+
+def test_what_is_not_used_is_not_imported(embedded: Broker, run_program: Callable[..., Program]) -> None:
+    program = run_program(UNUSED, environment={'POSTAGE_URL': embedded.url})
+    assert program.wait() == 0
+    assert program.output == '[]'
+
+
+@pytest.mark.parametrize(
+    ('exchange', 'key', 'queue', 'name'),
+    [
+        ('shop', 'price', None, 'shop:price'),
+        ('shop', '', None, 'shop'),
+        ('', 'prices', None, 'prices'),
+        ('', '', None, 'amq.default'),
+        ('shop', 'price', 'prices', 'shop:price:prices'),
+        ('shop', 'prices', 'prices', 'shop:prices'),
+        ('', 'prices', 'prices', 'prices'),
+        ('', 'price', 'prices', 'price:prices'),
+    ],
+)
+def test_destinations_are_named_as_the_convention_has_it(exchange: str, key: str, queue: str | None, name: str) -> None:
+    from postage.messaging.tracing import destination_of
+
+    assert destination_of(exchange, key, queue) == name
