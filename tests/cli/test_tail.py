@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from postage import errors
 from postage.cli.main import postage as group
-from support.messaging import TIMEOUT, Bench, EchoExchange, eventually
+from support.messaging import TIMEOUT, Bench, EchoExchange, EchoProducer, eventually
 
 
 @pytest.fixture
@@ -23,18 +24,31 @@ def postage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     return lambda *arguments: CliRunner().invoke(group, list(map(str, arguments)))
 
 
+class Insisting(EchoProducer):
+    mandatory = True
+
+
 class Tail:
-    """``postage tail`` in a thread, which listens when this is made."""
+    """``postage tail`` in a thread."""
 
     def __init__(self, bench: Bench, postage: Callable[..., Result], *arguments: Any) -> None:
         self.results: list[Result] = []
         self._thread = threading.Thread(target=lambda: self.results.append(postage('tail', *arguments)))
         self._thread.start()
-        eventually(lambda: self._listens(bench))
+        self.producer = bench.producer(Insisting)
 
-    def _listens(self, bench: Bench) -> bool:
-        names = [name for name in bench.broker.queues() if name.startswith('postage-tail')]
-        return bool(names) or bool(self.results)
+    def send(self, parameters: Any, key: str = 'echo-rk', **options: Any) -> None:
+        """Send a command once it listens for that key; what it is bound to comes to be shown."""
+
+        def is_taken() -> bool:
+            try:
+                self.producer.message_echo(parameters, _key=key, **options).wait(TIMEOUT)
+            except errors.Unroutable:
+                assert not self.results, self.results[0].output
+                return False
+            return True
+
+        eventually(is_taken)
 
     def output(self) -> str:
         self._thread.join(TIMEOUT)
@@ -50,27 +64,20 @@ def exchange(bench: Bench) -> str:
 
 
 def test_what_passes_is_shown(bench: Bench, exchange: str, postage: Any) -> None:
-    tail = Tail(bench, postage, exchange, 'echo-rk', 'other', '--count', '2')
-    eventually(lambda: tail.results or _is_bound(bench))
-    bench.producer().message_echo({'text': 'a\x1b[31m'}).wait()
+    tail = Tail(bench, postage, exchange, 'echo-rk', 'other', '--count', '3')
+    tail.send('first', 'other')  # the last one that it is bound by
+    tail.send({'text': 'a\x1b[31m'})
     bench.publish(b'\xff\x00', 'other')
-    first, second = tail.output().splitlines()
-    assert 'echo-rk  command echo  (no name) ' in first
-    assert first.endswith(r'{"parameters": {"text": "a\u001b[31m"}}')
-    assert second.endswith('other  (bytes)')
-
-
-def _is_bound(bench: Bench) -> bool:
-    """Whether a message with the key finds a queue by now; one that does comes to be shown."""
-    names = [name for name in bench.broker.queues() if name.startswith('postage-tail')]
-    return bool(names) and bench.bare.queue_declare is not None
+    _, second, third = tail.output().splitlines()
+    assert 'echo-rk  command echo  (no name) ' in second
+    assert second.endswith(r'{"parameters": {"text": "a\u001b[31m"}}')
+    assert third.endswith('other  (bytes)')
 
 
 def test_what_is_recorded_is_sent_again_as_it_was(bench: Bench, exchange: str, postage: Any, tmp_path: Path) -> None:
     file = tmp_path / 'messages'
     tail = Tail(bench, postage, exchange, 'echo-rk', '--count', '2', '--record', file, '--json')
-    producer = bench.producer()
-    producer.message_echo('hello', _headers={'x-number': 3}).wait()
+    tail.send('hello', _headers={'x-number': 3})
     bench.publish(b'\xff\x00', message_id='its own', priority=3)
     lines = tail.output().splitlines()
     assert file.read_text().splitlines() == lines
