@@ -229,7 +229,7 @@ class HandlerTimeout(PostageError, builtins.TimeoutError):
 
 
 class HandlingUnfinished(PostageError):
-    """Told of a message that was delivered too often without being handled to its end: to whoever called, and in its
+    """Told of a message that was delivered too often without being handled to its end: to its caller, and in its
     dead letter."""
 
 

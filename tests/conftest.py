@@ -134,20 +134,27 @@ def nothing_left_behind() -> Iterator[None]:
 # Order
 
 TAKE_LONG = (
-    'reliability',
     'demos',
     'fidelity',
+    'benchmarks',
+    'messaging/test_handling.py',
+    'reliability',
+    'cli/test_run.py',
     'missive/test_rabbitmq.py',
-    'unit/test_rabbitmq_node.py',
     'messaging/test_retry.py',
+    'amqp/test_turns.py',
+    'cli/test_dead_letters.py',
+    'conformance/test_broker_differences.py',
+    'unit/test_rabbitmq_node.py',
 )
+"""Folders and files, the longest first."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that run on RabbitMQ, and have what takes long begin first.
 
-    With two processes, the one that is late decides how long all of it takes.
+    With several processes, the one that is late decides how long all of it takes.
     """
     for item in items:
         parameters = getattr(item, 'callspec', None)
@@ -155,8 +162,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = {*getattr(item, 'fixturenames', ()), *(value for value in values if isinstance(value, str))}
         if names & {'rabbitmq', 'private_rabbitmq', 'rabbitmq_node', 'private_rabbitmq_node'}:
             item.add_marker('on_rabbitmq')
-    long = tuple(Path(__file__).parent / name for name in TAKE_LONG)
-    items.sort(key=lambda item: not any(item.path.is_relative_to(path) for path in long))
+    places = {path: place_of(path) for path in {item.path for item in items}}
+    items.sort(key=lambda item: places[item.path])
+
+
+def place_of(path: Path) -> int:
+    """Return the place of a file of tests in their order."""
+    tests = Path(__file__).parent
+    return next((place for place, name in enumerate(TAKE_LONG) if path.is_relative_to(tests / name)), len(TAKE_LONG))
 
 
 # The last lines of the output

@@ -1,7 +1,7 @@
 """Dead letters sent back to where they came from.
 
-A letter leaves its store once the broker has confirmed the message that it has become again. Whoever is killed in
-between has sent some letters that are still in the store; the next replay sends those again, with the same
+A letter leaves its store once the broker has confirmed the message that it has become again. A replay that is killed in
+between has sent some letters that are still in the store. The next replay sends those again, with the same
 ``message_id``, by which their receivers can tell.
 """
 

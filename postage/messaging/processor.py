@@ -123,7 +123,7 @@ class MessageProcessor(MicroThread):
         hup = Secret.of(hup)
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
         self.state: Any = State()
-        self._check_settings()
+        _check_settings(self)
         self._deliverable = Signal()
         self._may_have_more = True
         self._timers: list[tuple[float, Callable[[], object]]] = []
@@ -140,26 +140,6 @@ class MessageProcessor(MicroThread):
         self._dispatcher = Dispatcher(self, self.consumer, table, hooks, self._deliverable.set)
         self.consumer.on_stop = self.pause
         self._control = Control(self, table, self._dispatcher, self.consumer, hup, vhost) if self.control else None
-
-    def _check_settings(self) -> None:
-        name = type(self).__name__
-        if self.timeout is not None:
-            check_timeout(f'{name}.timeout', self.timeout)
-        if not isinstance(self.concurrency, int) or isinstance(self.concurrency, bool) or self.concurrency < 1:
-            raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {self.concurrency!r:.80}')
-        check_decision(f'{name}.remote_commands', self.remote_commands)
-        keys_of(f'{name}.signing_keys', self.signing_keys)
-        check_max_age(f'{name}.max_age', self.max_age)
-        check_elsewhere(f'{name}.signed_for', self.signed_for)
-        check_accepted(f'{name}.accept_reply_to', self.accept_reply_to)
-        clock_tolerance()
-        most = self.max_deliveries
-        if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-            raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
-        if self.dead_letters is not None and not callable(getattr(self.dead_letters, 'put', None)):
-            raise errors.ConfigurationError(
-                f'{name}.dead_letters must be a store, which has put(letter), or None, not {self.dead_letters!r:.80}'
-            )
 
     def _consumer_class(self) -> type[GenericConsumer]:
         """What makes the consumer, with what this class says in its place.
@@ -222,7 +202,8 @@ class MessageProcessor(MicroThread):
                     more = False
                     break
                 if tracing.NEEDED in modules:
-                    tracing.take(dispatcher.take, delivery, self.consumer.conn_broker.settings)
+                    connections = self.consumer.connections
+                    tracing.take(dispatcher.take, delivery, connections[0].settings if connections else None)
                 else:
                     dispatcher.take(delivery)
                 taken += 1
@@ -426,3 +407,29 @@ class MessageProcessor(MicroThread):
         from postage.messaging.local_client import LocalClient
 
         return LocalClient(cls, arguments, keywords)
+
+
+def _check_settings(processor: MessageProcessor) -> None:
+    """See that what a class of processors says of itself makes sense.
+
+    :raises errors.ConfigurationError: it does not
+    """
+    name = type(processor).__name__
+    if processor.timeout is not None:
+        check_timeout(f'{name}.timeout', processor.timeout)
+    at_once = processor.concurrency
+    if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
+        raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {at_once!r:.80}')
+    check_decision(f'{name}.remote_commands', processor.remote_commands)
+    keys_of(f'{name}.signing_keys', processor.signing_keys)
+    check_max_age(f'{name}.max_age', processor.max_age)
+    check_elsewhere(f'{name}.signed_for', processor.signed_for)
+    check_accepted(f'{name}.accept_reply_to', processor.accept_reply_to)
+    clock_tolerance()
+    most = processor.max_deliveries
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
+    if processor.dead_letters is not None and not callable(getattr(processor.dead_letters, 'put', None)):
+        raise errors.ConfigurationError(
+            f'{name}.dead_letters must be a store, which has put(letter), or None, not {processor.dead_letters!r:.80}'
+        )

@@ -137,7 +137,7 @@ class GenericProducer(Caller):
             method = builder.removeprefix('build_')
             names.add(method)
             if method.startswith('rpc_'):
-                names |= {f'rpc_{kind}_{method.removeprefix("rpc_")}' for kind in ('future', 'queue')}
+                names |= {f'rpc_{kind}_{method.removeprefix("rpc_")}' for kind in ('future', 'gather', 'queue')}
         return sorted(names)
 
     def _make_message(self, name: str) -> Callable[..., Receipt]:

@@ -1,4 +1,4 @@
-"""Where answers may go: a request names its reply address, and whoever sends it may name a stranger's queue."""
+"""Where answers may go: a request names its reply address, and its sender may name a stranger's queue."""
 
 from __future__ import annotations
 

@@ -90,13 +90,13 @@ def sending(
 
 def _attributes(
     operation: str,
-    settings: BrokerSettings,
+    settings: BrokerSettings | None,
     destination: str,
     routing_key: str,
     message_id: str | None,
     conversation_id: str | None,
 ) -> dict[str, Any]:
-    endpoint = settings.endpoints[0]
+    endpoint = settings.endpoints[0] if settings is not None else None
     attributes = {
         'messaging.system': SYSTEM,
         'messaging.operation.name': operation,
@@ -105,8 +105,8 @@ def _attributes(
         'messaging.rabbitmq.destination.routing_key': routing_key or None,
         'messaging.message.id': message_id,
         'messaging.message.conversation_id': conversation_id,
-        'server.address': endpoint.host,
-        'server.port': endpoint.port,
+        'server.address': endpoint.host if endpoint is not None else None,
+        'server.port': endpoint.port if endpoint is not None else None,
     }
     return {name: value for name, value in attributes.items() if value is not None}
 
@@ -131,8 +131,11 @@ def end(span: Span, error: BaseException | None) -> None:
 # Deliveries
 
 
-def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: BrokerSettings) -> None:
-    """Have a delivery begun within a span of its own, which :func:`settled` ends. In the scheduler's thread."""
+def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: BrokerSettings | None) -> None:
+    """Have a delivery begun within a span of its own, which :func:`settled` ends. In the scheduler's thread.
+
+    :param settings: the broker that it came from; ``None`` where there is none, as in ``test_client()``
+    """
     tracer = _tracer_now()
     if tracer is None:
         begin(delivery)

@@ -89,6 +89,13 @@ def test_an_rpc_of_a_handler_fails_and_says_why(caplog: pytest.LogCaptureFixture
     assert 'an RPC is called where there is no broker' in caplog.text
 
 
+def test_a_program_that_traces_its_messages_needs_no_broker_either() -> None:
+    pytest.importorskip('opentelemetry.trace')
+    with Auditor.test_client({}) as client:
+        client.send(command('look', 1))
+        assert len(client.acked) == 1
+
+
 def test_two_clients_record_apart() -> None:
     with Auditor.test_client({}) as one, Auditor.test_client({}) as two:
         one.send(command('look', 1))

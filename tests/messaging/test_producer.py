@@ -1031,7 +1031,7 @@ class Declared(messaging.GenericProducer):
 def test_dir_has_the_methods_of_declared_builders():
     with recording(), Declared() as producer:
         names = dir(producer)
-        assert {'message_stored', 'rpc_sum', 'rpc_future_sum', 'rpc_queue_sum', 'flush', 'close'} <= {*names}
+        assert {'message_stored', 'rpc_sum', 'rpc_future_sum', 'rpc_gather_sum', 'rpc_queue_sum', 'flush'} <= {*names}
         assert 'message_sum' not in names
         assert 'rpc_stored' not in names
         assert names == sorted(set(names))

@@ -8,6 +8,7 @@ from typing import Protocol
 from urllib.parse import quote
 
 import pika
+import pika.exceptions
 
 from postage.broker.rules import DEFAULT
 from postage.broker.server import BrokerServer
@@ -67,7 +68,9 @@ def connect(broker: Broker) -> Iterator[pika.BlockingConnection]:
         yield connection
     finally:
         if connection.is_open:
-            connection.close()
+            # One that has been idle for long the broker has given up, as it may.
+            with contextlib.suppress(pika.exceptions.AMQPConnectionError):
+                connection.close()
 
 
 class RabbitMQ:

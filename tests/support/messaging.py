@@ -199,8 +199,8 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bare_end.close()
-        self._end.close()
+        with self._end:  # whatever becomes of the bare connection
+            self._bare_end.close()
 
     # Postage's side
 

@@ -51,6 +51,12 @@ kill $epmd
 wait $epmd
 """
 
+# The shell ends with its input, and the node with it. But where the node says something in that moment, its output
+# fails first, which ends nothing but the process that writes it.
+END_WITH_THE_SHELL = """
+spawn(fun() -> Ref = monitor(process, user), receive {'DOWN', Ref, _, _, _} -> halt() end end).
+"""
+
 # rabbit:await_startup() and rabbit_boot_state:wait_for() both return early where the boot has not begun.
 AWAIT_BOOT = """
 (fun Wait() -> case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Wait() end end)()
@@ -176,6 +182,7 @@ class RabbitMQNode:
         )
         self._reader.start()
         try:
+            self._type(END_WITH_THE_SHELL)
             self._evaluate(AWAIT_BOOT, START_TIMEOUT)
             self._pid = int(self._evaluate('os:getpid()'))
             self.version = self._evaluate('rabbit_misc:version()')

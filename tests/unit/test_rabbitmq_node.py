@@ -16,11 +16,15 @@ from support.rabbitmq_node import START_TIMEOUT, RabbitMQNode, binary
 
 NODE_THAT_IS_KILLED = """
 import sys, time
-sys.path[:0] = sys.argv[1:]
+activity, *sys.path[:0] = sys.argv[1:]
 from support.rabbitmq_node import RabbitMQNode
 node = RabbitMQNode()
 node.start()
 print(node.evaluate('os:getpid()'), node._directory)
+if activity == 'talks':
+    node._type('(fun Talk() -> io:format("talk~n"), timer:sleep(10), Talk() end)().')
+    while 'talk' not in node._answers.get(timeout=10): pass
+print('ready')
 time.sleep(60)
 """
 
@@ -122,10 +126,12 @@ def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None
 
 
 @pytest.mark.timeout(150)
+@pytest.mark.parametrize('activity', ['waits', 'talks'])
 @pytest.mark.usefixtures('rabbitmq')
-def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program]) -> None:
-    program = run_program(NODE_THAT_IS_KILLED, sys.path)
+def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program], activity: str) -> None:
+    program = run_program(NODE_THAT_IS_KILLED, [activity, *sys.path])
     pid, directory = program.expect('/', START_TIMEOUT).split()
+    program.expect('ready')
     os.kill(program.pid, 9)
     program.wait()
     # `tail --pid` waits for the end of a process that is not our child.
