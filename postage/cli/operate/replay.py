@@ -16,7 +16,6 @@ from postage.cli.operate.recording import message_of
 from postage.cli.output import print_json
 from postage.messaging.forwarding import Forwarder
 from postage.printable import printable
-from postage.program import program_settings
 from postage.settings import broker_settings
 
 UNDER_WAY = 200  # messages that wait for their confirm
@@ -34,7 +33,7 @@ def command(file: TextIO, rate: float | None, exchange: str | None, key: str | N
 
     Exit status: 0 if the broker has confirmed all of them, 1 if not.
     """
-    forwarder = Forwarder(broker_settings(program=program_settings()))
+    forwarder = Forwarder(broker_settings())
     sent, failures = 0, {}
     try:
         for number, error in _outcomes(forwarder, file, rate, exchange, key):
