@@ -43,7 +43,7 @@ soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 f
 
 SOAK_TESTS := tests/reliability/test_cluster.py tests/reliability/test_chaos.py tests/reliability/test_stress.py \
     tests/reliability/test_long_life.py tests/dead_letters tests/conformance tests/unit/broker \
-    tests/security/test_hostile_messages.py
+    tests/security/test_hostile_messages.py tests/security/test_clients.py
 
 # About three minutes. "make test" has all of it in the lane that is the default, and the essence in each.
 lanes: $(VENV)/.tox ## the tests of reliability with POSTAGE_FAST_LANE=thread

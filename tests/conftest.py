@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from postage.broker.server import BrokerServer
+from support import canaries
 from support.brokers import Broker, Embedded, RabbitMQ
 from support.leftovers import child_processes, leftovers, postage_threads
 from support.missing_servers import MissingServers
@@ -184,6 +185,8 @@ def record_note(record_property: Callable[[str, object], None]) -> Callable[[str
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MissingServers())
     config.pluginmanager.register(Notes())
+    config.pluginmanager.register(canaries.Watch())
+    canaries.watch_commands()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -21,7 +21,8 @@ from pika.adapters.utils import io_services_utils
 from postage import messaging
 from postage.amqp.steps import Steps
 from postage.broker.server import BrokerServer
-from support.brokers import Broker, Embedded, connect
+from support.brokers import Broker, Embedded, connect, with_port
+from support.canaries import canary
 from support.fixtures import bench_on
 from support.leftovers import postage_threads
 from support.limits import limited
@@ -30,7 +31,7 @@ from support.ports import free_ports
 from support.programs import Program
 from support.proxy import Proxy
 
-PASSWORD = 'sesame-7f3a'
+PASSWORD = canary('-sesame')
 
 
 def threads() -> list[str]:
@@ -340,7 +341,7 @@ def test_several_producers_may_wait_for_one_broker(bench: Bench, proxied: Proxy)
 
 def test_several_hosts_are_tried_in_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     (dead,) = free_ports(1)
-    monkeypatch.setenv('POSTAGE_URL', f'amqp://guest:guest@127.0.0.1:{dead},{bench.broker.url}')
+    monkeypatch.setenv('POSTAGE_URL', f'{with_port(bench.broker.url, dead)},{bench.broker.url}')
     bench.producer().message_echo('found').wait(TIMEOUT)
 
 
@@ -424,7 +425,7 @@ def test_a_broker_that_has_too_many_connections_is_waited_for(bench: Bench, monk
 
 def test_after_a_refusal_the_right_credentials_connect(bench: Bench) -> None:
     with pytest.raises(messaging.AuthenticationFailed):
-        EchoProducer(None, {'host': '127.0.0.1', 'port': bench.broker.port, 'user': 'guest', 'password': 'wrong'})
+        EchoProducer(None, {'host': '127.0.0.1', 'port': bench.broker.port, 'user': 'guest', 'password': PASSWORD})
     bench.producer().message_echo('welcome').wait(TIMEOUT)
 
 

@@ -14,13 +14,14 @@ from pika.exceptions import ProbableAccessDeniedError
 from conformance.version_table import says
 from postage.broker.users import Permissions
 from support.brokers import Broker
+from support.canaries import canary
 from support.channels import refusal_of
-from support.powers import add_user, delete_user
+from support.users import add_user, delete_user
 
 
 def connect_as(broker: Broker, name: str) -> pika.BlockingConnection:
     parameters = pika.URLParameters(broker.url)
-    parameters.credentials = pika.PlainCredentials(name, name)
+    parameters.credentials = pika.PlainCredentials(name, canary(name))
     return pika.BlockingConnection(parameters)
 
 

@@ -20,6 +20,7 @@ from conformance.version_table import ACCEPTED, NO_FEATURES, TABLE, says
 from postage.broker.server import BrokerServer
 from postage.broker.users import Permissions
 from support.brokers import Broker, Embedded, RabbitMQ, connect
+from support.canaries import canary
 from support.channels import (
     PATIENCE,
     PROTOCOL_HEADER,
@@ -31,8 +32,9 @@ from support.channels import (
     publish,
     wait_until,
 )
-from support.powers import acknowledgements_within, add_user, delete_user
+from support.powers import acknowledgements_within
 from support.rabbitmq_node import RabbitMQNode
+from support.users import add_user, delete_user
 
 Experiment = Callable[[Broker], Any]
 EXPERIMENTS: dict[str, Experiment] = {}
@@ -175,7 +177,7 @@ def bob(broker: Broker) -> Iterator[pika.BlockingConnection]:
         channel.exchange_declare('o-x')
     add_user(broker, 'bob', Permissions('^c-', '^w-', '^r-'))
     parameters = pika.URLParameters(broker.url)
-    parameters.credentials = pika.PlainCredentials('bob', 'bob')
+    parameters.credentials = pika.PlainCredentials('bob', canary('bob'))
     try:
         with contextlib.closing(pika.BlockingConnection(parameters)) as connection:
             yield connection

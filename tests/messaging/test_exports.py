@@ -9,6 +9,9 @@ from postage import errors, messaging, microthreads
 from postage.program import program_settings
 from postage.secret import Secret
 from postage.settings import broker_settings
+from support.canaries import canary
+
+PASSWORD = canary('-exports')
 
 OF_THE_REFERENCE = {
     'Encoder',
@@ -100,10 +103,10 @@ def test_a_program_has_set_nothing_at_first(name):
 
 
 def test_the_settings_read_as_what_counts(monkeypatch):
-    monkeypatch.setenv('POSTAGE_URL', 'amqp://me:secret@somewhere:5673/there')
-    assert (messaging.global_vhost, messaging.global_user, messaging.global_password) == ('there', 'me', 'secret')
-    assert dict(messaging.global_hup) == {'host': 'somewhere:5673', 'user': 'me', 'password': 'secret'}
-    assert 'secret' not in repr(messaging.global_hup)
+    monkeypatch.setenv('POSTAGE_URL', f'amqp://me:{PASSWORD}@somewhere:5673/there')
+    assert (messaging.global_vhost, messaging.global_user, messaging.global_password) == ('there', 'me', PASSWORD)
+    assert dict(messaging.global_hup) == {'host': 'somewhere:5673', 'user': 'me', 'password': PASSWORD}
+    assert PASSWORD not in repr(messaging.global_hup)
     settings = broker_settings(dict(messaging.global_hup), messaging.global_vhost)
     assert settings == broker_settings()
 

@@ -15,6 +15,7 @@ from postage import messaging
 from postage.amqp import publishing, registry
 from postage.amqp.connection import Connection
 from postage.amqp.recording import recording
+from support.canaries import canary
 from support.messaging import (
     TIMEOUT,
     EchoExchange,
@@ -64,16 +65,17 @@ def refusing_queue(bench, **arguments):
 # Connecting
 
 
+PASSWORD = canary('-producer')
 CLASSES = [messaging.GenericProducer, messaging.GenericConsumer, messaging.MessageProcessor]
 
 
 @pytest.mark.parametrize('cls', CLASSES)
 def test_wrong_credentials_raise_at_once_and_name_the_user_but_not_the_password(bench, monkeypatch, cls):
-    monkeypatch.setenv('POSTAGE_URL', f'amqp://somebody:s3cret@{bench.broker.host}:{bench.broker.port}/')
+    monkeypatch.setenv('POSTAGE_URL', f'amqp://somebody:{PASSWORD}@{bench.broker.host}:{bench.broker.port}/')
     with pytest.raises(messaging.AuthenticationFailed, match="'somebody'") as caught:
         cls()
     assert isinstance(caught.value, pika.exceptions.ProbableAuthenticationError)
-    assert 's3cret' not in f'{caught.value!r} {bench.log.text}'
+    assert PASSWORD not in f'{caught.value!r} {bench.log.text}'
 
 
 @pytest.mark.parametrize('cls', CLASSES)

@@ -13,6 +13,7 @@ import redis
 from missive.conftest import AnyProcessor, RedisServer, Run, slow_program, wait_until
 from postage import missive
 from postage.missive.adapters.redis import RedisPubSubAdapter
+from support.canaries import canary
 from support.messaging import LogBook, Seen
 from support.programs import Program
 
@@ -128,7 +129,7 @@ def test_a_refused_password_is_raised_at_once(
     processor: AnyProcessor, run: Callable[..., Run], redis_server: RedisServer
 ) -> None:
     with redis_server.client() as client:
-        client.config_set('requirepass', 'secret')
+        client.config_set('requirepass', canary('-redis'))
     with pytest.raises(redis.AuthenticationError):
         RedisPubSubAdapter(missive.RawMessage, processor, url_or_conn=redis_server.url).run()
 

@@ -17,6 +17,7 @@ from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from postage.missive.adapters.stdin import StdinAdapter
 from postage.missive.shutdown_handler import ShutdownHandler
 from postage.missive.state import State
+from postage.secret import Secret
 from support.messaging import TIMEOUT, Bench, eventually
 from support.programs import Program
 
@@ -144,7 +145,7 @@ def test_an_encrypted_connection_of_kombu_stays_encrypted() -> None:
 
     connection: Any = KombuConnection('amqp://u:p%40@h:5671//my/x%20y')
     connection.ssl = True
-    assert _broker_of(connection) == ('amqps://u:p%40@h:5671', '/my/x y')
+    assert _broker_of(Secret(connection)) == (Secret('amqps://u:p%40@h:5671'), '/my/x y')
 
 
 def test_the_handler_may_be_replaced_before_a_run(processor: AnyProcessor) -> None:

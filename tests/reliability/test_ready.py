@@ -16,11 +16,12 @@ import pytest
 from postage import messaging
 from postage.broker.users import Permissions
 from postage.dead_letters.sqlite import SQLiteDeadLetters
-from support.brokers import Broker, Embedded, RabbitMQ, connect
+from support.brokers import Broker, Embedded, RabbitMQ, connect, with_login
+from support.canaries import canary
 from support.letters import letter
-from support.powers import add_user, delete_user
 from support.programs import Module
 from support.soak import IS_SOAK
+from support.users import add_user, delete_user
 
 HEARTBEAT = 2.0  # seconds
 SOON = 2 * HEARTBEAT
@@ -90,7 +91,7 @@ class Guarded:
         self.letters = tmp_path / 'letters.db'
         self.make_queue()
         (tmp_path / 'shop.py').write_text(GUARDED)
-        url = broker.url.replace('guest:guest', f'{user}:{user}')
+        url = with_login(broker.url, f'{user}:{canary(user)}')
         environment = {
             'POSTAGE_URL': f'{url}?heartbeat={HEARTBEAT:g}',
             'LETTERS': str(self.letters),

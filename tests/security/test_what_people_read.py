@@ -25,6 +25,7 @@ from postage.cli.main import postage as command_line
 from postage.dead_letters import SQLiteDeadLetters
 from postage.printable import printable, printable_lines, shown
 from postage.settings import broker_settings
+from support.canaries import canary
 from support.letters import letter
 from support.messaging import EQK, TIMEOUT, Bench, Processor, command, eventually
 
@@ -156,7 +157,7 @@ def test_an_object_that_was_not_made_to_its_end_can_be_shown(cls: Any) -> None:
     assert type(half_built).__name__ in repr(half_built)
 
 
-SECRET = 'correct horse battery staple'
+SECRET = canary(' horse battery staple')
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Protocol
 from urllib.parse import quote
@@ -12,7 +13,11 @@ import pika.exceptions
 
 from postage.broker.rules import DEFAULT
 from postage.broker.server import BrokerServer
+from postage.secret import Secret
+from support.canaries import canary
 from support.rabbitmq_node import RabbitMQNode
+
+GUEST = canary('-guest')
 
 
 def _without_cancels(queues: dict[str, int]) -> dict[str, int]:
@@ -25,7 +30,8 @@ class Broker(Protocol):
     :ivar name: ``embedded`` or ``rabbitmq``
     :ivar rules: the version whose rules it follows: ``3.10``, ``4.0`` or ``4.3``
     :ivar vhost: the virtual host of this test
-    :ivar url: AMQP URL of that virtual host, with the credentials ``guest`` and ``guest``
+    :ivar url: AMQP URL of that virtual host, with the user ``guest``; that of the embedded broker has a canary for a
+        password, so that every test searches for it
     """
 
     name: str
@@ -125,6 +131,7 @@ class Embedded:
     def __init__(self, server: BrokerServer, rules: str = DEFAULT) -> None:
         self.server = server
         self.rules = rules
+        _take_canary(server)
         self.port = server.port
         self.url = self.url_of(self.vhost)
 
@@ -150,4 +157,25 @@ class Embedded:
         self.server.delete_virtual_host(name)
 
     def url_of(self, vhost: str) -> str:
-        return f'amqp://guest:guest@{self.host}:{self.port}/{quote(vhost, safe="")}'
+        return f'amqp://guest:{GUEST}@{self.host}:{self.port}/{quote(vhost, safe="")}'
+
+
+def _take_canary(server: BrokerServer) -> None:
+    """Let ``guest`` log in with a canary, too."""
+    users = server._shared.users
+    is_password = users.is_password
+
+    def is_either(user: str, password: Secret[bytes]) -> bool:
+        return is_password(user, password) or (user == 'guest' and password.reveal() == GUEST.encode())
+
+    users.is_password = is_either  # type: ignore[method-assign]
+
+
+def with_login(url: str, login: str) -> str:
+    """A URL with another user and password, or with a user alone."""
+    return re.sub('//[^@]*@', f'//{login}@', url)
+
+
+def with_port(url: str, port: int) -> str:
+    """The URL of another port, with the same credentials and virtual host."""
+    return re.sub(r':\d+(?=/)', f':{port}', url)

@@ -7,12 +7,18 @@ the tests printed, logged and failed with, and their programs, too; where one wa
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
+import pytest
+
 CANARY = 'canary-7f3a'
 """What every password and key of a test begins with."""
+
+
+SIGHTING = 'canary'
 
 
 def canary(name: str = '') -> str:
@@ -94,3 +100,64 @@ def shown(value: Any) -> str:
     elif isinstance(value, (list, tuple, set, frozenset)):
         text += ' '.join(map(shown, value))
     return text
+
+
+# The search at the end of a run
+
+_noted: list[tuple[str, str]] = []
+
+
+def note(where: str, text: str) -> None:
+    """Search what a test has got hold of by itself, such as the output of a program; the run fails if that is found."""
+    _noted.extend((where, found) for found in sightings(text))
+
+
+def watch_commands() -> None:
+    """Search what commands print that tests run in this process."""
+    from click.testing import CliRunner
+
+    invoke = CliRunner.invoke
+
+    @functools.wraps(invoke)
+    def invoke_and_note(self: CliRunner, *args: Any, **kwds: Any) -> Any:
+        result = invoke(self, *args, **kwds)
+        note('the output of a command', f'{result.output} {result.exception}')
+        return result
+
+    if not hasattr(invoke, '__wrapped__'):
+        CliRunner.invoke = invoke_and_note  # type: ignore[method-assign]
+
+
+class Watch:
+    """The plugin: the run fails where a password or a key of a test was printed, logged, or quoted by an error."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[Any]:
+        """Hand what was noted to the process that reports, which may be another one."""
+        report: pytest.TestReport = yield
+        report.user_properties += [(SIGHTING, f'{where}: {found}') for where, found in _noted]
+        _noted.clear()
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Search what a test has printed and logged, and its error."""
+        seen = [str(text) for name, text in report.user_properties if name == SIGHTING]
+        for name, text in (*report.sections, ('the error', report.longreprtext)):
+            seen += [f'{name}: {found}' for found in sightings(text)]
+        self.found += [f'{report.nodeid}: {each!r}' for each in dict.fromkeys(seen)]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Fail the run."""
+        if self.found and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Say where."""
+        if self.found:
+            terminalreporter.section('passwords or keys that were written', sep='=', red=True)
+            for line in dict.fromkeys(self.found):
+                terminalreporter.line(line[:300])

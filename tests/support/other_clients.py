@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from support.brokers import Broker
+from support.brokers import Broker, with_login
 
 T = TypeVar('T')
 
@@ -279,7 +279,7 @@ class AioPika:
         return self._loop.run_until_complete(asyncio.wait_for(steps, PATIENCE * 2))
 
     async def _open(self, broker: Broker, password: str, heartbeat: int) -> None:
-        url = broker.url.replace('guest:guest@', f'guest:{password}@') + f'?heartbeat={heartbeat}'
+        url = with_login(broker.url, f'guest:{password}') + f'?heartbeat={heartbeat}'
         self._connection = await self._aio_pika.connect(url)
         self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
 

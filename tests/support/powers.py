@@ -1,34 +1,11 @@
-"""What only an operator of a broker can do: users, and limits that the configuration has."""
+"""What only an operator of a broker can do: limits that the configuration has."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 
-from postage.broker.users import Permissions
 from support.brokers import Broker, Embedded, RabbitMQ
-from support.rabbitmq_node import binary
-
-
-def add_user(broker: Broker, name: str, permissions: Permissions | None) -> None:
-    """Add a user whose password is the name, with permissions in the virtual host of the test."""
-    if isinstance(broker, Embedded):
-        broker.server.add_user(name, name, {} if permissions is None else {broker.vhost: permissions})
-        return
-    assert isinstance(broker, RabbitMQ)
-    user, vhost = binary(name), binary(broker.vhost)
-    broker.node.evaluate(f'rabbit_auth_backend_internal:add_user({user}, {user}, <<"tests">>), ""')
-    if permissions is not None:
-        patterns = ', '.join(binary(each) for each in permissions)
-        broker.node.evaluate(
-            f'rabbit_auth_backend_internal:set_permissions({user}, {vhost}, {patterns}, <<"tests">>), ""'
-        )
-
-
-def delete_user(broker: Broker, name: str) -> None:
-    """Take a user back, where the broker is not the test's own."""
-    if isinstance(broker, RabbitMQ):
-        broker.node.evaluate(f'rabbit_auth_backend_internal:delete_user({binary(name)}, <<"tests">>), ""')
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from support.canaries import note
+
 TIMEOUT = 20.0
 
 ECHO = """
@@ -117,6 +119,7 @@ class Program:
                 self._process.kill()
                 self._process.wait()
         self._reader.join(timeout)
+        note(f'the output of {self._process.args[-1]!s:.60}', self.output)
         assert self._process.stdout is not None
         if not self._reader.is_alive():
             self._process.stdout.close()

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from postage.broker.users import Permissions
 from support.brokers import Broker, Embedded, RabbitMQ
+from support.canaries import canary
 from support.rabbitmq_node import binary
 
 
 def add_user(broker: Broker, name: str, permissions: Permissions | None) -> None:
-    """Add a user whose password is the name, with permissions in the virtual host of the test."""
+    """Add a user whose password is the canary of the name, with permissions in the virtual host of the test."""
     if isinstance(broker, Embedded):
-        broker.server.add_user(name, name, {} if permissions is None else {broker.vhost: permissions})
+        broker.server.add_user(name, canary(name), {} if permissions is None else {broker.vhost: permissions})
         return
     assert isinstance(broker, RabbitMQ)
-    user, vhost = binary(name), binary(broker.vhost)
-    broker.node.evaluate(f'rabbit_auth_backend_internal:add_user({user}, {user}, <<"tests">>), ""')
+    user, password, vhost = binary(name), binary(canary(name)), binary(broker.vhost)
+    broker.node.evaluate(f'rabbit_auth_backend_internal:add_user({user}, {password}, <<"tests">>), ""')
     if permissions is not None:
         patterns = ', '.join(binary(each) for each in permissions)
         broker.node.evaluate(

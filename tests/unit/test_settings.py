@@ -25,8 +25,9 @@ from postage.settings import (
     default_vhost,
     fast_lane,
 )
+from support.canaries import canary
 
-SECRET = 'hunter2'
+SECRET = canary('-hunter2')
 
 
 def settings(hup=None, vhost=None, environ=None, **kwds) -> BrokerSettings:

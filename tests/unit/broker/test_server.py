@@ -19,6 +19,9 @@ from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, Connecti
 
 from postage.broker import BrokerServer
 from postage.broker.users import Permissions
+from support.canaries import canary, sightings
+
+PASSWORD = canary('-server')
 
 PATIENCE = 10.0
 
@@ -96,8 +99,8 @@ def test_it_may_be_stopped_twice_and_without_a_start() -> None:
 
 
 def test_its_url_names_user_and_virtual_host() -> None:
-    with BrokerServer(users={'me@home': 'se/cret'}, virtual_hosts=('my host',)) as server:
-        assert server.url == f'amqp://me%40home:se%2Fcret@127.0.0.1:{server.port}/my%20host'
+    with BrokerServer(users={'me@home': f'{PASSWORD}/x'}, virtual_hosts=('my host',)) as server:
+        assert server.url == f'amqp://me%40home:{PASSWORD}%2Fx@127.0.0.1:{server.port}/my%20host'
         connect(server).close()
 
 
@@ -223,8 +226,8 @@ def test_it_listens_on_every_address_of_a_name() -> None:
 
 
 def test_a_user_can_be_added(server: BrokerServer) -> None:
-    server.add_user('reader', 'secret', {'/': Permissions('', '', '.*')})
-    url = server.url.replace('guest:guest', 'reader:secret')
+    server.add_user('reader', PASSWORD, {'/': Permissions('', '', '.*')})
+    url = server.url.replace('guest:guest', f'reader:{PASSWORD}')
     connection = pika.BlockingConnection(pika.URLParameters(url))
     with pytest.raises(ChannelClosedByBroker, match='403'):
         connection.channel().queue_declare('q')
@@ -281,13 +284,13 @@ def test_the_command_says_where_it_listens_and_ends_on_a_signal(
 
 
 def test_the_command_takes_user_password_and_virtual_hosts(run: Callable[..., subprocess.Popen[str]]) -> None:
-    process = run('--port', '0', '--user', 'me', '--password', 'secret', '--vhost', 'one', '--vhost', 'two')
+    process = run('--port', '0', '--user', 'me', '--password', PASSWORD, '--vhost', 'one', '--vhost', 'two')
     assert process.stdout is not None
     line = process.stdout.readline()
-    assert 'secret' not in line
+    assert not sightings(line)
     port = line.strip().rstrip('/').rpartition(':')[2]
     for host in ('one', 'two'):
-        pika.BlockingConnection(pika.URLParameters(f'amqp://me:secret@127.0.0.1:{port}/{host}')).close()
+        pika.BlockingConnection(pika.URLParameters(f'amqp://me:{PASSWORD}@127.0.0.1:{port}/{host}')).close()
 
 
 def test_the_command_tells_in_one_line_that_its_port_is_taken(

@@ -1,0 +1,100 @@
+"""A password or a key of a test that is written anywhere makes the run fail."""
+
+from __future__ import annotations
+
+import base64
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.canaries import CANARY, canary, sightings
+
+TESTS = Path(__file__).parents[1]
+
+PROGRAM = """
+import logging, sys
+import pytest
+from support.canaries import canary, note
+from support.programs import Program
+
+def test_it(capfd):
+    {statement}
+"""
+CONFTEST = """
+from support import canaries
+
+def pytest_configure(config):
+    config.pluginmanager.register(canaries.Watch())
+    canaries.watch_commands()
+"""
+WAYS = {
+    'printed': 'print(canary())',
+    'to standard error': 'print(canary(), file=sys.stderr)',
+    'logged': "logging.getLogger('postage').warning('%s', [canary()])",
+    'raised': 'raise ValueError(canary())',
+    'by a program': "p = Program('\\nfrom support.canaries import canary; print(canary())'); p.wait(); p.stop()",
+    'by a command': (
+        'import click; from click.testing import CliRunner; '
+        "CliRunner().invoke(click.Command('c', callback=lambda: click.echo(canary())))"
+    ),
+    'quoted': "print(canary().encode().hex()); print(','.join(map(str, canary().encode())))",
+}
+
+
+def run(directory: Path, statement: str, *options: str) -> subprocess.CompletedProcess[str]:
+    (directory / 'conftest.py').write_text(CONFTEST)
+    (directory / 'test_it.py').write_text(PROGRAM.format(statement=statement))
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *options, str(directory)]
+    path = ':'.join([str(TESTS), *filter(None, sys.path)])
+    return subprocess.run(
+        command, cwd=directory, env={'PYTHONPATH': path}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_a_run_in_which_a_password_is_written_fails_and_says_where(way: str, tmp_path: Path) -> None:
+    ran = run(tmp_path, WAYS[way])
+    assert ran.returncode == 1, ran.stdout
+    assert 'passwords or keys that were written' in ran.stdout
+    assert 'test_it.py::test_it' in ran.stdout.rpartition('that were written')[2]
+
+
+def test_several_processes_tell_the_one_that_reports(tmp_path: Path) -> None:
+    pytest.importorskip('xdist')
+    ran = run(tmp_path, WAYS['by a program'], '--numprocesses', '1')
+    assert ran.returncode == 1, ran.stdout
+    assert 'passwords or keys that were written' in ran.stdout
+
+
+def test_a_run_in_which_none_is_written_passes(tmp_path: Path) -> None:
+    ran = run(tmp_path, "print('nothing')")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize('before', range(4))
+def test_a_password_is_found_in_base64_wherever_it_begins(before: int) -> None:
+    text = base64.b64encode(b'x' * before + canary('-more').encode()).decode()
+    assert sightings(f'Basic {text}')
+    assert not sightings(base64.b64encode(b'x' * before + b'something else that is long').decode())
+
+
+PUBLIC = ('guest', 'x', 'y', 'other', 'wrong', 'url', 'p%40', 'p%3A%2F%23')
+"""RabbitMQ's own, and those of tests that compare settings and connect to nothing."""
+
+
+def passwords() -> Iterator[tuple[str, str]]:
+    """Each password that is spelled in a test, with the file."""
+    spelled = (r"""['"]password['"]: ['"]([^'"]+)""", r"""amqps?://[^/'" {:@]+:([^@/'"{} ,]+)@""")
+    for path in sorted(TESTS.rglob('*.py')):
+        for pattern in spelled:
+            for found in re.findall(pattern, path.read_text()):
+                yield str(path.relative_to(TESTS)), found
+
+
+def test_every_password_of_a_test_is_a_canary() -> None:
+    wrong = [each for each in passwords() if each[1] not in PUBLIC and CANARY not in each[1]]
+    assert not wrong, 'use support.canaries.canary'
