@@ -162,7 +162,9 @@ class Dispatcher:
             if body['category'] == 'rpc':
                 addresses = self._source.reply_addresses
                 reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
-                unwanted = why_unwanted(reply.header, self._tolerance)
+                if self._source.gate is not None:
+                    reply.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
+                unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
                 if unwanted:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
                     self._settle(delivery, HANDLED)
@@ -392,6 +394,8 @@ class Dispatcher:
         if pause is not None:
             text = '%r is handled again in about %.3g s, because what its handler published failed: %s'
             logger.warning(text, delivery, pause.seconds, error)
+            for receipt in delivery.receipts or ():
+                receipt.note_told()
             self._failures.put_off(delivery, pause, failure)
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, error)
@@ -511,9 +515,9 @@ class Handling(MicroThread):
         return outcome
 
     def _id_to_watch(self, entry: Entry) -> str | None:
-        """The correlation id of a request whose handler is closed when it is cancelled."""
+        """The id of a request whose handler is closed when it is cancelled."""
         self._can_be_closed = self._reply is not None and entry.colour is not Colour.THREADED
-        return self._reply.header.correlation_id if self._reply is not None and self._can_be_closed else None
+        return self._reply.cancel_id if self._reply is not None and self._can_be_closed else None
 
     def _on_cancel(self) -> None:
         """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""
