@@ -192,7 +192,7 @@ class Control:
             body = check_envelope(consumer.decode(delivery.body))
             if body['category'] == 'rpc':
                 reply = Reply(consumer.rpc_reply, delivery, self._host.fingerprint, None, consumer.reply_addresses)
-                unwanted = why_unwanted(reply.header, self._tolerance)
+                unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
                 if unwanted:
                     logger.warning('%r is not answered: %s', delivery, unwanted)
                     return

@@ -73,8 +73,8 @@ def test_the_lines_for_a_terminal_run(bench: Bench, monkeypatch: pytest.MonkeyPa
     for line in lines.splitlines():
         words = shlex.split(line)
         # A loaded machine takes longer than the second of the page.
-        more = [] if '--timeout' in words or words[1] in ('send', 'tail', 'replay') else ['--timeout', '3']
-        if words[1] not in ('call', 'send', 'tail', 'replay') and '--expect' not in words:
+        more = [] if '--timeout' in words or words[1] in ('send', 'tail', 'replay', 'top') else ['--timeout', '3']
+        if words[1] not in ('call', 'send', 'tail', 'replay', 'top') and '--expect' not in words:
             more += ['--expect', '1']
         result = CliRunner().invoke(postage, [*words[1:], *more])
         assert result.exit_code == 0, f'{line}: {result.output}'

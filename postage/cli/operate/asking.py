@@ -37,6 +37,13 @@ class Answer:
         return str(self.fingerprint.get('name') or '')
 
     @property
+    def address(self) -> str:
+        """Its own address."""
+        known = self.fingerprint
+        process = f'{known.get("pid")}@{known.get("host")}'
+        return f'{self.name}:{process}' if self.name else process
+
+    @property
     def who(self) -> str:
         """The component, in a word: ``name pid@host``."""
         known = self.fingerprint
@@ -54,11 +61,10 @@ class Expected:
     names: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, text: str | None, address: str) -> Expected:
-        """What ``--expect`` says; one, where the address is that of one process."""
+    def of(cls, text: str | None) -> Expected:
+        """What ``--expect`` says."""
         if text is None:
-            name, at, _ = address.partition('@')
-            return cls(1) if at and name.isdecimal() else cls()
+            return cls()
         if text.isdecimal():
             return cls(int(text))
         names = [name.strip() for name in text.split(',') if name.strip()]
