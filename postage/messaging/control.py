@@ -42,6 +42,7 @@ from postage.messaging.outcomes import AckAndRestart, FilterError
 from postage.messaging.questions import Asked, info, stacks, stats
 from postage.messaging.replies import Reply
 from postage.microthreads import MicroThread
+from postage.printable import shown
 
 logger = logging.getLogger('postage')
 
@@ -227,7 +228,7 @@ class Control:
             answer = self._commands[name]
         if answer is None:
             known = ', '.join((*self._answers, *self._commands))
-            return MessageResultError(f'no component answers {name!r:.80}; there are {known}'), None
+            return MessageResultError(f'no component answers {shown(name)}; there are {known}'), None
         return answer()
 
     # What is done
