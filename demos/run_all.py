@@ -24,9 +24,10 @@ TIMEOUT = 15.0
 LABEL_WIDTH = len('[advanced receiver 1]')
 COLOURS = ('36', '33', '35', '32')
 
-sys.path[:0] = [str(DEMOS / 'basic_echo'), str(DEMOS / 'concurrent_rpc'), str(DEMOS / 'retries')]
+sys.path[:0] = [str(DEMOS / demo) for demo in ('basic_echo', 'concurrent_rpc', 'retries', 'rpc_gather')]
 import concurrent_shared  # noqa: E402
 import echo_shared  # noqa: E402
+import gather_shared  # noqa: E402
 import post_shared  # noqa: E402
 
 
@@ -206,6 +207,22 @@ def concurrent_rpc():
     return 'hundreds of calls were answered at once'
 
 
+def rpc_gather():
+    stations = [
+        Program(name, 'rpc_gather/gather_answer.py', name, *words)
+        for name, *words in (('Oslo', '3'), ('Cairo', '31'), ('Quito', '14', '60'))
+    ]
+    for each in stations:
+        each.expect('Waiting for messages')
+    asker = Program('weather', 'rpc_gather/gather_ask.py', 'Oslo', 'Cairo', 'Quito', 'Lima')
+    asker.wait()
+    for text in ('Oslo: 3 degrees', 'Cairo: 31 degrees', 'Lima was silent', 'Quito was silent'):
+        asker.expect(text)
+    stations[2].expect('Nobody waits for it any more')
+    quit_all(stations, '', gather_shared.WeatherExchange)
+    return 'all stations were asked, and two of them answered in time'
+
+
 def retries():
     with tempfile.TemporaryDirectory() as directory:
         letters = f'{directory}/letters.db'
@@ -319,6 +336,7 @@ DEMONSTRATIONS = (
     advanced,
     rpc,
     concurrent_rpc,
+    rpc_gather,
     retries,
     generic_application,
     missive_quickstart,

@@ -315,7 +315,7 @@ class Connection:
         if not was_open:
             logger.debug('connected to %s (%s)', self.settings, self.role)
         else:
-            logger.warning(
+            logger.info(
                 'connected to %s again (%s) after %.1f s: %d channels, %d queues restored',
                 self.settings,
                 self.role,

@@ -107,9 +107,15 @@ class Receipt:
             if not in_time:
                 raise errors.PublishTimeout(f'message {self.message_id} was not confirmed within {timeout:g} s')
         if self.error is not None:
-            with channel.lock, contextlib.suppress(ValueError):  # another thread, or a flush, has been told of it
-                self.ledger.failures.remove(self.error)
+            self.note_told()
             raise self.error
+
+    def note_told(self) -> None:
+        """What went wrong has been told, or dealt with: no flush tells it any more."""
+        # Another thread, or a flush, may have been told before.
+        with self.ledger.channel.lock, contextlib.suppress(ValueError):
+            if self.error is not None:
+                self.ledger.failures.remove(self.error)
 
     def add_done_callback(self, callback: Callable[[], None]) -> None:
         """Call back once it is settled: at once if it is, else on the thread that reads the connection.

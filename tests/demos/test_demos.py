@@ -107,6 +107,18 @@ def test_concurrent_questions_are_answered_at_once(demo: Demo) -> None:
     assert float(told[3]) < 10
 
 
+def test_the_answers_of_all_stations_are_gathered_and_the_silent_ones_named(demo: Demo) -> None:
+    stations = {
+        name: demo.receiver('rpc_gather', 'gather_answer.py', name, *words)
+        for name, *words in (('Oslo', '3'), ('Cairo', '31'), ('Quito', '14', '60'))
+    }
+    asker = demo.program('rpc_gather', 'gather_ask.py', 'Oslo', 'Cairo', 'Quito', 'Lima')
+    assert asker.wait() == 0, asker.output
+    assert sorted(asker.lines[:2]) == ['Cairo: 31 degrees', 'Oslo: 3 degrees']
+    assert asker.lines[2:] == ['Lima was silent', 'Quito was silent']
+    stations['Quito'].expect('Nobody waits for it any more')
+
+
 def test_a_letter_is_retried_until_the_postman_is_there(demo: Demo, tmp_path: Path) -> None:
     office = demo.receiver('retries', 'post_office.py', str(tmp_path / 'letters.db'))
     demo.send('retries', 'send_letters.py')
