@@ -46,6 +46,25 @@ AFTER_REFUSAL = Retry(errors.Nacked)
 _NO_HOOKS = nullcontext()
 
 
+class Unhandled:
+    """The messages that a processor has no handler for. Each name is said once.
+
+    :param processor: the name of its class
+    """
+
+    def __init__(self, processor: str) -> None:
+        self._processor = processor
+        self._said: set[tuple[str, str, str]] = set()
+
+    def say(self, body: dict[str, Any]) -> None:
+        """Log it, unless that was done for this name; those that others make up are not remembered without end."""
+        what = (body['category'], body['type'], body['name'])
+        if what not in self._said and len(self._said) < NAMES_REMEMBERED:
+            self._said.add(what)
+            category, kind, name = (shown(each) for each in what)
+            logger.warning('%s has no handler for %s, %s, %s (said once)', self._processor, category, kind, name)
+
+
 class Dispatcher:
     """Handles the deliveries of one processor. Its methods are for the scheduler's thread.
 
@@ -80,7 +99,7 @@ class Dispatcher:
         self.is_winding_down = self.is_draining = self.is_paused = False
         self.ends_by: Then | None = None
         self._stop_requested = False
-        self._unhandled: set[tuple[str, str, str]] = set()
+        self._unhandled = Unhandled(type(host).__name__)
         self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
@@ -222,7 +241,7 @@ class Dispatcher:
         context = MessageContext(body, delivery)
         if not entries:
             self.figures.unhandled += 1
-            self._say_unhandled(body)
+            self._unhandled.say(body)
         try:
             with self.hooks_around(context):
                 if not entries and reply is not None:
@@ -233,16 +252,6 @@ class Dispatcher:
         except Exception as error:
             outcome = outcome.and_also(raised(error, self.label, reply, delivery))
         return outcome
-
-    def _say_unhandled(self, body: dict[str, Any]) -> None:
-        """Once for each name; names that others make up are not remembered without end."""
-        what = (body['category'], body['type'], body['name'])
-        if what not in self._unhandled and len(self._unhandled) < NAMES_REMEMBERED:
-            self._unhandled.add(what)
-            category, kind, name = (shown(each) for each in what)
-            logger.warning(
-                '%s has no handler for %s, %s, %s (said once)', type(self._host).__name__, category, kind, name
-            )
 
     def _begin_counted(self, delivery: Delivery) -> None:
         """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
