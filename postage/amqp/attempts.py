@@ -157,7 +157,7 @@ class Attempts:
 
     def _on_unblocked(self, link: Link, _frame: Any) -> None:
         link.blocked_at = 0.0
-        self._sparingly.log(logging.WARNING, 'the broker at %s takes messages again', self._settings)
+        self._sparingly.log(logging.INFO, 'the broker at %s takes messages again', self._settings)
 
 
 def quieten_pika() -> None:

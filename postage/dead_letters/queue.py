@@ -108,13 +108,15 @@ class QueueDeadLetters(DeadLetters):
         if forwarder is not None:
             forwarder.close()
 
-    def put(self, letter: DeadLetter) -> None:
-        """Send a letter to the queue. The broker has confirmed it when this returns.
+    def put(self, letter: DeadLetter) -> str:
+        """Send a letter to the queue. The broker has confirmed it when this returns. Returns where it lies, in words.
 
         :raises errors.StoreError: it does not in time, or refuses
         :raises errors.LetterRefused: it is too large for a message
         """
-        self._send(secrets.token_hex(6), letter)
+        id = secrets.token_hex(6)
+        self._send(id, letter)
+        return f'letter {id} in queue {self.name!r}'
 
     def _send(self, id: str, letter: DeadLetter) -> None:
         self._await(self._begin_to_send(id, letter), self.timeout)

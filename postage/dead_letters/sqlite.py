@@ -107,12 +107,13 @@ class SQLiteDeadLetters(DeadLetters):
 
     # Letters in
 
-    def put(self, letter: DeadLetter) -> None:
+    def put(self, letter: DeadLetter) -> str:
         """Take a letter over. It is on the disk when this returns.
 
         A letter of a message that is already there, put by a process that died before it could acknowledge it, takes
         that one's place.
 
+        :return: where it lies, such as ``letter 2 in dead.db``
         :raises errors.StoreError: the disk is full, another process keeps the store locked, or it is no such store
         :raises errors.LetterRefused: it is too large for the file, or for SQLite
         """
@@ -125,6 +126,7 @@ class SQLiteDeadLetters(DeadLetters):
                 self._put_all()
         if mine.error is not None:
             raise mine.error
+        return f'letter {mine.id} in {self.path}' if mine.id is not None else f'a letter in {self.path}'
 
     def _put_all(self) -> None:
         """Write what all threads have put meanwhile, in one commit."""
@@ -134,21 +136,22 @@ class SQLiteDeadLetters(DeadLetters):
         try:
             with self._transaction() as database:
                 for each in waiting:
-                    each.error = self._write(database, each.letter)
+                    each.error = self._write(database, each)
         except errors.StoreError as failure:
             error = failure
         for each in waiting:
             each.is_done, each.error = True, error or each.error
 
-    def _write(self, database: sqlite3.Connection, letter: DeadLetter) -> errors.StoreError | None:
+    def _write(self, database: sqlite3.Connection, waiting: _Waiting) -> errors.StoreError | None:
         """Write one letter. Returns why it can never be written; that must not keep the others from being."""
+        letter = waiting.letter
         try:
             if self.max_bytes is not None and len(letter.body) > self.max_bytes:
                 raise OverflowError(f'its body is {len(letter.body):,} bytes, and the file may be {self.max_bytes:,}')
             row = _row(letter)
             if letter.is_repeated and letter.message_id and database.execute(_REPEAT, row).rowcount:
                 return None
-            database.execute(_INSERT, row)
+            waiting.id = database.execute(_INSERT, row).lastrowid
         except (ArithmeticError, RecursionError, TypeError, ValueError, sqlite3.DataError) as error:
             return errors.LetterRefused(f'{self} cannot take a letter: {error}')
         return None
@@ -320,10 +323,11 @@ class SQLiteDeadLetters(DeadLetters):
 class _Waiting:
     """A letter that a thread has put, on its way into the file."""
 
-    __slots__ = ('error', 'is_done', 'letter')
+    __slots__ = ('error', 'id', 'is_done', 'letter')
 
     def __init__(self, letter: DeadLetter) -> None:
         self.letter = letter
+        self.id: int | None = None  # of the letter that it became, where that is a new one
         self.is_done = False
         self.error: errors.StoreError | None = None
 

@@ -97,8 +97,8 @@ class DeadLetters(ABC):
     """
 
     @abstractmethod
-    def put(self, letter: DeadLetter) -> None:
-        """Take a letter over. It is safe when this returns."""
+    def put(self, letter: DeadLetter) -> str:
+        """Take a letter over. It is safe when this returns. Returns where it lies, in words."""
 
     @abstractmethod
     def letters(self, selection: Selection = ALL, limit: int | None = None) -> Iterator[StoredLetter]:

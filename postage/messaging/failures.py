@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
+from typing import Any
 
 from postage import errors
 from postage.amqp.deliveries import Delivery
@@ -186,12 +187,11 @@ class Failures:
         if self._source.gate is not None:
             self._source.gate.failed(delivery, is_sent_on=True)
 
-    def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[None]:
+    def _put(self, store: DeadLetterStore, letter: DeadLetter) -> Future[Any]:
         if self._host.scheduler is not None:
             return self._host.scheduler.executor.submit(store.put, letter)
-        done: Future[None] = Future()
-        store.put(letter)
-        done.set_result(None)
+        done: Future[Any] = Future()
+        done.set_result(store.put(letter))
         return done
 
     # Into other hands
@@ -206,7 +206,7 @@ class Failures:
     def _hand_over(
         self,
         delivery: Delivery,
-        work: Callable[[], Future[None]],
+        work: Callable[[], Future[Any]],
         what: str,
         end: Callable[[BaseException], None],
         pause: float = FIRST_PAUSE,
@@ -216,7 +216,7 @@ class Failures:
         :param end: called in the scheduler's thread where it can never be done, with why
         """
 
-        def done(future: Future[None]) -> None:
+        def done(future: Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
             self.troubles.pop(delivery, None)
             if error is not None and is_final(error):
@@ -229,6 +229,10 @@ class Failures:
                 self._later(pause, again)
             elif not future.cancelled():  # by the end of the scheduler: the broker delivers it again
                 delivery.channel.settle(delivery)
+                if isinstance(where := future.result(), str):
+                    tried = notes.attempt_of(delivery)
+                    attempts = 'one attempt' if tried == 1 else f'{tried} attempts'
+                    logger.warning('%r is given up after %s: it is %s', delivery, attempts, where)
             self._unsettled.one_less()
 
         self._unsettled.one_more()
@@ -242,7 +246,7 @@ class Failures:
     def _hand_over_again(
         self,
         delivery: Delivery,
-        work: Callable[[], Future[None]],
+        work: Callable[[], Future[Any]],
         what: str,
         end: Callable[[BaseException], None],
         pause: float,

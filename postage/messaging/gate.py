@@ -91,6 +91,11 @@ class Gate:
         delivery.channel.settle(delivery)
         return False
 
+    def cancel_id(self, delivery: Delivery, correlation_id: str | None) -> str | None:
+        """What a request in hand is called where it is cancelled."""
+        found = self._in_hand.get(delivery)
+        return None if found is None else self._signatures.cancel_id(correlation_id or '', found[1].key_id)
+
     def handled(self, delivery: Delivery) -> None:
         """It is about to be acknowledged, for it has been handled."""
         self._end(delivery, True)

@@ -26,21 +26,43 @@ from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, around_message, failed_by
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then
+from postage.messaging.properties import attempt_of
 from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
 from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
-from postage.printable import text_of
+from postage.printable import shown, text_of
 from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
+
+NAMES_REMEMBERED = 1000  # of messages that no handler takes
 
 AFTER_REFUSAL = Retry(errors.Nacked)
 """When a message is handled again because the broker refused what its handler published."""
 
 _NO_HOOKS = nullcontext()
+
+
+class Unhandled:
+    """The messages that a processor has no handler for. Each name is said once.
+
+    :param processor: the name of its class
+    """
+
+    def __init__(self, processor: str) -> None:
+        self._processor = processor
+        self._said: set[tuple[str, str, str]] = set()
+
+    def say(self, body: dict[str, Any]) -> None:
+        """Log it, unless that was done for this name; those that others make up are not remembered without end."""
+        what = (body['category'], body['type'], body['name'])
+        if what not in self._said and len(self._said) < NAMES_REMEMBERED:
+            self._said.add(what)
+            category, kind, name = (shown(each) for each in what)
+            logger.warning('%s has no handler for %s, %s, %s (said once)', self._processor, category, kind, name)
 
 
 class Dispatcher:
@@ -77,6 +99,7 @@ class Dispatcher:
         self.is_winding_down = self.is_draining = self.is_paused = False
         self.ends_by: Then | None = None
         self._stop_requested = False
+        self._unhandled = Unhandled(type(host).__name__)
         self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
@@ -157,7 +180,9 @@ class Dispatcher:
             if body['category'] == 'rpc':
                 addresses = self._source.reply_addresses
                 reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
-                unwanted = why_unwanted(reply.header, self._tolerance)
+                if self._source.gate is not None:
+                    reply.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
+                unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
                 if unwanted:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
                     self._settle(delivery, HANDLED)
@@ -216,6 +241,7 @@ class Dispatcher:
         context = MessageContext(body, delivery)
         if not entries:
             self.figures.unhandled += 1
+            self._unhandled.say(body)
         try:
             with self.hooks_around(context):
                 if not entries and reply is not None:
@@ -376,6 +402,8 @@ class Dispatcher:
         if pause is not None:
             text = '%r is handled again in about %.3g s, because what its handler published failed: %s'
             logger.warning(text, delivery, pause.seconds, error)
+            for receipt in delivery.receipts or ():
+                receipt.note_told()
             self._failures.put_off(delivery, pause, failure)
             return
         logger.error('%r is rejected, because what its handler published failed: %s', delivery, error)
@@ -488,9 +516,9 @@ class Handling(MicroThread):
         return outcome
 
     def _id_to_watch(self, entry: Entry) -> str | None:
-        """The correlation id of a request whose handler is closed when it is cancelled."""
+        """The id of a request whose handler is closed when it is cancelled."""
         self._can_be_closed = self._reply is not None and entry.colour is not Colour.THREADED
-        return self._reply.header.correlation_id if self._reply is not None and self._can_be_closed else None
+        return self._reply.cancel_id if self._reply is not None and self._can_be_closed else None
 
     def _on_cancel(self) -> None:
         """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""
@@ -575,7 +603,9 @@ def raised(
         logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:
-        logger.error('%s raised on %r, which is rejected', label, delivery, exc_info=error)
+        tried = attempt_of(delivery)
+        after = f' after {tried} attempts' if tried > 1 else ''
+        logger.error('%s raised on %r, which is rejected%s', label, delivery, after, exc_info=error)
     elif isinstance(error, FilterError):
         text = text_of(error)
         logger.warning('%r %s', delivery, text if text.startswith('dropped') else f'dropped by {label}: {text}')

@@ -19,10 +19,10 @@ CONFIRM_TIME = 30.0  # seconds within which the broker confirms a message, as a 
 
 
 class Watched(Protocol):
-    """A processor that consumes."""
+    """The dispatcher of a processor that consumes."""
 
-    @property
-    def figures(self) -> Figures: ...
+    figures: Figures
+
     @property
     def entries(self) -> Sequence[Entry]: ...
     @property
@@ -30,10 +30,10 @@ class Watched(Protocol):
 
 
 watched: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The processors of this process that consume: each a :class:`Watched`, which adds and discards itself."""
+"""The dispatchers of the processors that consume: each a :class:`Watched`, which its processor adds and discards."""
 
 counted: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Those that have begun to consume, also where they have ended: what they counted still counts."""
+"""The processors that have begun to consume, also where they have ended: what they counted still counts."""
 
 
 @dataclass(frozen=True)

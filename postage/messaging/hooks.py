@@ -10,9 +10,8 @@ from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from postage import errors
 from postage.messaging.outcomes import Failure, Fate, Outcome, outcome_of
-from postage.messaging.properties import ATTEMPTS, whole_header
+from postage.messaging.properties import attempt_of
 
 logger = logging.getLogger('postage')
 
@@ -50,10 +49,7 @@ class MessageContext:
     @property
     def attempt(self) -> int:
         """Which attempt to handle the message this is, from 1, as far as its headers tell."""
-        try:
-            return whole_header(self.delivery.headers, ATTEMPTS) + 1
-        except errors.DecodingError:
-            return 1
+        return attempt_of(self.delivery)
 
     def conclude(self, outcome: Outcome, is_taken: bool = True) -> None:
         """Note what has become of it.

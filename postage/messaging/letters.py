@@ -60,11 +60,12 @@ class DeadLetter:
 class DeadLetterStore(Protocol):
     """Where a processor puts the messages that it could not handle. Its :attr:`dead_letters` is one."""
 
-    def put(self, letter: DeadLetter) -> None:
+    def put(self, letter: DeadLetter) -> object:
         """Take a letter over. The message is acknowledged when this returns, so the letter has to be safe by then.
 
         May block; called from threads of the scheduler's pool, from several at once.
 
+        :return: where it lies, in words for the log, such as ``letter 2 in dead.db``; anything but text is ignored
         :raises Exception: where it cannot be taken; it stays unacknowledged, and is offered again after a pause
         """
 

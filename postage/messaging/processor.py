@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from sys import modules
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -22,7 +22,7 @@ from postage.messaging.control import Control
 from postage.messaging.counting import Figures
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.gate import check_elsewhere, check_max_age
-from postage.messaging.handlers import Entry, HandlerTable, MessageHandler, check_timeout
+from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
 from postage.messaging.handling import Dispatcher
 from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
@@ -166,7 +166,7 @@ class MessageProcessor(MicroThread):
                 self.scheduler.call_later(*self._timers.pop(0))
         with between((self.before_processing,), (self.after_processing,)):
             self.start_consuming()
-            watched.add(self)
+            watched.add(self._dispatcher)
             counted.add(self)
             try:
                 while self._dispatcher.ends_by != 'end':
@@ -181,7 +181,7 @@ class MessageProcessor(MicroThread):
                         more = self._may_have_more
                     yield None if more else self._deliverable
             finally:
-                watched.discard(self)
+                watched.discard(self._dispatcher)
                 deadlocks.forget(self.scheduler, self.consumer.queues_reached)
                 self._end_control()
                 self._dispatcher.stop_now()
@@ -263,16 +263,6 @@ class MessageProcessor(MicroThread):
     def figures(self) -> Figures:
         """What is counted of its messages, to be read from any thread."""
         return self._dispatcher.figures
-
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """Its handlers."""
-        return self._dispatcher.entries
-
-    @property
-    def troubles(self) -> list[str]:
-        """What could not be done yet with messages that failed, in words. Any thread; never blocks."""
-        return self._dispatcher.troubles
 
     @property
     def is_busy(self) -> bool:

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import pika.spec
 
+from postage import errors
 from postage.amqp import retries
-from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY
+from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, Delivery
 
 ATTEMPTS: Final = retries.ATTEMPTS
 FIRST_ATTEMPT: Final = retries.FIRST_ATTEMPT
@@ -122,6 +123,14 @@ def whole_header(headers: Mapping[str, Any], name: str) -> int:
     """A header that counts; 0 where it is absent, or another program wrote something else into it."""
     value = headers.get(name)
     return min(int(value), COUNT_MAX) if isinstance(value, int) and value > 0 else 0
+
+
+def attempt_of(delivery: Delivery) -> int:
+    """Which attempt to handle a message this is, from 1, as far as its headers tell."""
+    try:
+        return whole_header(delivery.headers, ATTEMPTS) + 1
+    except errors.DecodingError:
+        return 1
 
 
 # JSON

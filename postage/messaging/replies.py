@@ -119,9 +119,10 @@ class Reply:
 
     :ivar header: those properties
     :ivar sent: whether it was answered
+    :ivar cancel_id: what the request is called where it is cancelled
     """
 
-    __slots__ = ('_began', '_fingerprint', '_send', 'header', 'sent')
+    __slots__ = ('_began', '_fingerprint', '_send', 'cancel_id', 'header', 'sent')
 
     def __init__(
         self,
@@ -133,6 +134,7 @@ class Reply:
     ) -> None:
         self._send = send
         self.header = delivery.answerable if header is None else header
+        self.cancel_id: str | None = self.header.correlation_id
         to = self.header.reply_to
         # Direct reply-to, the usual case, without a call.
         if addresses is not None and to and not to.startswith(DIRECT_REPLY_TO) and not addresses.accepts(to, delivery):

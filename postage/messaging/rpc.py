@@ -146,6 +146,7 @@ class Call(Outgoing):
     :param owner: the producer that calls
     :param signatures: sign the request and verify the reply, where there are keys
     :ivar refused: why a reply was dropped, if one was
+    :ivar replied: the signatures of the replies that have come
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar span: until its end, where that is traced
@@ -155,7 +156,7 @@ class Call(Outgoing):
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
         *('gathering', 'gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'owner', 'queue_per_call', 'refused'),
-        *('sent', 'signatures', 'span', 'timeout'),
+        *('replied', 'sent', 'signatures', 'span', 'timeout'),
     )
 
     def __init__(
@@ -193,6 +194,7 @@ class Call(Outgoing):
         self.queue_per_call = queue_per_call
         self.signatures = signatures
         self.refused = ''
+        self.replied: set[bytes] = set()
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.limit = limit
@@ -417,7 +419,9 @@ class RpcClient:
         """Tell the responder of a call that no answer is wanted any more, if the request was sent at all."""
         self._withdraw(call)
         if call.sent > 0:
-            self.canceller.add(call.exchange, call.routing_key, call.correlation_id, call.gives_up_at)
+            signatures, own_id = call.signatures, call.correlation_id
+            cancel_id = own_id if signatures is None else signatures.cancel_id(own_id)
+            self.canceller.add(call.exchange, call.routing_key, cancel_id, call.gives_up_at)
 
     def _retire(self, channel: ReplyChannel | None) -> None:
         """Give this address to no new call."""
@@ -543,7 +547,10 @@ def _is_signed(call: Call, channel: ReplyChannel, content: Content, correlation_
     try:
         if correlation_id != call.correlation_id:
             raise errors.SignatureRefused('it does not say which request it answers')
-        call.signatures.check_reply(content, channel.address)
+        mac = call.signatures.check_reply(content, channel.address).mac
+        if mac in call.replied:
+            raise errors.SignatureRefused('it is a copy of one that has come', 'stale')
+        call.replied.add(mac)
     except errors.SignatureRefused as error:
         call.refused = str(error)
         _sparingly.log(logging.WARNING, 'a reply to RPC %r was dropped: %s', call.name, error)

@@ -43,9 +43,14 @@ DIRECT_REPLY_TO: Final = 'amq.rabbitmq.reply-to'
 
 _SIGNED: Final = 'postage-signature-1'
 _VOUCHED: Final = 'postage-voucher-1'
-_UNSIGNED: Final = ('CC', 'timestamp_in_ms')
+_CANCELLED: Final = 'postage-cancel-1'
+_TRACE: Final = ('traceparent', 'tracestate')  # another one in each of a message's lives
+_UNSIGNED: Final = ('CC', 'timestamp_in_ms', *_TRACE)
 """Headers beside those that begin with ``x-`` which the broker, or Postage, may change or add."""
-_NEVER_SIGNED: Final = ('CC', 'BCC', 'x-death', 'x-delay', 'x-delivery-count', 'x-acquired-count', 'x-stream-offset')
+_NEVER_SIGNED: Final = (
+    *('CC', 'BCC', 'x-death', 'x-delay', 'x-delivery-count', 'x-acquired-count', 'x-stream-offset'),
+    *_TRACE,
+)
 _NEVER_SIGNED_PREFIXES: Final = ('x-postage-', 'x-first-death-', 'x-last-death-')
 
 _pack = msgspec.msgpack.Encoder(order='deterministic').encode
@@ -230,7 +235,16 @@ class Signatures:
             return False
         return hmac.compare_digest(key.mac(_pack((_VOUCHED, key_id, signature.mac, queue))), mac)
 
-    def check_reply(self, content: Content, address: str) -> None:
+    def cancel_id(self, correlation_id: str, key_id: str | None = None) -> str:
+        """What a signed request is called where it is cancelled: only who has the key can cancel it.
+
+        :param key_id: that of the request's signature, for who verified it; by default of the key that signs
+        """
+        key = self._first if key_id is None else self._keys[key_id]
+        assert key is not None
+        return key.mac(_pack((_CANCELLED, correlation_id))).hex()[:32]
+
+    def check_reply(self, content: Content, address: str) -> Signature:
         """See that a reply was signed for a reply address.
 
         :raises errors.SignatureRefused: it was not
@@ -241,6 +255,7 @@ class Signatures:
             raise SignatureRefused(str(error)) from None
         if (signature.exchange, signature.routing_key) != ('', address):
             raise SignatureRefused(f'it was signed for {where(signature)}, not for {shown(address)}', 'misdirected')
+        return signature
 
 
 _RARE: Final = ('content_encoding', 'type', 'app_id')

@@ -8,13 +8,14 @@ from typing import Any
 from postage.amqp.cancelled import cancelled
 
 
-def why_unwanted(header: Any, tolerance: float) -> str:
+def why_unwanted(header: Any, tolerance: float, cancel_id: str | None) -> str:
     """Why a request is not worth to be handled, in words; empty where it is.
 
     :param header: of its properties, those that an answer depends on
     :param tolerance: seconds by which its deadline may have passed, for the clock of its sender may be another
+    :param cancel_id: what it is called where it is cancelled
     """
-    if header.correlation_id in cancelled.until:
+    if cancel_id in cancelled.until:
         return 'its caller wants no answer any more'
     deadline = header.deadline
     if deadline is None:

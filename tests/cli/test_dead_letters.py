@@ -63,7 +63,7 @@ def test_letters_are_listed(call, store):
     store.put(letter(1, exception='some.module.OurError', attempts=4))
     ran = call('list')
     title, first, second = ran.out.splitlines()
-    assert title.split() == ['id', 'died', 'queue', 'exception', 'attempts', 'message']
+    assert title.split() == ['id', 'message', 'id', 'died', 'queue', 'exception', 'attempts', 'message']
     assert 'ValueError' in first
     assert 'two lines' in first
     assert 'some.module.OurError' in second

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from conformance.version_table import says
 from postage import errors, messaging, microthreads
 from postage.broker.server import BrokerServer
 from support.brokers import Embedded, RabbitMQ, connect, with_port
@@ -178,7 +179,8 @@ def test_the_own_queue_of_an_application_is_claimed_again(bench: Bench) -> None:
     # An exclusive queue can be deleted by its own connection alone.
     resident.consumer.channel.queue_delete('1@a')
     bench.log.expect("queue '1@a' went away")
-    assert control.rpc_ping(_key='1@a', _timeout=1, _max_retry=9)
+    # Until it is bound again nothing takes a question, which is an answer at once.
+    eventually(lambda: control.rpc_ping(_key='1@a', _timeout=1))
     for key in ('1@a', 'monitor', '@a', 'monitor@a', 'monitor#odd'):
         control.message_say(key, _key=key)
         assert resident.seen.next() == ('1@a', key)
@@ -450,6 +452,8 @@ def test_a_handler_that_outlives_the_acknowledgement_timeout_has_its_message_del
             if not delivery.redelivered and content['parameters'] == 'long':
                 woken.wait(TIMEOUT)
 
+    if says(private_bench.broker, 'late, consumed from a classic queue') == 'nothing':
+        pytest.skip('a classic queue waits for ever; what becomes of a quorum queue is in test_consumer_timeout.py')
     # Channels read both when they are opened.
     node = node_of(private_bench)
     for name, milliseconds in (('consumer_timeout', 1000), ('channel_tick_interval', 200)):
@@ -490,7 +494,7 @@ def test_a_blocked_connection_is_told_and_publishing_is_bounded(bench: Bench) ->
         receipts = fill_the_window(producer)
         bench.log.expect('WARNING', 'takes no messages at present')
         assert not any(receipt.confirmed for receipt in receipts[-10:])
-    bench.log.expect('WARNING', 'takes messages again')
+    bench.log.expect('INFO', 'takes messages again')
     producer.flush(TIMEOUT)
     assert all(receipt.confirmed for receipt in receipts)
     eventually(lambda: bench.count(queue) == len(receipts))

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from postage import errors, messaging, missive
+from postage import errors, messaging, microthreads, missive
+from postage.amqp.cancelled import cancelled
+from postage.messaging import cancelling, rpc
 from postage.messaging import gate as gates
-from postage.messaging import rpc
 from postage.messaging.signing import Signatures
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from postage.sparingly import Sparingly
@@ -273,7 +274,7 @@ def test_keys_are_rotated_under_load_with_nothing_refused(bench: Bench) -> None:
     received, stop, sent = Seen(), threading.Event(), [0]
 
     def processor_with(keys: Any) -> Any:
-        processor = signing(Echo, keys, max_age=TIMEOUT)(EQK)
+        processor = signing(Echo, keys, max_age=60)(EQK)
         processor.seen = received
         return processor
 
@@ -541,6 +542,63 @@ def test_later_attempts_of_an_rpc_are_handled_too(bench: Bench) -> None:
 
     guarded(bench, Late)
     assert value_of(bench.producer(SignedProducer).rpc_echo(1, _timeout=0.3, _max_retry=4)) == 'third'
+
+
+def test_a_captured_reply_is_gathered_once(bench: Bench) -> None:
+    class Asking(messaging.GenericProducer):
+        eks = [(EchoExchange, 'echo-rk')]
+        signing_keys = OLD
+
+    forwarded = bench.collect(key='echo-rk')
+    producer = bench.producer(Asking)
+    gathering = producer.rpc_gather_echo(1, _timeout=TIMEOUT, _expect=2)
+    request = bench.await_message(forwarded).properties
+    signatures, data = Signatures('here', OLD), json.dumps(result(1)).encode()
+
+    def publish(number: int) -> None:
+        ids = f'reply-{number}', request.correlation_id
+        text = signatures._sign('', 'amq.rabbitmq.reply-to', data, 'application/json', *ids)
+        headers = {SIGNATURE: text}
+        bench.publish(data, request.reply_to, '', message_id=ids[0], correlation_id=ids[1], headers=headers)
+        bench.publish(data, request.reply_to, '', message_id=ids[0], correlation_id=ids[1], headers=headers)
+
+    publish(1)
+    bench.log.expect('WARNING', 'was dropped: it is a copy of one that has come')
+    assert not gathering.done()
+    publish(2)
+    assert len(gathering.result(TIMEOUT)) == 2
+
+
+def test_only_who_has_the_key_can_cancel_a_request(bench: Bench) -> None:
+    closed, ids = Seen(), Seen()
+
+    class Slow(Echo):
+        concurrency = 2
+
+        @messaging.RpcHandler('command', 'echo')
+        def rpc_echo(self, content: dict[str, Any], reply_func: Any) -> Any:
+            delivery = messaging.current_delivery()
+            assert delivery is not None
+            ids.put(delivery.properties.correlation_id)
+            try:
+                yield microthreads.sleep(TIMEOUT)
+            finally:
+                closed.put(True)
+
+    processor = guarded(bench, Slow)
+    producer = bench.producer(SignedProducer)
+    future = producer.rpc_future_echo(1)
+    id = ids.next()
+    connection = processor.consumer.conn_broker
+    eventually(lambda: connection.cancels is not None and connection.cancels.is_open)
+    forged = json.dumps({'cancel': [[id, int(1000 * (time.time() + 60))]]}).encode()
+    bench.publish(forged, cancelling.key_of(EchoExchange.name, 'echo-rk'), cancelling.EXCHANGE)
+    eventually(lambda: id in cancelled.until)
+    producer.message_echo('after')
+    assert processor.seen.next() == 'after'
+    assert closed.empty()
+    future.cancel()
+    assert closed.next()
 
 
 # Without a processor

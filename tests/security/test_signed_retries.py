@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from postage import messaging
 from postage.cli.main import postage as command_line
 from postage.dead_letters import QueueDeadLetters, SQLiteDeadLetters
+from postage.messaging import gate
+from postage.messaging import signing as signing_module
 from support.messaging import (
     DEAD_LETTERING,
     EQK,
@@ -27,12 +29,42 @@ from support.messaging import (
 )
 from support.signed import OLD, VOUCHER, SignedProducer, Stranger, signing
 
-BRIEF = 0.2
+MAX_AGE = 60.0
 """Seconds that a signature may be old where what is older is to be taken nevertheless."""
+
+
+class Clock:
+    """The time by which messages are signed and verified.
+
+    :ivar ahead: seconds
+    """
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def time_ns(self) -> int:
+        return time.time_ns() + int(self.ahead * 1e9)
+
+    def grow_old(self) -> None:
+        """Have all that has been signed so far be older than it may be."""
+        self.ahead += 2 * MAX_AGE
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in (gate, signing_module):
+        monkeypatch.setattr(module, 'time', clock)
+    return clock
 
 
 class Twice(Processor):
     """Fails at each first attempt."""
+
+    clock = Clock()
+    ages_after = 0  # so many have failed
 
     def __init__(self, eqk: Any = EQK, **kwds: Any) -> None:
         self.failed: set[Any] = set()
@@ -42,15 +74,17 @@ class Twice(Processor):
         parameters = content['parameters']
         if parameters not in self.failed:
             self.failed.add(parameters)
+            if len(self.failed) == self.ages_after:
+                self.clock.grow_old()
             raise ConnectionError('not yet')
         self.seen.put(parameters)
 
-    @messaging.Retry(ConnectionError, delays=(2 * BRIEF,), jitter=0)
+    @messaging.Retry(ConnectionError, delays=(0.3,), jitter=0)
     @messaging.MessageHandler('command', 'echo')
     def msg_echo(self, content: dict[str, Any]) -> None:
         self.attempt(content)
 
-    @messaging.Retry(ConnectionError, delays=(2 * BRIEF,), jitter=0)
+    @messaging.Retry(ConnectionError, delays=(0.3,), jitter=0)
     @messaging.RpcHandler('command', 'echo')
     def rpc_echo(self, content: dict[str, Any], reply_func: Callable[[Any], None]) -> None:
         self.attempt(content)
@@ -73,10 +107,10 @@ QUEUES = {
 }
 
 
-@pytest.mark.parametrize('max_age', [None, BRIEF])
+@pytest.mark.parametrize('max_age', [None, MAX_AGE])
 @pytest.mark.parametrize('kind', QUEUES)
-def test_a_retry_is_taken_whatever_its_age(bench: Bench, kind: str, max_age: float | None) -> None:
-    processor = signing(Twice, max_age=max_age)(QUEUES[kind])
+def test_a_retry_is_taken_whatever_its_age(bench: Bench, clock: Clock, kind: str, max_age: float | None) -> None:
+    processor = signing(Twice, max_age=max_age, clock=clock, ages_after=3)(QUEUES[kind])
     bench.run(processor)
     producer = bench.producer(SignedProducer)
     producer.message_echo('plain')
@@ -87,16 +121,16 @@ def test_a_retry_is_taken_whatever_its_age(bench: Bench, kind: str, max_age: flo
     assert not bench.log.find('is refused')
 
 
-@pytest.mark.parametrize('max_age', [None, BRIEF])
-def test_a_retry_that_the_broker_delays_is_taken(bench: Bench, max_age: float | None) -> None:
+@pytest.mark.parametrize('max_age', [None, MAX_AGE])
+def test_a_retry_that_the_broker_delays_is_taken(bench: Bench, clock: Clock, max_age: float | None) -> None:
     class Delayed(Twice):
         @messaging.MessageHandler('command', 'later')
         def msg_later(self, content: dict[str, Any]) -> None:
             self.attempt(content)
 
-    retry = messaging.Retry(ConnectionError, delays=(2 * BRIEF,) * 3, jitter=0)
+    retry = messaging.Retry(ConnectionError, delays=(0.3,) * 3, jitter=0)
     queue = messaging.quorum('quorum-queue', retry=retry)
-    processor = signing(Delayed, max_age=max_age)([(EchoExchange, [(queue, 'echo-rk')])])
+    processor = signing(Delayed, max_age=max_age, clock=clock, ages_after=1)([(EchoExchange, [(queue, 'echo-rk')])])
     bench.run(processor)
     bench.producer(SignedProducer).message_later('plain', _headers={'colour': 'red'})
     assert processor.seen.next() == 'plain'
@@ -161,13 +195,13 @@ def failed(bench: Bench, store: Any, **attributes: Any) -> Any:
 @pytest.mark.parametrize('env', [{}, KEYS], ids=['without keys', 'with keys'])
 @pytest.mark.parametrize('kind', STORES)
 def test_a_letter_that_is_replayed_is_taken_whatever_its_age(
-    bench: Bench, tmp_path: Path, kind: str, env: dict[str, str]
+    bench: Bench, clock: Clock, tmp_path: Path, kind: str, env: dict[str, str]
 ) -> None:
     store, options = STORES[kind](tmp_path)
     bench.closing(store)
-    processor = failed(bench, store, max_age=BRIEF)
+    processor = failed(bench, store, max_age=MAX_AGE)
     after = bench.producer(SignedProducer)
-    pause(2 * BRIEF)
+    clock.grow_old()
     assert '1 letter sent' in dead_letters(bench, 'replay', *options, env=env)
     assert processor.seen.next() == 'died'
     after.message_echo('ends')
@@ -175,10 +209,16 @@ def test_a_letter_that_is_replayed_is_taken_whatever_its_age(
     assert not bench.log.find('is refused')
 
 
-def pause(seconds: float) -> None:
-    """Have what was signed grow old."""
-
-    threading.Event().wait(seconds)
+def test_a_letter_that_was_traced_is_taken_when_it_is_replayed(bench: Bench, tmp_path: Path) -> None:
+    store, options = STORES['sqlite'](tmp_path)
+    bench.closing(store)
+    processor = signing(Twice, dead_letters=store)(EQK)
+    bench.run(processor)
+    trace = {'traceparent': '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01', 'tracestate': 'a=b'}
+    bench.producer(SignedProducer).message_fail('died', _headers=trace)
+    eventually(lambda: store.count() == 1)
+    dead_letters(bench, 'replay', *options)
+    assert processor.seen.next() == 'died'
 
 
 def test_a_letter_that_is_replayed_twice_is_handled_once(bench: Bench, tmp_path: Path) -> None:
@@ -194,29 +234,29 @@ def test_a_letter_that_is_replayed_twice_is_handled_once(bench: Bench, tmp_path:
     assert processor.seen.empty()
 
 
-@pytest.mark.parametrize(('max_age', 'env'), [(None, {}), (BRIEF, KEYS)], ids=['without keys', 'old, with keys'])
+@pytest.mark.parametrize(('max_age', 'env'), [(None, {}), (MAX_AGE, KEYS)], ids=['without keys', 'old, with keys'])
 def test_what_the_broker_has_dead_lettered_is_taken_when_it_is_replayed(
-    bench: Bench, max_age: float | None, env: dict[str, str]
+    bench: Bench, clock: Clock, max_age: float | None, env: dict[str, str]
 ) -> None:
     bench.dead()
     processor = signing(Twice, max_age=max_age)(GUARDED_EQK)
     bench.run(processor)
     bench.producer(SignedProducer).message_fail('died', _headers={'colour': 'red'}, _expiration=60)
     eventually(lambda: bench.count('dead') == 1)
-    pause(2 * BRIEF)
+    clock.grow_old()
     assert '1 letter sent' in dead_letters(bench, 'replay', '--queue', 'dead', env=env)
     assert processor.seen.next() == 'died'
 
 
-def test_a_letter_that_the_broker_dead_lettered_is_too_old_without_keys(bench: Bench) -> None:
+def test_a_letter_that_the_broker_dead_lettered_is_too_old_without_keys(bench: Bench, clock: Clock) -> None:
     bench.dead()
-    processor = signing(Twice, max_age=BRIEF)(GUARDED_EQK)
+    processor = signing(Twice, max_age=MAX_AGE)(GUARDED_EQK)
     bench.run(processor)
     bench.producer(SignedProducer).message_fail('died')
     eventually(lambda: bench.count('dead') == 1)
-    pause(2 * BRIEF)
+    clock.grow_old()
     dead_letters(bench, 'replay', '--queue', 'dead')
-    bench.log.expect('WARNING', 'is refused: it was signed', 'max_age is 0.2 s')
+    bench.log.expect('WARNING', 'is refused: it was signed', 'max_age is 60 s')
     assert processor.seen.empty()
 
 
@@ -250,17 +290,19 @@ def test_a_letter_that_is_sent_elsewhere_needs_keys(bench: Bench, tmp_path: Path
 
 
 @pytest.mark.parametrize('kind', STORES)
-def test_a_letter_with_another_body_is_signed_anew_by_who_has_keys(bench: Bench, tmp_path: Path, kind: str) -> None:
+def test_a_letter_with_another_body_is_signed_anew_by_who_has_keys(
+    bench: Bench, clock: Clock, tmp_path: Path, kind: str
+) -> None:
     store, options = STORES[kind](tmp_path)
     bench.closing(store)
-    processor = failed(bench, store, max_age=BRIEF)
+    processor = failed(bench, store, max_age=MAX_AGE)
     processor.failed.add('edited')
     stored = next(iter(list(store.letters())))
-    pause(2 * BRIEF)
+    clock.grow_old()
     body = tmp_path / 'body'
     body.write_bytes(stored.letter.body.replace(b'died', b'edited'))
     dead_letters(bench, 'edit', *options, stored.id, '--body', str(body), env=KEYS)
-    pause(2 * BRIEF)
+    clock.grow_old()
     dead_letters(bench, 'replay', *options, env=KEYS)
     assert processor.seen.next() == 'edited'
 

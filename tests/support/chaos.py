@@ -55,7 +55,7 @@ LIMIT = 45.0
 
 GOODBYE = 5.0
 
-CLUSTER_PAUSE = 1.0
+CLUSTER_PAUSE = 2.0
 """Seconds between two bursts of messages, at most, on a cluster: what piles up while a node is not noticed to stand
 still has to be handled within the time that is given to recover."""
 

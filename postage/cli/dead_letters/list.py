@@ -61,6 +61,7 @@ def _print_letters(store: DeadLetters, selection: Selection, limit: int | None, 
     rows = [
         (
             stored.id,
+            stored.letter.message_id or '',
             _short(stored.letter.died_at),
             stored.letter.queue,
             stored.letter.exception or stored.letter.reason,
@@ -69,7 +70,7 @@ def _print_letters(store: DeadLetters, selection: Selection, limit: int | None, 
         )
         for stored in found
     ]
-    _print_table(('id', 'died', 'queue', 'exception', 'attempts', 'message'), rows)
+    _print_table(('id', 'message id', 'died', 'queue', 'exception', 'attempts', 'message'), rows)
     click.echo(letters(len(found)), err=True)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from postage import errors
 from postage.amqp.deliveries import Delivery, current
 from postage.messaging import MessageProcessor
-from postage.messaging.properties import ATTEMPTS, whole_header
+from postage.messaging.properties import attempt_of
 
 
 class MessageFields:
@@ -47,7 +47,7 @@ def _about(delivery: Delivery) -> dict[str, Any]:
         return {
             'message_id': properties.message_id,
             'correlation_id': properties.correlation_id,
-            'attempt': whole_header(headers, ATTEMPTS) + 1,
+            'attempt': attempt_of(delivery),
             'trace_id': trace_id_of(headers),
         }
     except errors.PostageError:
