@@ -206,7 +206,7 @@ class Run:
         content_type = headers['properties'].get('content_type', '')
         decoded = self._decoded(body)
         if not headers['exchange_name']:
-            # An answer has a content type and a fingerprint here: that is a row of its own. It says who answered, too.
+            # An answer has a content type, a fingerprint and its duration here: that is a row of its own.
             content_type, decoded = '', {**decoded, 'fingerprint': {}, '_reserved': {}}
         return headers['exchange_name'], key, [content_type, decoded]
 
