@@ -70,7 +70,7 @@ def publish(bench, seconds, **fields):
 
 
 def test_a_request_past_its_deadline_is_dropped_before_its_handler_and_acknowledged(bench):
-    bench.bare.queue_declare('answers', durable=True)
+    bench.bare.queue_declare('answers', exclusive=True)
     bench.run(Echo())
     publish(bench, -2)
     publish(bench, -2, own='header')
@@ -84,7 +84,7 @@ def test_a_request_past_its_deadline_is_dropped_before_its_handler_and_acknowled
 
 
 def test_clocks_may_differ_by_what_the_settings_say(bench, monkeypatch):
-    bench.bare.queue_declare('answers', durable=True)
+    bench.bare.queue_declare('answers', exclusive=True)
     monkeypatch.setenv('POSTAGE_CLOCK_TOLERANCE', '60')
     bench.run(Echo())
     publish(bench, -50)
@@ -101,7 +101,7 @@ def test_a_tolerance_that_is_no_number_of_seconds_is_refused(bench, monkeypatch,
 
 @pytest.mark.parametrize('deadline', ['soon', True, None, 2**62, [1]])
 def test_a_header_that_is_no_moment_counts_for_nothing(bench, deadline):
-    bench.bare.queue_declare('answers', durable=True)
+    bench.bare.queue_declare('answers', exclusive=True)
     bench.run(Echo())
     bench.publish(command('echo', 1, category='rpc'), reply_to='answers', headers={'x-postage-deadline': deadline})
     assert bench.await_message('answers').body['content']['value'] == 1
