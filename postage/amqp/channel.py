@@ -223,6 +223,8 @@ class Channel:
         link.lanes[self.number] = self
         self.generation += 1
         yield from self._set_up()
+        # Without the link's lock: a thread that sends and still finds it closed leaves all to the submit that follows,
+        # and one that finds it open finds the number and the generation that go with that.
         self.is_open = self._is_set_up = True
         self.host.outbox.submit(self)
 

@@ -77,6 +77,8 @@ class Connection:
         self.role = role
         self.users = 0
         self.publishers: dict[bool, PublishingChannel] = {}
+        # Any thread takes channels out, the I/O thread puts them in, each in one step of the interpreter, and goes
+        # through a copy. A thread that reads goes through the list itself: what it misses is read 2 ms later.
         self.channels: list[Channel] = []
         self.topologies = Topologies()
         self.upkeep = Upkeep(self, lambda: [sibling.upkeep for sibling in siblings()])
@@ -230,21 +232,23 @@ class Connection:
 
     def detach(self, channel: Channel) -> None:
         """Close a channel for good. On the I/O thread."""
-        if channel in self.channels:
-            self.channels.remove(channel)
+        self._forget(channel)
         self.tell(channel.close_steps)
 
     def remove_channel(self, channel: Channel) -> None:
         """Send what waits on a channel and close it for good. Blocks."""
         channel.is_wanted = False
-        if channel in self.channels:
-            self.channels.remove(channel)
+        self._forget(channel)
         if self.standing.state is State.NEW or self.is_closed:
             return
         try:
             self.ask(channel.close_steps, CLOSE_TIMEOUT, when_open=False)
         except errors.BrokerError as error:
             logger.debug('closing a channel: %s', error)
+
+    def _forget(self, channel: Channel) -> None:
+        with contextlib.suppress(ValueError):  # it was never opened, or another thread was quicker
+            self.channels.remove(channel)
 
     @property
     def control(self) -> ControlChannel:
@@ -359,14 +363,14 @@ class Connection:
         self.standing.enter(State.CLOSING)
         self._attempts.end()
         self.readership.is_over = True
-        for channel in self.channels:
+        for channel in list(self.channels):
             channel.give_up(errors.Closed(f'the connection to {self.settings} was closed before it was confirmed'))
         link = self.link or self._attempts.link
         if link is None or link.is_closed:
             self._loop.stop()
         elif not link.is_closing:
             self.outbox.flush()
-            for channel in self.channels:
+            for channel in list(self.channels):
                 channel.end_consumers()
             link.end()
             if link is not self.link:

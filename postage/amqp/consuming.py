@@ -49,12 +49,16 @@ class ConsumingChannel(Channel):
         super().__init__(host)
         self.topology = topology
         self.consumers = Consumers(self, topology, prefetch, self._return_inbox)
+        # One thread reads and appends, one consumes and takes the oldest out, and the I/O thread hands some back: each
+        # by one step of the interpreter, so that none waits for another. What was there at a look may be gone.
         self.inbox: deque[Delivery] = deque()
         self.notify: Callable[[], None] = _nothing
         self.error: errors.PostageError | None = None
         self.is_drained = False
+        # Any thread appends; one at a time takes out, the one that sends, which holds the link's lock. An entry has its
+        # generation with it, so it does no harm where the channel is lost in between.
         self._outbox: deque[tuple[int, int, Fate]] = deque()  # generation, tag
-        self._settled = Settled()
+        self._settled = Settled()  # for the thread that sends; made anew where none does, before the channel is open
         self._is_stuck: Callable[[float], bool] | None = None
         self._slow_down: Callable[[], None] = _nothing
         self._watched_since: float | None = None

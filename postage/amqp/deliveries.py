@@ -246,6 +246,6 @@ class Settled:
             self._all_up_to += 1
             beyond.remove(self._all_up_to)
         if len(beyond) > SETTLED_BEYOND:
-            # One is missing that is settled elsewhere: somebody got it by `consumer.channel`.
+            # One is missing that is settled elsewhere: the program got it by `consumer.channel`.
             self._is_known = False
             beyond.clear()

@@ -46,7 +46,7 @@ class IOThread:
         self.has_ended = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._asked: set[Asked] = set()
+        self._asked: set[Asked] = set()  # to put one in, to take one out and to copy all is one step each
 
     # From any thread
 
@@ -57,7 +57,7 @@ class IOThread:
         self.loop.add_callback_threadsafe(callback)  # type: ignore[arg-type]
 
     def _begin(self) -> None:
-        with self._lock:
+        with self._lock:  # and look again: of two threads that found none, one begins it
             if self._thread is None and not self.has_ended:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:

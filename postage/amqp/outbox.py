@@ -129,7 +129,7 @@ class Outbox:
         for sender in drained:
             sender.drained()
         if is_full and not self._is_backed_up:
-            # The transport tells nobody when it is empty; the broker is slow anyway, so looking again does no harm.
+            # The transport does not tell when it is empty; the broker is slow anyway, so looking again does no harm.
             self._is_backed_up = self._is_requested = True
             self._call_soon(lambda: self._loop.call_later(BACKLOG_SECONDS, self._flush_again))
 

@@ -377,6 +377,7 @@ class PublishingChannel(Channel):
                 del pending[0]
 
     def drained(self) -> None:
+        # Two threads that have sent may come here together: each message is taken under the lock, and settled once.
         if self._sent:
             self._settle(self._sent)
 
@@ -418,13 +419,10 @@ class PublishingChannel(Channel):
     def returned(self, content: Content) -> None:
         exchange, key = content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
         with self.lock:
-            sent_so = [
-                outgoing
-                for outgoing in self._unconfirmed.values()
-                if outgoing.routing_key == key and outgoing.exchange == exchange and outgoing.body == content.body
-            ]
-        outgoing = next((each for each in sent_so if _are_same(each.properties, content.properties)), None)
+            unconfirmed = list(self._unconfirmed.values())
+        outgoing = _sent_as(unconfirmed, exchange, key, content)
         if outgoing is not None:
+            # Its confirm comes after this (https://www.rabbitmq.com/docs/confirms), and the same thread reads both.
             outgoing.returned = f'{content.tag_or_text.decode("utf-8", "replace")} ({content.reply_code})'
             return
         text = 'a message to exchange %s with key %s came back unroutable'
@@ -504,6 +502,7 @@ class PublishingChannel(Channel):
     def _set_up(self) -> Steps:
         if self.confirms:
             yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=_nothing)
+        # Without the lock: the channel is not open yet, so no thread sends on it, and there is nothing to confirm.
         self._tag = 0
         self._oldest = 1
 
@@ -583,6 +582,15 @@ def oldest(channel: PublishingChannel) -> float | None:
     with channel.lock:
         waiting = next(iter(channel._unconfirmed.values()), None) or next(iter(channel._pending), None)
         return None if waiting is None else waiting.at
+
+
+def _sent_as(unconfirmed: Iterable[Outgoing], exchange: str, routing_key: str, content: Content) -> Outgoing | None:
+    """Return the oldest message that was sent as one which came back."""
+    for outgoing in unconfirmed:
+        is_so = outgoing.routing_key == routing_key and outgoing.exchange == exchange and outgoing.body == content.body
+        if is_so and _are_same(outgoing.properties, content.properties):
+            return outgoing
+    return None
 
 
 def _check_fits(outgoing: Outgoing, frame_max: int) -> None:

@@ -178,7 +178,7 @@ class _NoCalls:
     late_replies = 0
 
     def call(self, call: Any) -> NoReturn:
-        """A request has nobody to answer it."""
+        """There is no component that could answer a request."""
         raise errors.ConfigurationError(
             'an RPC is called where there is no broker, and it is only recorded what the program declares and sends'
         )

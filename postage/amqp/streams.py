@@ -1,6 +1,6 @@
 """Where the consumer of a stream is.
 
-A stream keeps its messages; who consumes says from which one on, and the broker remembers nothing of it. So it is
+A stream keeps its messages; its consumer says from which one on, and the broker remembers nothing of it. So it is
 remembered here, while the program runs: after a loss it goes on with the oldest message that is not handled.
 
 https://www.rabbitmq.com/docs/streams

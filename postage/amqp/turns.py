@@ -61,7 +61,9 @@ class Readership:
         self._loop = loop
         self._tick = tick
         self._outbox = outbox
-        self._waiting: set[object] = set()  # one for each waiting thread
+        # One for each waiting thread, which puts it in and takes it out in one step. Of two threads that begin to wait
+        # together each may see itself alone, and ask for the turn: the second question is passed over (Turn.ask).
+        self._waiting: set[object] = set()
         self._shared_until = 0.0
         self.link: Link | None = None
         tick.add(self._look)

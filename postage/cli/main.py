@@ -13,6 +13,7 @@ COMMANDS = {
     'broker': ('postage.cli.broker', 'Run the AMQP broker in memory, for development and tests.'),
     'dead-letters': ('postage.cli.dead_letters', 'Look at messages that failed, edit them, send them back.'),
     'ps': ('postage.cli.operate.ps', 'Show the components that run.'),
+    'top': ('postage.cli.operate.top', 'Show them live, sorted, with keys to pause.'),
     'describe': ('postage.cli.operate.describe', 'Show what a component is: queues, keys, handlers.'),
     'stacks': ('postage.cli.operate.stacks', 'Show where a component is, line by line.'),
     'pause': ('postage.cli.operate.commands:pause', 'Have components begin with no more messages.'),
@@ -22,6 +23,9 @@ COMMANDS = {
     'restart': ('postage.cli.operate.commands:restart', 'Have components run again.'),
     'call': ('postage.cli.operate.call:call', 'Send an RPC request, and print its result.'),
     'send': ('postage.cli.operate.call:send', 'Send a command.'),
+    'tail': ('postage.cli.operate.tail', 'Show, and record, the messages that pass an exchange.'),
+    'replay': ('postage.cli.operate.replay', 'Send recorded messages again.'),
+    'topology': ('postage.cli.operate.topology', 'Show, draw and check what a program declares.'),
     'doctor': ('postage.cli.doctor', 'Say what RabbitMQ refuses or drops of what a program declares.'),
 }
 

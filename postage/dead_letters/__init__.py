@@ -1,4 +1,4 @@
-"""Stores for messages that nobody could handle: a SQLite file, or a queue on the broker.
+"""Stores for messages that no handler could handle: a SQLite file, or a queue on the broker.
 
 A processor puts letters into the store that is its ``dead_letters``; the command ``postage dead-letters`` reads them,
 edits them and sends them back to where they came from.

@@ -4,7 +4,7 @@ Each is the message as it was, with a header that says why it is there, so that 
 Messages that RabbitMQ itself has moved into the queue (https://www.rabbitmq.com/docs/dlx) are read as letters as well.
 
 A queue cannot be read without taking messages out. So its letters are held, unacknowledged, while they are looked at,
-and go back to their places at the end, however that comes; nobody else can see them meanwhile.
+and go back to their places at the end, however that comes; no other program can see them meanwhile.
 
 A quorum queue may count that as a delivery in vain, and drops what has too many of them: before RabbitMQ 4.3 each time,
 since then where the reader did not come to its end. So a letter that has one is sent to the queue's end again, as a new
@@ -400,7 +400,7 @@ def _checked(value: Any, kind: Any) -> Any:
 
 
 def _moved_by_broker(delivery: Delivery, plain: dict[str, Any]) -> StoredLetter:
-    """The letter that a message is which nobody of ours has put here. What is known of it is in its ``x-death``."""
+    """The letter that a message is which no store of ours has put here. What is known of it is in its ``x-death``."""
     deaths = plain.get('headers', {}).get('x-death') or [{}]
     death = deaths[0] if isinstance(deaths, list) and isinstance(deaths[0], dict) else {}
     keys = death.get('routing-keys')

@@ -25,7 +25,7 @@ from postage.printable import shown
 BATCH = 200  # letters under way at a time
 TIMEOUT = 60.0  # seconds in which a batch has to be confirmed
 NOT_SENT = (errors.StoreError, errors.EncodingError, errors.Unroutable)
-"""Errors of letters that nobody has got; after any other, somebody may have."""
+"""Errors after which no receiver has the letter; after any other, one may have it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def replay(
     :param rate: letters a second, at most; by default as fast as the broker confirms them
     :param progress: called with the number of letters that have been dealt with since it was last called
     :param signatures: vouch for letters that are signed by one of these keys, whatever their age
-    :raises errors.StoreError: the store cannot be read, or somebody else is replaying it
+    :raises errors.StoreError: the store cannot be read, or another program is replaying it
     """
     done = Replayed()
     pace = _Pace(rate)

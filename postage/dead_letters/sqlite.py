@@ -24,7 +24,7 @@ from postage.printable import shown_half_built
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x706F7374  # says, in the file's header, whose it is
-PAGE: Final = 500  # letters read at a time, so that nobody is kept from writing for long
+PAGE: Final = 500  # letters read at a time, so that no other program is kept from writing for long
 
 _SCHEMA: Final = """
 CREATE TABLE letters (
@@ -214,7 +214,7 @@ class SQLiteDeadLetters(DeadLetters):
     def hand_out(self, selection: Selection = ALL) -> Generator[Handout, None, None]:
         """Take letters out one by one. Whatever ends the ``with``, what was not settled is still in the store.
 
-        :raises errors.StoreError: somebody else is doing that at the moment
+        :raises errors.StoreError: another program is doing that at the moment
         """
         self.count()  # the store has to be there, and to be one
         with self._alone():
@@ -333,7 +333,7 @@ class _Waiting:
 
 
 class _SQLiteHandout(Handout):
-    """Letters that are marked before they are given out: who finds a mark knows that they may have been sent."""
+    """Letters that are marked before they are given out: a mark says that they may have been sent."""
 
     def __init__(self, store: SQLiteDeadLetters, selection: Selection) -> None:
         self._store = store

@@ -1,15 +1,16 @@
 """How components are addressed on :class:`ControlExchange`: by name, by host, by process, by group, or all of them.
 
-=====================  ========================================  ==========================
-address                reaches                                   routing key
-=====================  ========================================  ==========================
-nothing                every component                           ``all``
-``{name}``             those of that name                        ``name.{name}``
-``@{host}``            those on that host                        ``host.{host}``
-``{name}@{host}``      those of that name on that host           ``at.{host}.{name}``
-``{pid}@{host}``       those of that process                     ``at.{host}.{pid}``
-``{name}#{group}``     those of that name in the group           ``group.{group}.{name}``
-=====================  ========================================  ==========================
+=======================  ========================================  ===========================
+address                  reaches                                   routing key
+=======================  ========================================  ===========================
+nothing                  every component                           ``all``
+``{name}``               those of that name                        ``name.{name}``
+``@{host}``              those on that host                        ``host.{host}``
+``{name}@{host}``        those of that name on that host           ``at.{host}.{name}``
+``{pid}@{host}``         those of that process                     ``at.{host}.{pid}``
+``{name}:{pid}@{host}``  the one of that name in that process      ``one.{host}.{pid}.{name}``
+``{name}#{group}``       those of that name in the group           ``group.{group}.{name}``
+=======================  ========================================  ===========================
 
 Each part is one word of the key: what a topic exchange would read in it is written as ``%`` and two digits, as in URLs.
 """
@@ -43,18 +44,19 @@ def control_key(address: str) -> str:
     """
     if not address:
         return ALL
-    name, at, host = address.partition('@')
-    if at:
-        if host and '#' not in address:
-            return f'at.{_word(host)}.{_word(name)}' if name else f'host.{_word(host)}'
-    else:
-        name, number_sign, group = address.partition('#')
-        if name and not number_sign:
-            return f'name.{_word(name)}'
-        if name and group:
-            return group_key(name, group)
+    who, at, host = address.partition('@')
+    if at and host and '#' not in address:
+        name, _, pid = who.rpartition(':')
+        if name and pid.isdecimal():
+            return f'one.{_word(host)}.{_word(pid)}.{_word(name)}'
+        return f'at.{_word(host)}.{_word(who)}' if who else f'host.{_word(host)}'
+    name, number_sign, group = address.partition('#')
+    if name and not at and not number_sign:
+        return f'name.{_word(name)}'
+    if name and not at and group:
+        return group_key(name, group)
     raise errors.ConfigurationError(
-        f'an address is name, @host, name@host, pid@host or name#group, and not {shown(address)}'
+        f'an address is name, @host, name@host, pid@host, name:pid@host or name#group, and not {shown(address)}'
     )
 
 
@@ -73,6 +75,8 @@ def keys_of(fingerprint: Mapping[str, Any], groups: Iterable[str] = ()) -> list[
     if host:
         keys.append(f'host.{_word(host)}')
         keys.extend(f'at.{_word(host)}.{_word(part)}' for part in (name, pid) if part)
+        if name and pid:
+            keys.append(f'one.{_word(host)}.{_word(pid)}.{_word(name)}')
     return keys
 
 

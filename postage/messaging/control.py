@@ -41,8 +41,10 @@ from postage.messaging.messages import MessageResult, MessageResultError, check_
 from postage.messaging.outcomes import AckAndRestart, FilterError
 from postage.messaging.questions import Asked, info, stacks, stats
 from postage.messaging.replies import Reply
+from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import MicroThread
 from postage.printable import shown
+from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
 
@@ -98,6 +100,7 @@ class Control:
         self._deliverable = threading.Event()
         self._is_over = False
         self._started_at = time.time()
+        self._tolerance = clock_tolerance()
         self._answers: dict[str, Callable[[], tuple[Any, Then | None]]] = {
             'ping': lambda: (host.fingerprint, None),
             'info': lambda: (info(host, table), None),
@@ -190,6 +193,10 @@ class Control:
             body = check_envelope(consumer.decode(delivery.body))
             if body['category'] == 'rpc':
                 reply = Reply(consumer.rpc_reply, delivery, self._host.fingerprint, None, consumer.reply_addresses)
+                unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
+                if unwanted:
+                    logger.warning('%r is not answered: %s', delivery, unwanted)
+                    return
             value, then = self._answer(body['name'], delivery, consumer)
             if reply is not None:
                 reply(MessageResult(value) if not hasattr(value, 'body') else value)

@@ -11,6 +11,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from postage.messaging.outcomes import Outcome, Reason
@@ -26,8 +27,6 @@ exact (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/)
 """
 RATE_SECONDS: Final = 10.0  # over which a rate is taken
 ERROR_LENGTH: Final = 300  # characters of an error's text that are kept
-
-clock = time.monotonic
 
 
 class Histogram:
@@ -80,25 +79,22 @@ class Rate:
     """How many things a second happened of late, from a total that grows.
 
     A mark is set once a second, by the first thing that happens in it; so nothing has to be done while nothing happens.
-
-    :ivar next_mark: when the next one is due; what counts looks at this, which is cheap, and calls :meth:`mark`
     """
 
-    __slots__ = ('_began', '_marks', 'next_mark')
+    __slots__ = ('_began', '_marks')
 
     def __init__(self) -> None:
-        self._began = clock()
+        self._began = monotonic()
         self._marks: deque[tuple[float, int]] = deque(maxlen=int(RATE_SECONDS) + 2)
-        self.next_mark = 0.0
 
-    def mark(self, now: float, total: int) -> None:
-        """A second has passed since the last mark. ``total`` does not count what happens now."""
+    def mark(self, now: float, total: int) -> float:
+        """Set a mark, and return when the next one is due. ``total`` does not count what happens now."""
         self._marks.append((now, total))
-        self.next_mark = now + 1.0
+        return now + 1.0
 
     def of(self, total: int) -> float:
         """How many a second, over the last :data:`RATE_SECONDS`."""
-        now = clock()
+        now = monotonic()
         since = now - RATE_SECONDS
         before = next((count for at, count in list(self._marks) if at >= since), total)
         return (total - before) / max(1.0, min(RATE_SECONDS, now - self._began))
@@ -107,56 +103,65 @@ class Rate:
 class HandlerFigures:
     """What is counted of one handler.
 
+    A plain function, which runs to its end in the scheduler's thread, is counted by :func:`call_plain` itself: a call
+    for each message would cost more than all the counting.
+
     :ivar label: the handler's name, with that of its processor's class
-    :ivar handled: messages that it handled to its end
-    :ivar failed: those that it failed, by an exception or ``RejectMessage``: the sum of the next two
+    :ivar failed: messages that it failed, by an exception or ``RejectMessage``: the sum of the next two
     :ivar retried: those of them that are to be handled again
     :ivar dead: those of them that are not
     :ivar dropped: those that it, or a filter before it, dropped by ``FilterError``
     :ivar durations: how long it took, whatever came of it
-    :ivar begun: what it has in hand: delivery → when it began, as ``time.monotonic()`` has it
+    :ivar began: when the plain function began that runs, as ``time.monotonic()`` has it; 0 where none runs
+    :ivar begun: of others, what they have in hand: delivery → when that began
+    :ivar next_mark: when the next mark of the rate is due
     :ivar last_error: of the last message that it failed: when (``time.time()``), the exception's class and its text
     """
 
     __slots__ = (
+        'began',
         'begun',
         'dead',
         'dropped',
         'durations',
         'failed',
-        'handled',
         'label',
         'last_error',
+        'next_mark',
         'rate',
         'retried',
     )
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.handled = self.failed = self.retried = self.dead = self.dropped = 0
+        self.failed = self.retried = self.dead = self.dropped = 0
         self.durations = Histogram()
         self.rate = Rate()
+        self.next_mark = self.began = 0.0
         self.begun: dict[Any, float] = {}
         self.last_error: tuple[float, str, str] | None = None
 
-    def ended(self, delivery: Any) -> None:
-        """It has handled a message. For the scheduler's thread, as :attr:`begun` is."""
-        now = clock()
-        seconds = now - self.begun.pop(delivery, now)
-        durations = self.durations
-        durations.buckets[bisect_left(BOUNDS, seconds)] += 1
-        durations.seconds += seconds
-        if now >= self.rate.next_mark:
-            self.rate.mark(now, self.total)
-        self.handled += 1
+    def mark(self, now: float) -> None:
+        """Have the rate know how many there were by now. For the scheduler's thread, once :attr:`next_mark` is due."""
+        self.next_mark = self.rate.mark(now, self.total)
 
-    def raised(self, delivery: Any, outcome: Outcome) -> None:
-        """It, or what it stands for, has raised. For the scheduler's thread."""
-        self.ended(delivery)
+    def took(self, seconds: float) -> None:
+        """It has handled a message, or failed it. For the scheduler's thread; :func:`call_plain` does the same."""
+        now = monotonic()
+        if now >= self.next_mark:
+            self.mark(now)
+        self.durations.buckets[bisect_left(BOUNDS, seconds)] += 1
+        self.durations.seconds += seconds
+
+    def ended(self, delivery: Any) -> None:
+        """It has handled a message that it had in hand, or failed it. For the scheduler's thread."""
+        self.took(monotonic() - self.begun.pop(delivery))
+
+    def raised(self, outcome: Outcome) -> None:
+        """The message that it took last has come to that. For the scheduler's thread."""
         fate = outcome.fate
         if fate == 'handled':  # by what ends a processor
             return
-        self.handled -= 1
         if fate == 'dropped':
             self.dropped += 1
             return
@@ -171,8 +176,20 @@ class HandlerFigures:
 
     @property
     def total(self) -> int:
-        """All that it has had."""
-        return self.handled + self.failed + self.dropped
+        """All messages that it has taken and not in hand any more. Any thread."""
+        return self.durations.count
+
+    @property
+    def handled(self) -> int:
+        """Those that it handled to their end. Any thread."""
+        return self.total - self.failed - self.dropped
+
+    @property
+    def begun_at(self) -> list[float]:
+        """When each of the messages that it has in hand was begun, as ``time.monotonic()`` has it. Any thread."""
+        # list() of a dictionary's values is one step, so the scheduler's thread may add to it meanwhile.
+        began, begun = self.began, list(self.begun.values())
+        return [began, *begun] if began else begun
 
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON can have it. Any thread."""
@@ -182,7 +199,7 @@ class HandlerFigures:
             'retried': self.retried,
             'dead': self.dead,
             'dropped': self.dropped,
-            'in_hand': len(self.begun),
+            'in_hand': len(self.begun_at),
             'oldest_in_hand': _age((self,)),
             'rate': round(self.rate.of(self.total), 3),
             'p50': self.durations.quantile(0.5),
@@ -218,7 +235,7 @@ class Figures:
     @property
     def in_hand(self) -> int:
         """Messages that a handler has begun and not ended. Any thread."""
-        return sum(len(handler.begun) for handler in self.handlers)
+        return sum(len(handler.begun_at) for handler in self.handlers)
 
     @property
     def oldest_in_hand(self) -> float | None:
@@ -260,9 +277,8 @@ class Figures:
 
 
 def _age(handlers: Sequence[HandlerFigures]) -> float | None:
-    # list() of a dictionary's values is one step, so the scheduler's thread may add to it meanwhile.
-    begun = [at for handler in handlers for at in list(handler.begun.values())]
-    return round(clock() - min(begun), 3) if begun else None
+    begun = [at for handler in handlers for at in handler.begun_at]
+    return round(monotonic() - min(begun), 3) if begun else None
 
 
 def error_as_dict(error: tuple[float, str, str] | None) -> dict[str, Any] | None:

@@ -101,7 +101,7 @@ def _fault(exchange: Any, default_allowed: bool) -> str | None:
     if not isinstance(name, str):
         return f'.name must be text, not {type(name).__name__}'
     if not name and not default_allowed:
-        return '.name is empty, which means the default exchange; nobody can declare it or bind to it'
+        return '.name is empty, which means the default exchange; no program can declare it or bind to it'
     if len(name.encode('utf-8', 'replace')) > _NAME_BYTES:
         return f'.name is longer than the {_NAME_BYTES} bytes that AMQP allows'
     if not isinstance(exchange.exchange_type, str) or not exchange.exchange_type:

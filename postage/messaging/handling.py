@@ -6,6 +6,7 @@ import contextvars
 import dataclasses
 import functools
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
@@ -18,7 +19,7 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
-from postage.messaging.counting import Figures
+from postage.messaging.counting import BOUNDS, Figures
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final
 from postage.messaging.gate import Gate
@@ -44,6 +45,25 @@ AFTER_REFUSAL = Retry(errors.Nacked)
 """When a message is handled again because the broker refused what its handler published."""
 
 _NO_HOOKS = nullcontext()
+
+
+class Unhandled:
+    """The messages that a processor has no handler for. Each name is said once.
+
+    :param processor: the name of its class
+    """
+
+    def __init__(self, processor: str) -> None:
+        self._processor = processor
+        self._said: set[tuple[str, str, str]] = set()
+
+    def say(self, body: dict[str, Any]) -> None:
+        """Log it, unless that was done for this name; those that others make up are not remembered without end."""
+        what = (body['category'], body['type'], body['name'])
+        if what not in self._said and len(self._said) < NAMES_REMEMBERED:
+            self._said.add(what)
+            category, kind, name = (shown(each) for each in what)
+            logger.warning('%s has no handler for %s, %s, %s (said once)', self._processor, category, kind, name)
 
 
 class Dispatcher:
@@ -80,7 +100,7 @@ class Dispatcher:
         self.is_winding_down = self.is_draining = self.is_paused = False
         self.ends_by: Then | None = None
         self._stop_requested = False
-        self._unhandled: set[tuple[str, str, str]] = set()
+        self._unhandled = Unhandled(type(host).__name__)
         self.unsettled = Unsettled(wake)
         self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
@@ -222,7 +242,7 @@ class Dispatcher:
         context = MessageContext(body, delivery)
         if not entries:
             self.figures.unhandled += 1
-            self._say_unhandled(body)
+            self._unhandled.say(body)
         try:
             with self.hooks_around(context):
                 if not entries and reply is not None:
@@ -233,16 +253,6 @@ class Dispatcher:
         except Exception as error:
             outcome = outcome.and_also(raised(error, self.label, reply, delivery))
         return outcome
-
-    def _say_unhandled(self, body: dict[str, Any]) -> None:
-        """Once for each name; names that others make up are not remembered without end."""
-        what = (body['category'], body['type'], body['name'])
-        if what not in self._unhandled and len(self._unhandled) < NAMES_REMEMBERED:
-            self._unhandled.add(what)
-            category, kind, name = (shown(each) for each in what)
-            logger.warning(
-                '%s has no handler for %s, %s, %s (said once)', type(self._host).__name__, category, kind, name
-            )
 
     def _begin_counted(self, delivery: Delivery) -> None:
         """Handle a delivery, unless it was delivered too often, or has to be put back with a count of that first."""
@@ -408,25 +418,31 @@ class Dispatcher:
 def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery: Delivery) -> Outcome:
     """Run a plain handler to its end. What it raises is its outcome."""
     figures = entry.figures
-    figures.begun[delivery] = monotonic()
+    figures.began = began = monotonic()
     try:
         result: Any
         if entry.is_simple:
             data = body if entry.body_key is None else body[entry.body_key]
             result = entry.call(data, reply) if entry.is_rpc else entry.call(data)
-        elif entry.timeout is None:
-            result = entry(body, reply)
         else:
-            began = monotonic()
             result = entry(body, reply)
-            _say_if_late(entry, monotonic() - began)
+            if entry.timeout is not None:
+                _say_if_late(entry, monotonic() - began)
         if reply is not None and result is not None and not reply.sent:
             reply(result)
-        figures.ended(delivery)
+        # As figures.took() does, without a call for each message.
+        seconds, durations = monotonic() - began, figures.durations
+        durations.buckets[bisect_left(BOUNDS, seconds)] += 1
+        durations.seconds += seconds
+        figures.began = 0.0
+        if began >= figures.next_mark:
+            figures.mark(began)
         return HANDLED
     except Exception as error:
+        figures.took(monotonic() - began)
+        figures.began = 0.0
         outcome = raised(error, entry.label, reply, delivery, entry.retries)
-        figures.raised(delivery, outcome)
+        figures.raised(outcome)
         return outcome
 
 
@@ -502,8 +518,9 @@ class Handling(MicroThread):
                 timer.cancel()
 
     def _raised(self, entry: Entry, error: Exception) -> Outcome:
+        entry.figures.ended(self._delivery)
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
-        entry.figures.raised(self._delivery, outcome)
+        entry.figures.raised(outcome)
         return outcome
 
     def _id_to_watch(self, entry: Entry) -> str | None:

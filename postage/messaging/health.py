@@ -131,6 +131,6 @@ def _overdue(processor: Watched, handler_time: float | None) -> Iterator[str]:
     now = time.monotonic()
     for entry in processor.entries:
         limit = min((each for each in (entry.timeout, handler_time) if each is not None), default=None)
-        began = min(list(entry.figures.begun.values()), default=now)
+        began = min(entry.figures.begun_at, default=now)
         if limit is not None and now - began > limit:
             yield f'{entry.label} has had a message in hand for {now - began:.1f} s, where {limit:g} s are allowed'

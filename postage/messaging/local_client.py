@@ -19,7 +19,7 @@ class LocalClient(Generic[P]):
 
     Its handlers run while a message is sent, in the caller's thread; those that are coroutines or ``@Threaded`` where
     they always do. Producers that the constructor or a handler makes reach no broker either: what they send is in
-    :attr:`published`, and counts as confirmed. An RPC that a handler calls has nobody to answer it, and raises
+    :attr:`published`, and counts as confirmed. An RPC that a handler calls cannot be answered, and raises
     ``ConfigurationError``; :class:`postage.testing.Broker` serves there.
 
     :ivar acked: the messages that were acknowledged, in this order

@@ -111,7 +111,7 @@ def stats(asked: Asked, table: HandlerTable, figures: Figures, started_at: float
         'handlers': {
             entry.label: entry.figures.as_dict()
             for entry in table.entries
-            if entry.figures.total or entry.figures.begun or not entry.is_built_in
+            if entry.figures.total or entry.figures.begun_at or not entry.is_built_in
         },
         'connections': [connection_figures(connection) for connection in asked.consumer.connections],
     }

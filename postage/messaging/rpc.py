@@ -31,7 +31,6 @@ from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
 from postage.amqp.turns import ReadingAlarm, wait_until_done
-from postage.messaging import tracing
 from postage.messaging.cancelling import Canceller
 from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
@@ -434,7 +433,7 @@ class RpcClient:
         """Forget a call. Returns what tells its caller, to be called without the lock."""
         if call.span is not None:
             late = None if answered or result is None else errors.TimeoutError(f'RPC {call.name!r} has no answer')
-            tracing.end(call.span, error or late)
+            call.span.end(error or late)
         self._deadlines.forget(call)
         if not answered or call.attempt > 1:
             self._withdraw(call)

@@ -12,17 +12,20 @@ sent again, and what came through a dead-letter exchange begin traces of their o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from postage import __version__, errors
 from postage.amqp.deliveries import LINKED, Delivery
 from postage.amqp.publishing import Receipt
+from postage.messaging import meters
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import ATTEMPTS, whole_header
 from postage.settings import BrokerSettings
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import Histogram
     from opentelemetry.trace import Span, Tracer
 
 NEEDED: Final = 'opentelemetry.trace'
@@ -45,6 +48,46 @@ def _tracer_now() -> Tracer | None:
     return _tracer
 
 
+MEASURED: tuple[str, ...] = (
+    *('messaging.system', 'messaging.operation.name', 'messaging.destination.name', 'server.address', 'server.port'),
+)
+"""Of the attributes of a span, those that a duration has as well; the others differ with each message."""
+
+
+class Recorded:
+    """An operation that is under way: its span, and the histogram that its duration goes to; one may be missing.
+
+    :param attributes: of the span
+    """
+
+    __slots__ = ('_attributes', '_began', '_histogram', '_span')
+
+    def __init__(self, span: Span | None, histogram: Histogram | None, attributes: dict[str, Any]) -> None:
+        self._span = span
+        self._histogram = histogram
+        self._attributes = attributes
+        self._began = time.monotonic()
+
+    def end(self, error: BaseException | None) -> None:
+        """It has ended, with the error where there was one. Any thread."""
+        kind = None if error is None else type(error)
+        name = None
+        if kind is not None:
+            name = kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
+        if self._histogram is not None:
+            measured: dict[str, Any] = {key: self._attributes[key] for key in MEASURED if key in self._attributes}
+            if name is not None:
+                measured['error.type'] = name
+            self._histogram.record(time.monotonic() - self._began, measured)
+        if self._span is not None:
+            if name is not None:
+                from opentelemetry.trace import Status, StatusCode
+
+                self._span.set_attribute('error.type', name)
+                self._span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+            self._span.end()
+
+
 def destination_of(exchange: str, routing_key: str, queue: str | None = None) -> str:
     """``messaging.destination.name``: exchange, routing key and, for a consumer, the queue, without what is empty.
 
@@ -60,32 +103,35 @@ def sending(
     message_id: str,
     further: dict[str, Any] | None,
     correlation_id: str | None = None,
-) -> tuple[Span | None, dict[str, Any] | None]:
+) -> tuple[Recorded | None, dict[str, Any] | None]:
     """Begin the span of a message that is being sent, and put its context into the headers.
 
     :param route: exchange and routing key
     :param further: the properties that it has beside the usual ones
     :param correlation_id: where it is not in those
-    :return: the span, ``None`` where none is recorded, and the properties with the headers
+    :return: what is recorded, ``None`` for nothing, and the properties with the headers
     """
-    tracer = _tracer_now()
-    if tracer is None:
+    tracer, histogram = _tracer_now(), meters.histogram('messaging.client.operation.duration')
+    if tracer is None and histogram is None:
         return None, further
+    exchange, key = route
+    conversation_id = correlation_id or (further or {}).get('correlation_id')
+    attributes = _attributes('send', settings, destination_of(exchange, key), key, message_id, conversation_id)
+    if tracer is None:
+        return Recorded(None, histogram, attributes), further
     from opentelemetry import propagate, trace
 
-    exchange, key = route
     headers = dict((further or {}).get('headers') or {})
     is_injected = TRACEPARENT in headers
-    conversation_id = correlation_id or (further or {}).get('correlation_id')
     span = tracer.start_span(
         f'send {destination_of(exchange, key)}',
         kind=trace.SpanKind.CLIENT if is_injected else trace.SpanKind.PRODUCER,
-        attributes=_attributes('send', settings, destination_of(exchange, key), key, message_id, conversation_id),
+        attributes=attributes,
     )
     if not is_injected:
         propagate.inject(headers, trace.set_span_in_context(span))
         further = {**(further or {}), 'headers': headers}
-    return span, further
+    return Recorded(span, histogram, attributes), further
 
 
 def _attributes(
@@ -111,21 +157,9 @@ def _attributes(
     return {name: value for name, value in attributes.items() if value is not None}
 
 
-def sent(span: Span, receipt: Receipt) -> None:
-    """End the span of a message once the broker has said what became of it. Never blocks."""
-    receipt.when_settled(lambda: end(span, receipt.error), is_urgent=False)
-
-
-def end(span: Span, error: BaseException | None) -> None:
-    """End a span, with the error where there was one. Any thread."""
-    if error is not None:
-        from opentelemetry.trace import Status, StatusCode
-
-        kind = type(error)
-        is_builtin = kind.__module__ == 'builtins'
-        span.set_attribute('error.type', kind.__qualname__ if is_builtin else f'{kind.__module__}.{kind.__qualname__}')
-        span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
-    span.end()
+def sent(recorded: Recorded, receipt: Receipt) -> None:
+    """End it once the broker has said what became of the message. Never blocks."""
+    receipt.when_settled(lambda: recorded.end(receipt.error), is_urgent=False)
 
 
 # Deliveries
@@ -136,23 +170,31 @@ def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: Broker
 
     :param settings: the broker that it came from; ``None`` where there is none, as in ``test_client()``
     """
-    tracer = _tracer_now()
-    if tracer is None:
+    tracer, histogram = _tracer_now(), meters.histogram('messaging.process.duration')
+    if tracer is None and histogram is None:
         begin(delivery)
+        return
+    destination = destination_of(delivery.exchange, delivery.routing_key, delivery.queue)
+    conversation_id = delivery.salvaged.correlation_id or None
+    attributes = _attributes(
+        'process', settings, destination, delivery.routing_key, _message_id(delivery), conversation_id
+    )
+    if tracer is None:
+        delivery.span = Recorded(None, histogram, attributes)
+        try:
+            begin(delivery)
+        finally:
+            if delivery.is_handled:
+                settled(delivery, None)
         return
     from opentelemetry import context, trace
 
     parent, links = _origin_of(delivery)
-    destination = destination_of(delivery.exchange, delivery.routing_key, delivery.queue)
-    answerable = delivery.salvaged
-    attributes = _attributes(
-        'process', settings, destination, delivery.routing_key, _message_id(delivery), answerable.correlation_id or None
-    )
     attributes['messaging.rabbitmq.message.delivery_tag'] = delivery.delivery_tag
     span = tracer.start_span(
         f'process {destination}', context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
     )
-    delivery.span = span
+    delivery.span = Recorded(span, histogram, attributes)
     # What begins here takes a copy of the context with it: a handler that runs as a microthread, or in a thread.
     token = context.attach(trace.set_span_in_context(span, parent))
     try:
@@ -165,9 +207,9 @@ def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: Broker
 
 def settled(delivery: Delivery, failure: Failure | None) -> None:
     """End the span of a delivery, if it has one that has not ended."""
-    span, delivery.span = delivery.span, None
-    if span is not None:
-        end(span, None if failure is None else failure.error)
+    recorded, delivery.span = delivery.span, None
+    if recorded is not None:
+        recorded.end(None if failure is None else failure.error)
 
 
 def _message_id(delivery: Delivery) -> str | None:

@@ -1,4 +1,4 @@
-"""Requests whose answer nobody waits for any more: they are dropped before their handlers."""
+"""Requests whose answer is not waited for any more: they are dropped before their handlers."""
 
 from __future__ import annotations
 

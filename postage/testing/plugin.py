@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, for those who allow no others."""
+    """Make the marker known, for projects that allow no others."""
     line = "postage_broker(**options): parameters of this test's postage_broker, such as rules='3.10'"
     config.addinivalue_line('markers', line)
 

@@ -70,7 +70,7 @@ class Session:
     def wait(self, timeout: float = TIMEOUT, quiet: float = QUIET) -> None:
         """Wait until all that was set off has been handled. Blocks.
 
-        That is: what Postage publishes in this process is confirmed, the queues that somebody consumes from are empty,
+        That is: what Postage publishes in this process is confirmed, the queues that have consumers are empty,
         no message is unacknowledged or on its way to a dead-letter exchange, no client has bytes left to read, and
         nothing has happened for a moment. What a client has not yet sent the broker cannot know of, and consumers that
         do not acknowledge may still be at work: give such clients a longer ``quiet``.

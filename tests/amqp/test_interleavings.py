@@ -19,11 +19,13 @@ import pytest
 
 from postage import errors
 from postage.amqp import publishing
+from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
 from postage.amqp.steps import drive
 from postage.amqp.topology import Queue, Topology
 from postage.messaging.pace import Prefetch
+from postage.settings import broker_settings
 from support.interruptions import Interruption, at_each_moment
 from support.messaging import TIMEOUT, Seen
 from support.pika_channels import Host
@@ -236,6 +238,28 @@ def test_a_message_published_while_the_connection_is_closed_fails_or_is_refused(
     channel.give_up(errors.Closed('closed'))
     publishing.join()
     window.check_settled()
+
+
+# The channels of a connection, which any thread takes out
+
+
+class OthersAreQuicker(list[Any]):
+    """A list out of which another thread takes an item that was just found in it."""
+
+    def __contains__(self, item: object) -> bool:
+        found = super().__contains__(item)
+        if found:
+            super().remove(item)
+        return found
+
+
+def test_a_channel_that_another_thread_has_taken_out_meanwhile_is_closed_all_the_same() -> None:
+    connection = Connection(broker_settings('amqp://nowhere'), 'consuming')
+    channel = ConsumingChannel(connection, Topology(), 0)
+    connection.channels = OthersAreQuicker([channel])
+    connection.remove_channel(channel)
+    assert not channel.is_wanted
+    connection.close()
 
 
 # The prefetch count, which two threads change

@@ -242,7 +242,7 @@ def may_lie(connection: Any, read_ago: float = 0.0) -> bool:
     alarm = ReadingAlarm()
     link: Any = types.SimpleNamespace(number=1, read_at=time.monotonic() - read_ago, turn=lent_to(alarm))
     outbox: Any = types.SimpleNamespace(gathered=0)
-    readership = Readership(connection._channels)
+    readership = Readership(connection.channels)
     readership.start_over(NOWHERE, Tick(NOWHERE, NOWHERE.add_callback_threadsafe), outbox)
     readership.link = link
     readership.begin(alarm)
@@ -520,7 +520,7 @@ def test_a_connection_that_is_closed_in_a_callback_is_not_waited_for(answered: E
 def test_ctrl_c_inside_the_reader_costs_a_connection_and_loses_nothing(bench: Bench, answered: EchoProducer) -> None:
     queue = bench.collect()
     become_reader(answered)
-    (channel,) = [channel for channel in answered.conn_broker._channels if isinstance(channel, ReplyChannel)]
+    (channel,) = [channel for channel in answered.conn_broker.channels if isinstance(channel, ReplyChannel)]
     delivered = channel.delivered
     main = threading.current_thread()
 

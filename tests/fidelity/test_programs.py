@@ -17,6 +17,8 @@ from support.rabbitmq_node import RabbitMQNode
 # Programs that do not yet do what their docstrings say. One that does is in error.
 KNOWN_FAILURES = set((Path(__file__).parent / 'known_failures.txt').read_text().split())
 
+pytestmark = pytest.mark.timeout(300)  # the first one waits until 1.2.1 is prepared
+
 every_program = pytest.mark.parametrize(
     'row',
     [

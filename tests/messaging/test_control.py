@@ -90,7 +90,7 @@ def test_a_component_answers_a_ping_with_its_fingerprint(bench: Bench, operator:
     assert ask(operator, 'ping') == processor.fingerprint
 
 
-@pytest.mark.parametrize('address', ['', 'shop', '@here', 'shop@here', '7@here'])
+@pytest.mark.parametrize('address', ['', 'shop', '@here', 'shop@here', '7@here', 'shop:7@here'])
 def test_a_component_is_addressed_by_name_host_and_process(bench: Bench, operator: Any, address: str) -> None:
     running(bench, Shop())
     assert ask(operator, 'ping', address)['name'] == 'shop'

@@ -9,6 +9,7 @@ import pytest
 
 from postage import messaging, microthreads
 from postage.amqp import tick
+from postage.messaging import handling
 from support.messaging import (
     EQK,
     GUARDED_EQK,
@@ -483,7 +484,8 @@ def test_a_message_whose_handlers_publication_is_confirmed_is_acknowledged(bench
     assert (counts['echo-queue'], counts['dead']) == (0, 0)
 
 
-def test_a_message_whose_handlers_publication_fails_is_rejected_not_lost(bench):
+def test_a_message_whose_handlers_publication_fails_is_rejected_not_lost(bench, monkeypatch):
+    monkeypatch.setattr(handling, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1,)))
     full = bench.collect(OtherExchange, 'other-rk', arguments={'x-max-length': 1, 'x-overflow': 'reject-publish'})
     bench.dead()
     processor = Forwarding(bench.producer(OtherProducer))
@@ -491,7 +493,7 @@ def test_a_message_whose_handlers_publication_fails_is_rejected_not_lost(bench):
     producer = bench.producer()
     producer.message_forward('fits')
     producer.message_forward('does not fit')
-    processor.seen.take(2)
+    processor.seen.take(3)
     bench.log.expect('ERROR', 'is rejected, because what its handler published failed')
     running.stop()
     assert bench.get(full).parameters == 'fits'

@@ -1,4 +1,4 @@
-"""Spans, compared with a golden file: names, kinds, attributes, parents and links; and what they cost."""
+"""Spans and metrics, compared with golden files: names, kinds, attributes, parents, links and buckets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from support.brokers import Broker
 from support.programs import Program
 
 GOLDEN = Path(__file__).with_name('spans.json')
+GOLDEN_METRICS = Path(__file__).with_name('metrics.json')
 
 TRACED = """
 import json, sys, threading
@@ -151,6 +152,69 @@ def test_spans_are_those_of_the_golden_file(broker: Broker, run_program: Callabl
     spans: list[dict[str, Any]] = [json.loads(line[5:]) for line in program.lines if line.startswith('span ')]
     found = sorted(json.dumps(span, sort_keys=True) for span in spans)
     golden = sorted(json.dumps(span, sort_keys=True) for span in json.loads(GOLDEN.read_text()))
+    assert found == golden
+
+
+MEASURED = """
+import json, threading
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from postage import messaging, microthreads
+
+reader = InMemoryMetricReader()
+metrics.set_meter_provider(MeterProvider([reader]))
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+class Prices(messaging.MessageProcessor):
+    def __init__(self):
+        super().__init__({}, [(ShopExchange, [('prices', 'price-rk')])])
+
+    @messaging.MessageHandler('command', 'plain')
+    def msg_plain(self, content):
+        pass
+
+    @messaging.MessageHandler('command', 'fails')
+    def msg_fails(self, content):
+        raise KeyError('a price')
+
+    @messaging.MessageHandler('command', 'end')
+    def msg_end(self, content):
+        raise microthreads.ExitScheduler
+
+processor, producer = Prices(), Producer()
+scheduler = microthreads.MicroScheduler()
+scheduler.add_microthread(processor)
+for name in ('plain', 'fails', 'unknown', 'end'):
+    getattr(producer, f'message_{name}')()
+producer.flush(10)
+for _ in scheduler.main():
+    pass
+for resource in reader.get_metrics_data().resource_metrics:
+    for scope in resource.scope_metrics:
+        for metric in scope.metrics:
+            points = metric.data.data_points
+            print('metric', json.dumps({
+                'name': metric.name, 'unit': metric.unit, 'kind': type(metric.data).__name__,
+                'bounds': list(points[0].explicit_bounds) if hasattr(points[0], 'explicit_bounds') else None,
+                'attributes': sorted({key for point in points for key in point.attributes}),
+                'count': sum(getattr(point, 'count', None) or getattr(point, 'value', 0) for point in points),
+            }, sort_keys=True))
+producer.close()
+processor.close()
+"""
+
+
+def test_metrics_are_those_of_the_golden_file(broker: Broker, run_program: Callable[..., Program]) -> None:
+    program = run_program(MEASURED, environment={'POSTAGE_URL': broker.url})
+    assert program.wait(60) == 0, program.output
+    found = sorted(line[7:] for line in program.lines if line.startswith('metric '))
+    golden = sorted(json.dumps(metric, sort_keys=True) for metric in json.loads(GOLDEN_METRICS.read_text()))
     assert found == golden
 
 

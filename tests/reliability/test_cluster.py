@@ -56,25 +56,31 @@ def recover(chain: Chain, limit: float = RECOVERY) -> None:
     chain.tell(f'all is well after {chain.await_everybody(limit):.1f} s')
 
 
-def kill(chain: Chain, node: RabbitMQNode) -> None:
+def complete(chain: Chain, cluster: Cluster) -> None:
+    """See that everybody is back when all nodes are. The next fault finds a majority among those that it leaves."""
+    recover(chain)
+    cluster.await_members()
+
+
+def kill(chain: Chain, cluster: Cluster, node: RabbitMQNode) -> None:
     """Kill a node, see that the others do without it, and start it again."""
     node.kill()
     recover(chain)
     node.start()
-    recover(chain)
+    complete(chain, cluster)
 
 
 def serving_killed(chain: Chain, cluster: Cluster, chance: random.Random) -> None:
-    kill(chain, cluster.serving())
+    kill(chain, cluster, cluster.serving())
 
 
 def leader_killed(chain: Chain, cluster: Cluster, chance: random.Random) -> None:
-    kill(chain, cluster.leader(chance.choice(QUEUES)))
+    kill(chain, cluster, cluster.leader(chance.choice(QUEUES)))
 
 
 def follower_killed(chain: Chain, cluster: Cluster, chance: random.Random) -> None:
     leader = cluster.leader(chance.choice(QUEUES))
-    kill(chain, chance.choice([node for node in cluster.nodes if node is not leader]))
+    kill(chain, cluster, chance.choice([node for node in cluster.nodes if node is not leader]))
 
 
 def node_stands_still(chain: Chain, cluster: Cluster, chance: random.Random) -> None:
@@ -86,12 +92,12 @@ def node_stands_still(chain: Chain, cluster: Cluster, chance: random.Random) -> 
         chain.await_progress(10**9, max(0.0, STANDS_STILL - (time.monotonic() - begin)))
     finally:
         node.resume()
-    recover(chain)
+    complete(chain, cluster)
 
 
 def node_restarted(chain: Chain, cluster: Cluster, chance: random.Random) -> None:
     chance.choice(cluster.nodes).restart()
-    recover(chain)
+    complete(chain, cluster)
 
 
 def two_nodes_killed(chain: Chain, cluster: Cluster, chance: random.Random) -> None:
@@ -101,7 +107,7 @@ def two_nodes_killed(chain: Chain, cluster: Cluster, chance: random.Random) -> N
         node.kill()
     chain.await_progress(10**9, DOWN)
     cluster.start(nodes)
-    recover(chain)
+    complete(chain, cluster)
 
 
 FAULTS: tuple[Fault, ...] = (

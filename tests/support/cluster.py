@@ -72,7 +72,7 @@ class Cluster:
         self.nodes = [RabbitMQNode(version, CONFIGURATION + peers, member) for member in members]
         try:
             self.start(self.nodes)
-            self._await_members()
+            self.await_members()
             self.vhost = self.nodes[0].add_vhost()
         except BaseException:
             self.close()
@@ -100,7 +100,8 @@ class Cluster:
             self._epmd.wait()
         RabbitMQNode.running.discard(self._epmd.pid)
 
-    def _await_members(self) -> None:
+    def await_members(self) -> None:
+        """Wait until all nodes, which have been started or resumed, know each other."""
         count = 'integer_to_list(length(rabbit_nodes:list_running()))'
         deadline = time.monotonic() + START_TIMEOUT
         while any(node.evaluate(count) != str(SIZE) for node in self.nodes):

@@ -84,7 +84,8 @@ def assert_prints_what_it_says(parts: Sequence[str], broker: Broker, run_program
     program = f'import logging\nlogging.basicConfig(filename="log.txt")\n{separator.join(parts)}'
     running = run_program(program, environment={'POSTAGE_URL': broker.url, 'PYTHONWARNINGS': 'error'})
     assert running.wait() == 0, running.output
-    assert [part.split('\n')[:-1] for part in f'{running.output}\n'.split(f'{MARK}\n')] == list(map(promised, parts))
+    printed = [part.split('\n')[:-1] for part in f'{running.output}\n'.split(f'{MARK}\n')]
+    assert printed == list(map(promised, parts)), running.output
 
 
 def make_site(source: Path, target: Path) -> subprocess.CompletedProcess[str]:

@@ -80,7 +80,7 @@ def command(
         check_targets(targets)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
-    with _quiet():
+    with quiet():
         settings = broker_settings(url) if url is not None else None
         programs = programs_of(targets, settings) or [Program(settings or broker_settings())]
         examined = [_examine(program, body, timeout) for program in programs]
@@ -100,8 +100,8 @@ def _examine(program: Program, body: int | None, timeout: float) -> tuple[Progra
 
 
 @contextlib.contextmanager
-def _quiet() -> Generator[None, None, None]:
-    """Log nothing: what fails is said in one line."""
+def quiet() -> Generator[None, None, None]:
+    """Log nothing, for the length of a ``with``: what fails is said in one line."""
     logger = logging.getLogger('postage')
     before = logger.level
     if not debug_mode():

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from postage import errors
+from postage.amqp.frames import DEADLINE
 from postage.messaging import ControlExchange, Fingerprint, GenericProducer, MessageCommand, RpcCommand, control_key
 
 MOST = 65_535  # answers, which is as many as can be fetched at a time
@@ -36,6 +37,13 @@ class Answer:
         return str(self.fingerprint.get('name') or '')
 
     @property
+    def address(self) -> str:
+        """Its own address."""
+        known = self.fingerprint
+        process = f'{known.get("pid")}@{known.get("host")}'
+        return f'{self.name}:{process}' if self.name else process
+
+    @property
     def who(self) -> str:
         """The component, in a word: ``name pid@host``."""
         known = self.fingerprint
@@ -53,11 +61,10 @@ class Expected:
     names: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, text: str | None, address: str) -> Expected:
-        """What ``--expect`` says; one, where the address is that of one process."""
+    def of(cls, text: str | None) -> Expected:
+        """What ``--expect`` says."""
         if text is None:
-            name, at, _ = address.partition('@')
-            return cls(1) if at and name.isdecimal() else cls()
+            return cls()
         if text.isdecimal():
             return cls(int(text))
         names = [name.strip() for name in text.split(',') if name.strip()]
@@ -142,7 +149,10 @@ def ask(
             raise _Enough
 
     try:
-        queue = producer.rpc_queue_call(question, {}, _key=control_key(address), _expiration=timeout)
+        # Past its deadline it is dropped: by the broker, where it waits there, or by a component that it has reached.
+        wanted = {DEADLINE: round((time.time() + timeout) * 1000)}
+        key = control_key(address)
+        queue = producer.rpc_queue_call(question, {}, _key=key, _headers=wanted, _expiration=timeout)
     except errors.Unroutable:
         return []
     try:

@@ -29,7 +29,7 @@ def _command(name: str) -> click.Command:
     @options.as_data
     def command(address: str, expect: str | None, timeout: float, attributes: dict[str, Any], as_data: bool) -> None:
         whom = '' if address == 'all' else address
-        expected = Expected.of(expect, whom)
+        expected = Expected.of(expect)
         with operator(timeout, **attributes) as producer:
             answers = ask(producer, name, whom, timeout, expected)
         if as_data:

@@ -28,7 +28,7 @@ def command(
 
     Exit status: 0 if there are some, and all of --expect; 1 if not.
     """
-    expected = Expected.of(expect, address)
+    expected = Expected.of(expect)
     with operator(timeout, **attributes) as producer:
         answers = ask(producer, 'info', address, timeout, expected)
     told = [answer.value for answer in in_order(answers)]

@@ -24,7 +24,7 @@ def command(address: str, expect: str | None, timeout: float, attributes: dict[s
 
     Exit status: 0 if there are some, and all of --expect; 1 if not.
     """
-    expected = Expected.of(expect, address)
+    expected = Expected.of(expect)
     with operator(timeout, **attributes) as producer:
         answers = ask(producer, 'stacks', address, timeout, expected)
     told = in_order(answers)

@@ -1,0 +1,132 @@
+"""``postage tail`` shows and records what passes, ``postage replay`` sends it again."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from postage import errors
+from postage.cli.main import postage as group
+from support.messaging import TIMEOUT, Bench, EchoExchange, EchoProducer, eventually
+
+
+@pytest.fixture
+def postage(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command, in this process."""
+    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '60')
+    return lambda *arguments: CliRunner().invoke(group, list(map(str, arguments)))
+
+
+class Insisting(EchoProducer):
+    mandatory = True
+
+
+class Tail:
+    """``postage tail`` in a thread."""
+
+    def __init__(self, bench: Bench, postage: Callable[..., Result], *arguments: Any) -> None:
+        self.results: list[Result] = []
+        self._thread = threading.Thread(target=lambda: self.results.append(postage('tail', *arguments)))
+        self._thread.start()
+        self.producer = bench.producer(Insisting)
+
+    def send(self, parameters: Any, key: str = 'echo-rk', **options: Any) -> None:
+        """Send a command once it listens for that key; what it is bound to comes to be shown."""
+
+        def is_taken() -> bool:
+            try:
+                self.producer.message_echo(parameters, _key=key, **options).wait(TIMEOUT)
+            except errors.Unroutable:
+                assert not self.results, self.results[0].output
+                return False
+            return True
+
+        eventually(is_taken)
+
+    def output(self) -> str:
+        self._thread.join(TIMEOUT)
+        (result,) = self.results
+        assert result.exit_code == 0, result.output
+        return str(result.output)
+
+
+@pytest.fixture
+def exchange(bench: Bench) -> str:
+    bench.bare.exchange_declare(**EchoExchange.parameters)
+    return EchoExchange.name
+
+
+def test_what_passes_is_shown(bench: Bench, exchange: str, postage: Any) -> None:
+    tail = Tail(bench, postage, exchange, 'echo-rk', 'other', '--count', '3')
+    tail.send('first', 'other')  # the last one that it is bound by
+    tail.send({'text': 'a\x1b[31m'})
+    bench.publish(b'\xff\x00', 'other')
+    _, second, third = tail.output().splitlines()
+    assert 'echo-rk  command echo  (no name) ' in second
+    assert second.endswith(r'{"parameters": {"text": "a\u001b[31m"}}')
+    assert third.endswith('other  (bytes)')
+
+
+def test_what_is_recorded_is_sent_again_as_it_was(bench: Bench, exchange: str, postage: Any, tmp_path: Path) -> None:
+    file = tmp_path / 'messages'
+    tail = Tail(bench, postage, exchange, 'echo-rk', '--count', '2', '--record', file, '--json')
+    tail.send('hello', _headers={'x-number': 3})
+    bench.publish(b'\xff\x00', message_id='its own', priority=3)
+    lines = tail.output().splitlines()
+    assert file.read_text().splitlines() == lines
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert json.loads(lines[0])['properties']['headers'] == {'x-number': 3}
+    queue = bench.collect()
+    result = postage('replay', file)
+    assert (result.exit_code, result.output) == (0, '2 sent\n')
+    first, second = bench.await_message(queue), bench.await_message(queue)
+    assert first.parameters == 'hello'
+    assert first.properties.headers == {'x-number': 3}
+    assert (second.data, second.properties.message_id, second.properties.priority) == (b'\xff\x00', 'its own', 3)
+
+
+def test_it_ends_after_so_many_seconds_and_leaves_no_queue(bench: Bench, exchange: str, postage: Any) -> None:
+    assert postage('tail', exchange, 'echo-rk', '--for', '0.2').exit_code == 0
+    eventually(lambda: not [name for name in bench.broker.queues() if name.startswith('postage-tail')])
+
+
+def test_an_exchange_that_is_not_there_is_told(bench: Bench, postage: Any) -> None:
+    result = postage('tail', 'no-such-exchange')
+    assert result.exit_code == 1
+    assert 'no-such-exchange' in result.output
+
+
+def test_what_cannot_be_sent_again_is_told_by_its_line(
+    bench: Bench, exchange: str, postage: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / 'messages'
+    good = {'exchange': exchange, 'routing_key': 'echo-rk', 'properties': {}, 'body': '{}'}
+    wrong = [
+        'no JSON',
+        '[]',
+        json.dumps({**good, 'routing_key': 'nobody'}),
+        json.dumps({**good, 'properties': {'a': 1}}),
+    ]
+    file.write_text('\n'.join([*wrong, '', json.dumps(good)]))
+    queue = bench.collect()
+    result = postage('replay', file)
+    assert result.exit_code == 1
+    assert '1 sent, 4 failed' in result.output
+    assert all(f'line {number}: ' in result.output for number in (1, 2, 3, 4))
+    assert bench.await_message(queue).data == b'{}'
+
+
+def test_messages_may_be_sent_elsewhere(bench: Bench, exchange: str, postage: Any, tmp_path: Path) -> None:
+    file = tmp_path / 'messages'
+    file.write_text(json.dumps({'exchange': 'gone', 'routing_key': 'gone', 'properties': {}, 'body': '{}'}))
+    queue = bench.collect(key='elsewhere')
+    result = postage('replay', file, '--exchange', exchange, '--key', 'elsewhere', '--rate', '1000', '--json')
+    assert (result.exit_code, json.loads(result.output)) == (0, {'sent': 1, 'failures': {}})
+    assert bench.await_message(queue).data == b'{}'

@@ -1,0 +1,103 @@
+"""``postage top`` shows the components that run, sorted, and its keys pause them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from postage import messaging
+from postage.cli.main import postage as group
+from postage.cli.operate import top
+from postage.cli.operate.asking import Expected, ask, operator
+from support.messaging import TIMEOUT, Bench, Echo, EchoExchange, EchoProducer
+
+
+class Shop(Echo):
+    control = True
+
+    def __init__(self, name: str) -> None:
+        self.ready = threading.Event()
+        super().__init__([(EchoExchange, [(name, name)])], messaging.Fingerprint(name, host='here', pid=7))
+
+    def start_consuming(self) -> None:
+        super().start_consuming()
+        self.ready.set()
+
+
+@pytest.fixture
+def shops(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Shop]:
+    """Two components of one process, the second of which has handled more."""
+    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '60')
+    shops = [Shop('a'), Shop('b')]
+    bench.run(*shops)
+    assert all(shop.ready.wait(TIMEOUT) for shop in shops)
+    producer = bench.producer(type('B', (EchoProducer,), {'eks': [(EchoExchange, 'b')]}))
+    for number in range(3):
+        assert producer.rpc_echo(number)
+    return shops
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(group, ['top', *words])
+
+
+@pytest.mark.parametrize(('order', 'first'), [('name', 'a'), ('handled', 'b'), ('rate', 'b'), ('p99', 'b')])
+def test_it_shows_who_runs_in_some_order(shops: list[Shop], order: str, first: str) -> None:
+    result = run('--count', '1', '--interval', '1', '--sort', order)
+    assert result.exit_code == 0, result.output
+    head, _, titles, *lines = result.output.splitlines()
+    assert head.startswith(f'2 components, by {order}')
+    assert 'last error' in titles
+    assert [line.split()[0] for line in (lines[0].removeprefix('>'),)] == [first]
+
+
+def test_it_looks_again_and_again(shops: list[Shop]) -> None:
+    assert run('--count', '2', '--interval', '0.5', 'a').output.count('1 components') == 2
+
+
+def test_nobody_there_is_a_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '60')
+    assert run('--count', '1', '--interval', '0.1').exit_code == 1
+
+
+@pytest.fixture
+def press(shops: list[Shop]) -> Any:
+    """A function that presses keys; what is shown is in ``view``."""
+    with operator(TIMEOUT) as producer:
+        view = top.View('name')
+        view.update(ask(producer, 'stats', '', TIMEOUT, Expected(2)))
+
+        def press(*keys: str) -> str:
+            for key in keys:
+                top.act(key, view, producer, TIMEOUT)
+            console = Console(width=200)
+            with console.capture() as captured:
+                console.print(view)
+            return str(captured.get())
+
+        yield press
+
+
+def test_keys_pause_and_resume_the_one_that_is_chosen(shops: list[Shop], press: Callable[..., str]) -> None:
+    first, second = shops
+    assert 'b 7@here: paused' in press('j', 'p')
+    assert (first.is_paused, second.is_paused) == (False, True)
+    assert 'b 7@here: resumed' in press('r')
+    assert not second.is_paused
+
+
+def test_the_one_that_is_chosen_stays_so_when_it_moves(press: Callable[..., str]) -> None:
+    assert '> a' in ' '.join(press('k').split())
+    shown = press('s', 's', 's', 's')  # by what was handled
+    assert 'by handled' in shown
+    assert '> a' in ' '.join(shown.split())
+
+
+def test_a_key_ends_it(press: Callable[..., str]) -> None:
+    with pytest.raises(top._End):
+        press('q')
