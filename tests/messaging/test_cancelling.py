@@ -10,7 +10,10 @@ import pytest
 
 from postage import messaging, microthreads
 from postage.amqp.cancelled import cancelled
+from postage.broker.users import Permissions
+from support.canaries import canary
 from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, eventually
+from support.users import add_user, delete_user
 
 
 class Working(Processor):
@@ -263,6 +266,27 @@ def test_ten_thousand_cancels_are_kept_and_no_more():
     assert '49' not in cancelled.until
     assert '10049' in cancelled.until
     cancelled.start_over()
+
+
+def test_users_who_may_declare_neither_the_exchange_nor_a_queue_for_cancels_do_without(bench):
+    name = 'restricted'
+    add_user(bench.broker, name, Permissions('^echo.*', '.*', '.*'))
+    try:
+        hup = {'host': bench.broker.host, 'port': bench.broker.port, 'user': name, 'password': canary(name)}
+        working = Working(hup=hup, vhost=bench.broker.vhost)
+        running = bench.run(working)
+        producer = bench.producer(hup=hup, vhost=bench.broker.vhost)
+        for number in range(2):
+            assert producer.rpc_generator(_timeout=0.3).value == 'TimeoutError'
+            assert producer.rpc_note(number).value == number
+        bench.log.expect('DEBUG', 'cancels are not received')
+        bench.log.expect('DEBUG', 'requests were not cancelled')
+        assert not bench.log.find('ERROR')
+        running.scheduler.stop()
+        producer.close()
+        running.stop()
+    finally:
+        delete_user(bench.broker, name)
 
 
 def test_a_processor_without_rpc_handlers_receives_no_cancels(bench):

@@ -127,7 +127,10 @@ def test_a_handler_that_raises_has_its_message_rejected(client: LocalClient, nam
 
 
 def test_an_rpc_whose_handler_raises_is_answered_with_the_exception(client: LocalClient) -> None:
-    assert client.send(messaging.RpcCommand('fail')) == messaging_exception('ValueError', 'no good')
+    reply = client.send(messaging.RpcCommand('fail'))
+    expected = messaging_exception('ValueError', 'no good').body
+    assert {**reply.body, '_reserved': {}} == expected
+    assert reply.responder == FINGERPRINT
 
 
 def messaging_exception(name: str, text: str) -> messaging.MessageResultException:
