@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from postage import errors
 from postage.messaging import Exchange, MessageHandler, MessageProcessor, MessageResult, RpcHandler
 from postage.messaging.fingerprint import as_fingerprint_dict
+from postage.printable import shown
 from postage.secret import Secret
 
 logger = logging.getLogger('postage')
@@ -169,13 +170,13 @@ def _checked_groups(groups: Any) -> Sequence[Any]:
     if groups is None:
         return ()
     if isinstance(groups, (str, bytes)) or not isinstance(groups, (list, tuple, set, frozenset)):
-        raise errors.ConfigurationError(f'groups must be a list of names, not {groups!r:.80}')
+        raise errors.ConfigurationError(f'groups must be a list of names, not {shown(groups)}')
     return list(groups)
 
 
 def _group_name(group: Any) -> str:
     if not isinstance(group, str) or not group:
-        raise errors.ConfigurationError(f'the name of a group must be text and not empty, not {group!r:.80}')
+        raise errors.ConfigurationError(f'the name of a group must be text and not empty, not {shown(group)}')
     return group
 
 

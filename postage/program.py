@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, Literal
 
 from postage.errors import ConfigurationError
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 from postage.secret import Secret, revealed
 from postage.settings import HUP_KEYS, BrokerSettings, broker_settings
 
@@ -49,7 +49,7 @@ class ProgramHup(MutableMapping[str, Any]):
             self.changes[key] = value
             return
         del value  # which may be a password, by a name that was misspelt
-        raise ConfigurationError(f'messaging.global_hup has the keys {", ".join(HUP_KEYS)}, not {key!r:.80}')
+        raise ConfigurationError(f'messaging.global_hup has the keys {", ".join(HUP_KEYS)}, not {shown(key)}')
 
     def __delitem__(self, key: str) -> None:
         del self.changes[key]

@@ -515,8 +515,8 @@ def _from_variables(environ: Secret[Mapping[str, str]]) -> _Source:
         hosts=_hosts('POSTAGE_HOST', hosts) if hosts else (),
         port=_port('POSTAGE_PORT', environ.reveal().get('POSTAGE_PORT') or None),
         vhost=_text('POSTAGE_VHOST', 'vhost', environ.reveal().get('POSTAGE_VHOST') or None),
-        user=None if user is None else user.reveal(),
-        password=credentials['password'],
+        user=None if user is None else _text('POSTAGE_USER', 'user', user.reveal()),
+        password=_password('POSTAGE_PASSWORD', credentials['password']),
         deprecated=frozenset(deprecated),
     )
 
@@ -574,6 +574,8 @@ def _text(where: str, name: str, value: object) -> str | None:
         raise ConfigurationError(f'{where} must be text, not {type(value).__name__}')
     if not value:
         raise ConfigurationError(f'{where} is empty; leave it out, or None, where the default is meant')
+    if not _is_encodable(Secret(value)):
+        raise ConfigurationError(f'{where} is not UTF-8')
     if name == 'vhost' and len(value.encode('utf-8', 'replace')) > SHORT_STRING_BYTES:
         raise ConfigurationError(f'{where} is longer than the {SHORT_STRING_BYTES} bytes that AMQP allows')
     return str(value)
@@ -582,7 +584,18 @@ def _text(where: str, name: str, value: object) -> str | None:
 def _password(where: str, value: Secret[Any] | None) -> Secret[str] | None:
     if value is not None and not isinstance(value.reveal(), str):
         raise ConfigurationError(f'{where} must be text, not {type(value.reveal()).__name__}')
+    if value is not None and not _is_encodable(value):
+        raise ConfigurationError(f'{where} is not UTF-8')
     return value
+
+
+def _is_encodable(text: Secret[str]) -> bool:
+    """Whether it has no lone surrogates, which is how Python reads octets of the environment that are not UTF-8."""
+    try:
+        text.reveal().encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _mechanism(where: str, value: object) -> str | None:
@@ -627,6 +640,8 @@ def _hosts(where: str, value: Secret[Any]) -> tuple[_Host, ...]:
     """Read ``host``, ``host:port``, ``[address]``, ``[address]:port`` or a bare IPv6 address, or a list of them."""
     if not isinstance(value.reveal(), str):
         raise ConfigurationError(f'{where} must be text, not {type(value.reveal()).__name__}')
+    if not _is_encodable(value):
+        raise ConfigurationError(f'{where} is not UTF-8')
     if re.search('[/@]', value.reveal()):
         raise ConfigurationError(f'{where} must be a host or a list of hosts; a URL belongs in POSTAGE_URL or hup')
     return tuple(_host(where, entry.strip()) for entry in value.reveal().split(','))
@@ -674,8 +689,8 @@ def _from_url(where: str, url: Secret[str]) -> _Source:
     is_encrypted, parts = _split(where, url)
     host, vhost = _unquoted(parts.reveal().hostname), _unquoted(parts.reveal().path[1:])
     user, password = _unquoted(parts.reveal().username), _unquoted(parts.reveal().password)
-    if host is None or vhost is None or user is None or password is None:
-        raise ConfigurationError(f'{where} has %-quoted bytes that are not UTF-8')
+    if not _is_encodable(url) or host is None or vhost is None or user is None or password is None:
+        raise ConfigurationError(f'{where} has characters, or %-quoted bytes, that are not UTF-8')
     if re.search(r'[\s,]', host.reveal()) or (parts.reveal().netloc and not host.reveal()):
         raise ConfigurationError(
             f'{where} has an empty host or one that cannot be a name; each of several URLs needs its own amqp://'
@@ -692,8 +707,8 @@ def _from_url(where: str, url: Secret[str]) -> _Source:
             ),
         ),
         vhost=_text(f'the virtual host in {where}', 'vhost', vhost.reveal() or None),
-        user=user.reveal() or None,
-        password=None if parts.reveal().password is None else password,
+        user=_text(f'the user in {where}', 'user', user.reveal() or None),
+        password=None if parts.reveal().password is None else _password(f'the password in {where}', password),
         mechanism=mechanism,
     )
 

@@ -33,7 +33,7 @@ def fit(arguments: Mapping[str, Any], doing: str, frame_max: int) -> dict[str, A
     fitted, size = dict(arguments), OTHER_FIELDS
     for name, value in arguments.items():
         what = f'cannot {doing}: {name}'
-        if name in SHORT_STRINGS and value is not None:
+        if name in SHORT_STRINGS and not (value is None and _has_default(name, arguments)):
             size += len(short_string(value, what))
         elif name == 'arguments' and value is not None:
             if not isinstance(value, Mapping):
@@ -48,6 +48,11 @@ def fit(arguments: Mapping[str, Any], doing: str, frame_max: int) -> dict[str, A
     if size > frame_max - FRAME_OVERHEAD:
         raise EncodingError(f'cannot {doing}: its arguments are {size} bytes, and a frame holds {frame_max}')
     return fitted
+
+
+def _has_default(name: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether pika takes ``None``: the tag of a consumer is made up, and the key of a binding is that of the queue."""
+    return name == 'consumer_tag' or (name == 'routing_key' and 'body' not in arguments)
 
 
 def _fit_properties(properties: pika.spec.BasicProperties, doing: str, frame_max: int) -> pika.spec.BasicProperties:
@@ -65,7 +70,7 @@ def _fit_properties(properties: pika.spec.BasicProperties, doing: str, frame_max
 def _plain(value: Any, path: str) -> Any:
     """A value that AMQP can hold, out of the types that pika knows."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item, f'{path} {name!r:.60}') for name, item in value.items()}
+        return {str(name): _plain(item, f'{path} {shown(name, 60)}') for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item, path) for item in value]
     if isinstance(value, bytearray):

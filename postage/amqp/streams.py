@@ -12,6 +12,8 @@ import threading
 from datetime import datetime
 from typing import Any, Final
 
+from postage.printable import shown
+
 OFFSET: Final = 'x-stream-offset'
 """Of ``basic.consume``: where to begin. In the headers of a delivery: which message it is."""
 
@@ -27,7 +29,7 @@ def check_offset(offset: Any) -> None:
         if offset.tzinfo is None:
             raise ValueError(f'the time {offset} has no time zone')
     elif offset not in WORDS and (isinstance(offset, bool) or not isinstance(offset, int) or offset < 0):
-        raise ValueError(f'an offset is {", ".join(map(repr, WORDS))}, a number or a time, not {offset!r:.80}')
+        raise ValueError(f'an offset is {", ".join(map(repr, WORDS))}, a number or a time, not {shown(offset)}')
 
 
 class Position:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 from postage import errors
-from postage.printable import printable
+from postage.printable import printable, shown
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ def components_of(
     components = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, *kinds)) else [found]
     for component in components:
         if not isinstance(component, kinds):
-            raise errors.ConfigurationError(f'{target} is no {what}, and makes none, but {component!r:.80}')
+            raise errors.ConfigurationError(f'{target} is no {what}, and makes none, but {shown(component)}')
     return components
 
 

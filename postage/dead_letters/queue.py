@@ -41,7 +41,7 @@ from postage.messaging import properties as amqp
 from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 from postage.program import program_settings
 from postage.secret import Secret
 from postage.settings import BrokerSettings, broker_settings
@@ -82,7 +82,7 @@ class QueueDeadLetters(DeadLetters):
     ) -> None:
         hup = Secret.of(hup)
         if not isinstance(name, str) or not name:
-            raise errors.ConfigurationError(f'the name of a queue must be text and not empty, not {name!r:.80}')
+            raise errors.ConfigurationError(f'the name of a queue must be text and not empty, not {shown(name)}')
         self.name = name
         self.timeout = timeout
         self.create = create
@@ -395,7 +395,7 @@ def _read(delivery: Delivery) -> StoredLetter:
 
 def _checked(value: Any, kind: Any) -> Any:
     if not isinstance(value, kind):
-        raise TypeError(f'{value!r:.80} is not of type {kind}')
+        raise TypeError(f'{shown(value)} is not of type {kind}')
     return value
 
 

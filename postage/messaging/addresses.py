@@ -23,6 +23,7 @@ from typing import Any
 
 from postage import errors
 from postage.messaging.exchanges import Exchange
+from postage.printable import shown
 
 ALL = 'all'
 
@@ -55,7 +56,7 @@ def control_key(address: str) -> str:
     if name and not at and group:
         return group_key(name, group)
     raise errors.ConfigurationError(
-        f'an address is name, @host, name@host, pid@host, name:pid@host or name#group, and not {address!r:.80}'
+        f'an address is name, @host, name@host, pid@host, name:pid@host or name#group, and not {shown(address)}'
     )
 
 

@@ -11,6 +11,7 @@ from postage.amqp.topology import Binding, Queue
 from postage.messaging.connected import Connected
 from postage.messaging.declarations import check_eqk, check_queue, warn_of_leftover
 from postage.messaging.exchanges import Exchange, check_exchange
+from postage.printable import shown
 
 
 class QueueBinder(Connected):
@@ -46,8 +47,7 @@ class QueueBinder(Connected):
         :raises errors.DeclarationMismatch: it exists with other flags than those spelled out
         """
         self._check_open()
-        if not isinstance(key, str):
-            raise errors.ConfigurationError(f'a routing key must be text, not {key!r:.80}')
+        _check_key(key)
         self._bind(check_exchange(exchange, 'queue_bind'), check_queue(queue, flags, 'queue_bind'), key)
 
     def queue_declare(self, queue: Any, **flags: Any) -> None:
@@ -65,6 +65,7 @@ class QueueBinder(Connected):
     def queue_unbind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str) -> None:
         """Remove a binding. The queue stays, and is consumed from as before. Blocks."""
         self._check_open()
+        _check_key(key)
         name = check_queue(queue, {}, 'queue_unbind').name
         binding = Binding(name, check_exchange(exchange, 'queue_unbind').name, key)
         self._connection.ask(lambda: unbind(self._connection.control, binding))
@@ -122,3 +123,8 @@ class QueueBinder(Connected):
     def _leave_steps(self, queue: str) -> Steps:
         """Steps after a queue was left, on the I/O thread. To be overridden."""
         yield from ()
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, str):
+        raise errors.ConfigurationError(f'a routing key must be text, not {shown(key)}')

@@ -23,7 +23,7 @@ from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.gate import gate_of
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 from postage.secret import Secret
 
 logger = logging.getLogger('postage')
@@ -366,7 +366,7 @@ class GenericConsumer(QueueBinder, Answering):
     def _delivery(self, method: Any) -> Delivery:
         if not isinstance(method, Delivery):
             raise errors.ConfigurationError(
-                f'what is acknowledged is the method that start_consuming gave to its callback, not {method!r:.80}; '
+                f'what is acknowledged is the method that start_consuming gave to its callback, not {shown(method)}; '
                 'for anything else there is consumer.channel'
             )
         return method

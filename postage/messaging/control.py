@@ -43,6 +43,7 @@ from postage.messaging.questions import Asked, info, stacks, stats
 from postage.messaging.replies import Reply
 from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import MicroThread
+from postage.printable import shown
 from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
@@ -234,7 +235,7 @@ class Control:
             answer = self._commands[name]
         if answer is None:
             known = ', '.join((*self._answers, *self._commands))
-            return MessageResultError(f'no component answers {name!r:.80}; there are {known}'), None
+            return MessageResultError(f'no component answers {shown(name)}; there are {known}'), None
         return answer()
 
     # What is done

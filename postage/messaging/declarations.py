@@ -18,6 +18,7 @@ from postage.amqp.streams import OFFSET, check_offset
 from postage.amqp.topology import DELAYED_RETRY, QUEUE_FLAGS, Queue
 from postage.messaging.exchanges import Exchange, check_exchange
 from postage.messaging.handlers import Retry
+from postage.printable import shown
 
 logger = logging.getLogger('postage')
 
@@ -27,23 +28,23 @@ _SHAPE = 'a list of (Exchange, [(queue, key), …])'
 def check_eqk(eqk: Any, where: str) -> Iterator[tuple[type[Exchange] | Exchange, Any, str]]:
     """Exchange, queue and key of each binding; the flat form of the reference is understood as well."""
     if isinstance(eqk, (str, bytes, Mapping)) or not isinstance(eqk, Sequence):
-        raise errors.ConfigurationError(f'{where} must be {_SHAPE}, not {eqk!r:.80}')
+        raise errors.ConfigurationError(f'{where} must be {_SHAPE}, not {shown(eqk)}')
     pairs: Sequence[Any] = eqk
     if eqk and not _is_pair(eqk[0]):
         pairs = [eqk[i : i + 2] for i in range(0, len(eqk), 2)]
     for number, pair in enumerate(pairs):
         if not _is_pair(pair):
-            raise errors.ConfigurationError(f'{where} must be {_SHAPE}; element {number} is {pair!r:.80}')
+            raise errors.ConfigurationError(f'{where} must be {_SHAPE}; element {number} is {shown(pair)}')
         exchange = check_exchange(pair[0], f'{where}[{number}]')
         bindings = pair[1]
         if isinstance(bindings, (str, bytes, Mapping)) or not isinstance(bindings, Sequence):
             raise errors.ConfigurationError(
-                f'{where}[{number}] must list its queues as [(queue, key), …], not {bindings!r:.80}'
+                f'{where}[{number}] must list its queues as [(queue, key), …], not {shown(bindings)}'
             )
         for binding in bindings:
             if not _is_pair(binding) or not isinstance(binding[1], str):
                 raise errors.ConfigurationError(
-                    f'{where}[{number}] must list its queues as [(queue, key), …]; one is {binding!r:.80}'
+                    f'{where}[{number}] must list its queues as [(queue, key), …]; one is {shown(binding)}'
                 )
             yield exchange, binding[0], binding[1]
 
@@ -58,17 +59,17 @@ def check_queue(queue: Any, more: Mapping[str, Any], where: str) -> Queue:
     name, retry = queue, None
     consume: dict[str, Any] = {}
     if isinstance(queue, Mapping):
-        unknown = sorted(set(queue) - {'name', 'flags', 'retry', 'consume'})
+        unknown = [key for key in queue if key not in ('name', 'flags', 'retry', 'consume')]
         if unknown or 'name' not in queue:
             raise errors.ConfigurationError(
-                f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {dict(queue)!r:.80}"
+                f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {shown(dict(queue))}"
             )
         name, retry, consume = queue['name'], queue.get('retry'), _check_consume(queue.get('consume'), where)
-        flags.update(queue.get('flags') or {})
+        flags.update(_check_flags(queue.get('flags') or {}, where))
     if not isinstance(name, str) or not name:
-        raise errors.ConfigurationError(f'{where}: the name of a queue must be text and not empty, not {name!r:.80}')
-    flags.update(more)
-    unknown = sorted(set(flags) - set(QUEUE_FLAGS))
+        raise errors.ConfigurationError(f'{where}: the name of a queue must be text and not empty, not {shown(name)}')
+    flags.update(_check_flags(more, where))
+    unknown = [flag for flag in flags if flag not in QUEUE_FLAGS]
     if unknown:
         raise errors.ConfigurationError(
             f'{where}: queue {name!r} has unknown flags {", ".join(map(repr, unknown))}; '
@@ -142,7 +143,7 @@ def stream(
     arguments: dict[str, Any] = {'x-queue-type': 'stream'}
     if max_age is not None:
         if not isinstance(max_age, str) or re.fullmatch(r'[1-9][0-9]*[YMDhms]', max_age) is None:
-            raise errors.ConfigurationError(f"stream: max_age must be a time as in '7D' or '12h', not {max_age!r:.80}")
+            raise errors.ConfigurationError(f"stream: max_age must be a time as in '7D' or '12h', not {shown(max_age)}")
         arguments['x-max-age'] = max_age
     if max_bytes is not None:
         arguments['x-max-length-bytes'] = _count('max_bytes', max_bytes, 1, 'stream')
@@ -173,7 +174,7 @@ def with_dead_letter(
         exchange = check_exchange(exchange, 'with_dead_letter').name
     for what, value in (('routing_key', routing_key), ('queue', queue)):
         if value is not None and not (isinstance(value, str) and value):
-            raise errors.ConfigurationError(f'with_dead_letter: {what} must be text and not empty, not {value!r:.80}')
+            raise errors.ConfigurationError(f'with_dead_letter: {what} must be text and not empty, not {shown(value)}')
     if bool(exchange) == (queue is not None) or (queue is not None and routing_key is not None):
         raise errors.ConfigurationError('with_dead_letter needs an exchange, perhaps with a routing_key, or a queue')
     arguments = {'x-dead-letter-exchange': exchange}
@@ -188,7 +189,7 @@ def as_retry(retry: Any, where: str) -> Retry:
     if isinstance(retry, Retry):
         return retry
     if isinstance(retry, (str, bytes)) or not isinstance(retry, Sequence):
-        raise errors.ConfigurationError(f'{where}: retry must be a Retry or a list of seconds, not {retry!r:.80}')
+        raise errors.ConfigurationError(f'{where}: retry must be a Retry or a list of seconds, not {shown(retry)}')
     return Retry(delays=retry, jitter=0)
 
 
@@ -209,9 +210,9 @@ def _described(queue: str | Mapping[str, Any], arguments: Mapping[str, Any], whe
         description.update(queue)
     if not isinstance(description.get('name'), str) or not description['name']:
         raise errors.ConfigurationError(
-            f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {queue!r:.80}"
+            f"{where}: a queue is a name or {{'name': …, 'flags': {{…}}}}, not {shown(queue)}"
         )
-    flags = dict(description.get('flags') or {})
+    flags = dict(_check_flags(description.get('flags') or {}, where))
     flags['arguments'] = {**(flags.get('arguments') or {}), **arguments}
     return {**description, 'flags': flags}
 
@@ -228,12 +229,28 @@ def _durable(queue: QueueDescription, kind: str) -> QueueDescription:
     return queue
 
 
+def _check_flags(flags: Any, where: str) -> Mapping[str, Any]:
+    """Flags of a queue as given by the user."""
+    if not isinstance(flags, Mapping):
+        raise errors.ConfigurationError(f"{where}: 'flags' must be a dictionary, not {shown(flags)}")
+    for flag, value in flags.items():
+        if flag == 'arguments' and value is not None and not isinstance(value, Mapping):
+            raise errors.ConfigurationError(f"{where}: 'arguments' must be a dictionary or None, not {shown(value)}")
+        if flag in QUEUE_FLAGS and flag != 'arguments' and not _is_flag(value):
+            raise errors.ConfigurationError(f'{where}: {flag} must be True or False, not {shown(value)}')
+    return flags
+
+
+def _is_flag(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value in (0, 1))
+
+
 def _check_consume(arguments: Any, where: str) -> dict[str, Any]:
     """Arguments of ``basic_consume`` as given by the user."""
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
-        raise errors.ConfigurationError(f"{where}: 'consume' must be arguments by their names, not {arguments!r:.80}")
+        raise errors.ConfigurationError(f"{where}: 'consume' must be arguments by their names, not {shown(arguments)}")
     if OFFSET in arguments:
         try:
             check_offset(arguments[OFFSET])
@@ -256,7 +273,7 @@ def _careful(queue: QueueDescription) -> QueueDescription:
 
 def _count(name: str, value: Any, lowest: int, where: str = 'quorum') -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise errors.ConfigurationError(f'{where}: {name} must be a number, {lowest} or more, not {value!r:.80}')
+        raise errors.ConfigurationError(f'{where}: {name} must be a number, {lowest} or more, not {shown(value)}')
     return value
 
 

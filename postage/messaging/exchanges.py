@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postage.errors import ConfigurationError
+from postage.printable import shown
 
 # A short string of AMQP 0-9-1 (section 4.2.5.3), which is what the name of an exchange travels as.
 _NAME_BYTES = 255
@@ -83,7 +84,7 @@ def check_exchange(value: Any, where: str, *, default_allowed: bool = False) -> 
     """
     is_class = isinstance(value, type)
     if not (issubclass(value, Exchange) if is_class else isinstance(value, Exchange)):
-        found = f'the class {value.__name__}' if is_class else f'{value!r:.80}'
+        found = f'the class {value.__name__}' if is_class else f'{shown(value)}'
         raise ConfigurationError(f'{where} must be an Exchange, a class or an instance of one, not {found}')
     fault = _fault(value, default_allowed)
     if fault:
@@ -104,10 +105,10 @@ def _fault(exchange: Any, default_allowed: bool) -> str | None:
     if len(name.encode('utf-8', 'replace')) > _NAME_BYTES:
         return f'.name is longer than the {_NAME_BYTES} bytes that AMQP allows'
     if not isinstance(exchange.exchange_type, str) or not exchange.exchange_type:
-        return f".exchange_type must be text such as 'direct', not {exchange.exchange_type!r:.80}"
+        return f".exchange_type must be text such as 'direct', not {shown(exchange.exchange_type)}"
     for flag in _FLAGS:
         if getattr(exchange, flag) not in (True, False):
-            return f'.{flag} must be True or False, not {getattr(exchange, flag)!r:.80}'
+            return f'.{flag} must be True or False, not {shown(getattr(exchange, flag))}'
     if exchange.arguments is not None and not isinstance(exchange.arguments, Mapping):
-        return f'.arguments must be a dictionary or None, not {exchange.arguments!r:.80}'
+        return f'.arguments must be a dictionary or None, not {shown(exchange.arguments)}'
     return None

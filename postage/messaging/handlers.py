@@ -13,6 +13,7 @@ from postage.messaging.counting import HandlerFigures
 from postage.messaging.handler_checks import check_alone, check_parameters, check_type
 from postage.messaging.messages import CATEGORIES
 from postage.messaging.outcomes import CONTROL_FLOW, FilterError
+from postage.printable import shown
 
 Target = TypeVar('Target', bound=Callable[..., Any])
 
@@ -60,14 +61,14 @@ def _checked(decorator: MessageHandler) -> HandlerData:
     data = getattr(decorator, 'handler_data', None)
     if not isinstance(data, tuple) or len(data) != 4:
         shape = '(category, type, name, body key)'
-        raise errors.ConfigurationError(f'@{label} must have handler_data as {shape}, not {data!r:.80}')
+        raise errors.ConfigurationError(f'@{label} must have handler_data as {shape}, not {shown(data)}')
     checked = HandlerData(*data)
     if checked.category not in CATEGORIES:
-        raise errors.ConfigurationError(f"@{label}: a category is 'message' or 'rpc', not {checked.category!r:.80}")
+        raise errors.ConfigurationError(f"@{label}: a category is 'message' or 'rpc', not {shown(checked.category)}")
     if not isinstance(checked.type, str):
         raise errors.ConfigurationError(f"@{label} needs a message type, as in @{label}('command', 'echo')")
     if checked.name is not None and not isinstance(checked.name, str):
-        raise errors.ConfigurationError(f'@{label}: the name of a message must be text, not {checked.name!r:.80}')
+        raise errors.ConfigurationError(f'@{label}: the name of a message must be text, not {shown(checked.name)}')
     return checked
 
 
@@ -140,14 +141,14 @@ class Retry:
     def __init__(self, *exceptions: type[Exception], delays: Sequence[float] = (1, 5, 30), jitter: float = 0.2) -> None:
         for exception in exceptions:
             if not isinstance(exception, type) or not issubclass(exception, Exception):
-                raise errors.ConfigurationError(f'@Retry takes classes of exceptions, not {exception!r:.80}')
+                raise errors.ConfigurationError(f'@Retry takes classes of exceptions, not {shown(exception)}')
             if issubclass(exception, CONTROL_FLOW):
                 raise errors.ConfigurationError(f'@Retry: {exception.__name__} is no failure and is never tried again')
         self.exceptions = exceptions or (Exception,)
         self.jitter = _number(jitter, 'jitter must be a number from 0 to 1', 1)
         if isinstance(delays, str) or not isinstance(delays, Sequence) or not delays:
             raise errors.ConfigurationError(
-                f'@Retry: delays must be a list of seconds and not empty, not {delays!r:.80}'
+                f'@Retry: delays must be a list of seconds and not empty, not {shown(delays)}'
             )
         rule, limit = 'a delay must be a number of seconds, 40 days at most', DELAY_MAX / (1 + self.jitter)
         self.delays = tuple(_number(delay, rule, limit) for delay in delays)
@@ -158,14 +159,14 @@ class Retry:
 
 def _number(value: Any, rule: str, highest: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= highest:
-        raise errors.ConfigurationError(f'@Retry: {rule}, not {value!r:.80}')
+        raise errors.ConfigurationError(f'@Retry: {rule}, not {shown(value)}')
     return float(value)
 
 
 def check_timeout(where: str, seconds: Any) -> float:
     """A time-out as given by the user, or a clear error."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise errors.ConfigurationError(f'{where} must be a number of seconds above 0, not {seconds!r:.80}')
+        raise errors.ConfigurationError(f'{where} must be a number of seconds above 0, not {shown(seconds)}')
     return seconds
 
 
@@ -206,7 +207,9 @@ def _mark(target: Target, attribute: str, mark: object, label: str) -> Target:
         marks = vars(target).get(attribute, [])
         setattr(target, attribute, [mark, *marks])
     except (TypeError, AttributeError):
-        raise errors.ConfigurationError(f'@{label} decorates methods and Handler classes, not {target!r:.80}') from None
+        raise errors.ConfigurationError(
+            f'@{label} decorates methods and Handler classes, not {shown(target)}'
+        ) from None
     return target
 
 
@@ -255,7 +258,7 @@ class Entry:
         if self.is_class and self.call.call is Handler.call and self.call.__init__ is not Handler.__init__:
             self.call = _worked_in_constructor(self.call)
         if not callable(self.call):
-            raise errors.ConfigurationError(f'the handler {self.label} is not callable: {self.call!r:.80}')
+            raise errors.ConfigurationError(f'the handler {self.label} is not callable: {shown(self.call)}')
         self.colour = self._colour(bool(marks.get(_THREADED)))
         # Asked for with each message:
         self.is_plain = self.colour is Colour.PLAIN

@@ -27,7 +27,7 @@ from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 
 Answer = Callable[[bytes, str], object]
 """Sends an encoded answer of some content type back to the sender of a message."""
@@ -241,7 +241,7 @@ class LocalSource(Encoding):
         if not isinstance(header, LocalDelivery):
             delivery = next((delivery for delivery in list(self._given) if delivery.properties is header), None)
         if delivery is None:
-            raise errors.ConfigurationError(f'a request is answered with its own properties, not {header!r:.80}')
+            raise errors.ConfigurationError(f'a request is answered with its own properties, not {shown(header)}')
         if not hasattr(message, 'body'):
             message = MessageResult(message)
         delivery.answer(self.encode(message.body), self.encoder.content_type)

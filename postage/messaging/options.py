@@ -76,7 +76,7 @@ def check_eks(eks: Any, where: str) -> list[ExchangeKey]:
             raise errors.ConfigurationError(f'{shape}; element {number} is {shown(pair)}')
         exchange = check_exchange(pair[0], f'{where}[{number}]', default_allowed=True)
         if not isinstance(pair[1], str):
-            raise errors.ConfigurationError(f'{shape}; the key of element {number} is {pair[1]!r:.80}')
+            raise errors.ConfigurationError(f'{shape}; the key of element {number} is {shown(pair[1])}')
         routes.append((exchange, pair[1]))
     return routes
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from postage import errors
+from postage.printable import shown
 
 HELD_SECONDS = 0.2  # work that may wait in one consumer's inbox while others are idle
 HELD_BYTES = 16 * 1024 * 1024  # bodies that may wait there
@@ -122,7 +123,7 @@ class Prefetch:
         self.pace = Pace() if count is None else None
         count = self.pace.prefetch if self.pace is not None else count
         if not isinstance(count, int) or not 0 <= count <= 65535:
-            raise errors.ConfigurationError(f'{where} must be None or a number from 0 to 65535, not {count!r:.80}')
+            raise errors.ConfigurationError(f'{where} must be None or a number from 0 to 65535, not {shown(count)}')
         self._given = self._base = self.count = count
         self._aside = 0
         self._resize: Callable[[], None]

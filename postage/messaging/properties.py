@@ -19,6 +19,7 @@ import pika.spec
 from postage import errors
 from postage.amqp import retries
 from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, Delivery
+from postage.printable import shown
 
 ATTEMPTS: Final = retries.ATTEMPTS
 FIRST_ATTEMPT: Final = retries.FIRST_ATTEMPT
@@ -204,5 +205,5 @@ def seconds_of(plain: Any) -> float:
     """
     restored = _restored(plain)
     if not isinstance(restored, datetime):
-        raise ValueError(f'{plain!r:.80} is no time')
+        raise ValueError(f'{shown(plain)} is no time')
     return restored.timestamp()

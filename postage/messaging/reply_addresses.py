@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from postage import errors
 from postage.amqp.connection import Connection
+from postage.amqp.frames import short_string
 from postage.amqp.steps import Steps
 from postage.messaging.signing import DIRECT_REPLY_TO
 from postage.printable import shown
@@ -59,7 +60,9 @@ class ReplyAddresses:
         """Whether an answer may go to an address. Asks the broker, which blocks, where nothing else tells.
 
         :param request: the delivery, or the properties, that ``accept_reply_to`` may want to see
+        :raises errors.EncodingError: no address could be so
         """
+        short_string(address, 'reply_to')  # one that AMQP cannot hold is not even an address
         if address.startswith(DIRECT_REPLY_TO) or _GENERATED.fullmatch(address):
             return True
         accepted = self._consumer.accept_reply_to

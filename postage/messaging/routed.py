@@ -13,6 +13,7 @@ from postage.messaging.exchanges import Exchange
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.messages import Message
 from postage.messaging.options import ExchangeKey, check_eks
+from postage.printable import shown
 
 logger = logging.getLogger('postage')
 
@@ -80,7 +81,7 @@ class Routed(Connected):
         if eks is not None or key is None:
             return routes
         if not isinstance(key, str):
-            raise errors.ConfigurationError(f'_key must be a routing key, not {key!r:.80}')
+            raise errors.ConfigurationError(f'_key must be a routing key, not {shown(key)}')
         return [(routes[0][0], key)]
 
     def _declared(self, exchange: type[Exchange] | Exchange) -> str:
@@ -101,7 +102,7 @@ class Routed(Connected):
         message = getattr(self, builder)(*args, **kwds)
         if not isinstance(message, Message) and not (hasattr(message, 'body') and hasattr(message, 'fingerprint')):
             raise errors.ConfigurationError(
-                f'{type(self).__name__}.{builder}() must return a Message, not {message!r:.80}'
+                f'{type(self).__name__}.{builder}() must return a Message, not {shown(message)}'
             )
         return message
 

@@ -13,6 +13,7 @@ from postage.missive.adapters.for_tests import TestAdapter
 from postage.missive.contexts import DLQ, Handler, HandlingContext, ProcessingContext
 from postage.missive.errors import DuplicateMatcher, UnhandledMessage
 from postage.missive.messages import M
+from postage.printable import shown
 
 Matcher = Callable[[M], bool]
 """Says whether a message is for a handler: any callable, such as a function or an object with ``__call__``."""
@@ -50,7 +51,9 @@ class Processor(Generic[M]):
         :raises DuplicateMatcher: where there is a handler for this matcher already
         """
         if not callable(matcher):
-            raise errors.ConfigurationError(f'a matcher must be callable, as in lambda message: …, not {matcher!r:.80}')
+            raise errors.ConfigurationError(
+                f'a matcher must be callable, as in lambda message: …, not {shown(matcher)}'
+            )
 
         def register(handler: Handler[M]) -> Handler[M]:
             for known, other in self._handlers:
@@ -125,5 +128,5 @@ class Processor(Generic[M]):
 
 def _callable(what: str, value: AnyHandler) -> AnyHandler:
     if not callable(value):
-        raise errors.ConfigurationError(f'{what} must be callable, not {value!r:.80}')
+        raise errors.ConfigurationError(f'{what} must be callable, not {shown(value)}')
     return value

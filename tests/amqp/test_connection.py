@@ -563,7 +563,7 @@ def test_a_connection_that_was_cut_is_made_again_and_the_log_says_so(bench: Benc
     producer = bench.producer()
     proxied.cut(reset)
     bench.log.expect('WARNING', 'was lost', f'127.0.0.1:{proxied.port}', 'publishing')
-    bench.log.expect('WARNING', 'connected', 'again', 'publishing')
+    bench.log.expect('INFO', 'connected', 'again', 'publishing')
     producer.message_echo('again').wait(TIMEOUT)
 
 
@@ -573,7 +573,7 @@ def test_a_lost_connection_keeps_nothing_of_what_it_was(bench: Bench) -> None:
     links = [weakref.ref(connection.link) for connection in (producer.conn_broker, consumer.conn_broker)]
     bench.close_all_connections()
     for role in ('publishing', 'consuming'):
-        bench.log.expect('WARNING', 'connected', 'again', role)
+        bench.log.expect('INFO', 'connected', 'again', role)
 
     def is_gone() -> bool:
         gc.collect()

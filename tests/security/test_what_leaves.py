@@ -10,7 +10,9 @@ from typing import Any
 import pika
 import pytest
 
+from conformance.version_table import says
 from postage import messaging
+from postage.amqp.publishing import Receipt
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer
 
 
@@ -75,6 +77,7 @@ def test_an_argument_that_amqp_cannot_hold_is_refused_and_named(bench: Bench, va
     assert (consumer.conn_broker.link, producer.conn_broker.link) == links
 
 
+GENERATED = 'amq.gen-' + 'a' * 22  # an address that answers go to
 NAMES = {'too long': 'x' * 256, 'a lone surrogate': '\ud800', 'too long in UTF-8': 'ö' * 128, 'no text': 5}
 
 
@@ -103,7 +106,7 @@ def test_a_name_or_key_that_amqp_cannot_hold_is_refused(bench: Bench, name: Any)
         lambda: producer.channel.basic_get(name),
         lambda: consumer.channel.basic_cancel(name),
         lambda: consumer.rpc_reply(pika.BasicProperties(reply_to=name), 1),
-        lambda: consumer.rpc_reply(pika.BasicProperties(reply_to='q', correlation_id=name), 1),
+        lambda: consumer.rpc_reply(pika.BasicProperties(reply_to=GENERATED, correlation_id=name), 1),
     ]
     for number, attempt in enumerate(attempts):
         with pytest.raises((messaging.EncodingError, messaging.ConfigurationError)):
@@ -155,3 +158,86 @@ def test_an_rpc_that_may_take_years_is_sent(bench: Bench, timeout: float) -> Non
     bench.run(Echo(EQK))
     producer = bench.producer(EchoProducer)
     assert producer.rpc_future_echo(3, _timeout=timeout).result(TIMEOUT).body['content']['value'] == 3
+
+
+# Whatever is given, wherever: an error of ours, or it is sent
+
+
+ANYTHING: list[Any] = [
+    '\ud800',
+    'x' * 256,
+    '\0',
+    5,
+    None,
+    True,
+    b'\xff',
+    ['l'],
+    1.5,
+    math.nan,
+    2**64,
+    10**5000,
+    Decimal('sNaN'),
+    Decimal('1e400'),
+    object(),
+    deep(2000),
+    endless(),
+    {'k' * 200: 1},
+    {5: 1, 'x': 2},
+    {'\ud800': 1},
+    {b'b': 1},
+    {1, 2},
+    1j,
+]
+
+
+def exchange(**attributes: Any) -> Any:
+    return type('Given', (messaging.Exchange,), {'name': 'given', **attributes})
+
+
+PLACES: dict[str, Callable[[Any, Any, Any], Any]] = {
+    'routing key': lambda producer, _, value: producer.message_echo(1, _key=value),
+    'exchange': lambda producer, _, value: producer.message_echo(1, _eks=[(exchange(name=value), 'k')]),
+    'exchange type': lambda producer, _, value: producer.message_echo(1, _eks=[(exchange(exchange_type=value), 'k')]),
+    'exchange argument': lambda producer, _, value: producer.message_echo(
+        1, _eks=[(exchange(arguments={'x': value}), 'k')]
+    ),
+    'headers': lambda producer, _, value: producer.message_echo(1, _headers=value),
+    'header': lambda producer, _, value: producer.message_echo(1, _headers={'h': {'x': [value]}}),
+    'priority': lambda producer, _, value: producer.message_echo(1, _priority=value),
+    'expiration': lambda producer, _, value: producer.message_echo(1, _expiration=value),
+    'parameters': lambda producer, _, value: producer.message_echo(value),
+    'queue': lambda _, consumer, value: consumer.queue_bind(EchoExchange, value, 'k'),
+    'queue argument': lambda _, consumer, value: consumer.queue_bind(
+        EchoExchange, {'name': 'given', 'flags': {'arguments': {'x': value}, 'exclusive': True}}, 'k'
+    ),
+    'queue flags': lambda _, consumer, value: consumer.queue_bind(EchoExchange, {'name': 'q', 'flags': value}, 'k'),
+    'queue flag': lambda _, consumer, value: consumer.queue_bind(
+        EchoExchange, {'name': 'given', 'flags': {'exclusive': True, 'auto_delete': value}}, 'k'
+    ),
+    'binding key': lambda _, consumer, value: consumer.queue_bind(EchoExchange, 'echo-queue', value),
+    'key that is unbound': lambda _, consumer, value: consumer.queue_unbind(EchoExchange, 'echo-queue', value),
+    'eqk': lambda _, consumer, value: consumer.add_eqk(value),
+    'queue of a channel': lambda producer, _, value: producer.channel.queue_declare(queue=value, exclusive=True),
+    'exchange of a channel': lambda producer, _, value: producer.channel.basic_publish(value, 'k', b''),
+    'key of a channel': lambda producer, _, value: producer.channel.basic_publish('', value, b''),
+    'fingerprint': lambda _producer, _consumer, value: EchoProducer(fingerprint=value).close(),
+    'virtual host': lambda _producer, _consumer, value: EchoProducer(vhost=value).close(),
+    'user': lambda _producer, _consumer, value: EchoProducer(hup={'user': value}).close(),
+}
+
+
+@pytest.mark.parametrize('place', PLACES)
+def test_whatever_is_given_is_sent_or_an_error_of_ours_and_no_connection_is_lost(bench: Bench, place: str) -> None:
+    producer, consumer = bench.producer(), bench.closing(messaging.GenericConsumer(EQK))
+    links, said = (producer.conn_broker.link, consumer.conn_broker.link), list[str]()
+    for value in ANYTHING:
+        try:
+            receipt = PLACES[place](producer, consumer, value)
+            if isinstance(receipt, Receipt):
+                receipt.wait(TIMEOUT)
+        except messaging.PostageError as error:
+            said.append(str(error))
+    assert all(len(text) < 2000 for text in said)
+    '\n'.join(said).encode()
+    if place != 'exchange type' or says(bench.broker, 'an unknown exchange type is')[0] == 406:
+        assert (producer.conn_broker.link, consumer.conn_broker.link) == links

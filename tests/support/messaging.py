@@ -21,7 +21,7 @@ from postage import messaging, microthreads
 from postage.amqp import publishing
 from support.brokers import Broker, Embedded, RabbitMQ, connect
 
-TIMEOUT = 10.0
+TIMEOUT = 20.0
 """Seconds after which a test gives up waiting."""
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from postage import errors
-from postage.amqp.frames import DEADLINE
-from postage.messaging import ControlExchange, Fingerprint, GenericProducer, MessageCommand, RpcCommand, control_key
+from postage.messaging import (
+    ControlExchange,
+    Fingerprint,
+    GenericProducer,
+    MessageCommand,
+    MessageResult,
+    RpcCommand,
+    control_key,
+)
 
-MOST = 65_535  # answers, which is as many as can be fetched at a time
 LEAST_CONNECT_SECONDS = 2.0  # that a broker is waited for, however short the time-out
 
 
@@ -94,7 +100,6 @@ class Operator(GenericProducer):
     mandatory = True
     persistent = False
     max_retry = 0
-    rpc_queue_expires = 60.0
 
     def build_rpc_call(self, name: str, parameters: Any) -> RpcCommand:
         """A request by that name."""
@@ -118,56 +123,32 @@ def operator(timeout: float, **attributes: Any) -> Iterator[Operator]:
         yield producer
 
 
-class _Enough(Exception):
-    """All that were waited for have answered."""
-
-
 def ask(
-    producer: Operator,
-    question: str,
-    address: str,
-    timeout: float,
-    expected: Expected | None = None,
-    each: Callable[[Answer], None] = lambda answer: None,
+    producer: Operator, question: str, address: str, timeout: float, expected: Expected | None = None
 ) -> list[Answer]:
     """Ask all components at an address, and return the answers that come in time, in their order.
 
     Blocks for the whole time, unless it is known who has to answer. Where the exchange passes the question on to
-    nobody, there is no answer at once. What is answered later is dropped by the broker.
+    nobody, there is no answer at once. What would be answered later is dropped.
 
-    :param each: called with each answer as it comes
+    :raises errors.TimeoutError: the question did not reach the broker, or the way back was lost
     """
     began = time.monotonic()
     answers: list[Answer] = []
     expected = expected or Expected()
-
-    def take(body: Any) -> None:
-        answer = _answer_of(body, time.monotonic() - began)
-        answers.append(answer)
-        each(answer)
-        if expected.is_met(answers):
-            raise _Enough
-
-    try:
-        # Past its deadline it is dropped: by the broker, where it waits there, or by a component that it has reached.
-        wanted = {DEADLINE: round((time.time() + timeout) * 1000)}
-        key = control_key(address)
-        queue = producer.rpc_queue_call(question, {}, _key=key, _headers=wanted, _expiration=timeout)
-    except errors.Unroutable:
-        return []
-    try:
-        with contextlib.suppress(_Enough, errors.TimeoutError):
-            producer.consume_rpc(queue, MOST, take, max(0.0, timeout - (time.monotonic() - began)))
-    finally:
-        with contextlib.suppress(errors.BrokerError):
-            producer.channel.queue_delete(queue)
+    with producer.rpc_gather_call(question, {}, _key=control_key(address), _timeout=timeout) as gathering:
+        for reply in gathering:
+            answers.append(_answer_of(reply, time.monotonic() - began))
+            if expected.is_met(answers):
+                break
+    failure = gathering.replies.failure
+    if failure is not None and not isinstance(failure, errors.Unroutable):
+        raise failure
     return answers
 
 
-def _answer_of(body: Any, seconds: float) -> Answer:
-    content, fingerprint = body.get('content'), body.get('fingerprint')
-    if not isinstance(content, dict) or not isinstance(fingerprint, dict):
-        return Answer({}, None, 'the answer is malformed', seconds)
+def _answer_of(reply: MessageResult, seconds: float) -> Answer:
+    content, fingerprint = reply.body['content'], dict(reply.responder)
     if content.get('type') == 'success':
         return Answer(fingerprint, content.get('value'), None, seconds)
     return Answer(fingerprint, None, str(content.get('message')), seconds)
