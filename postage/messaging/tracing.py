@@ -41,9 +41,7 @@ def _tracer_now() -> Tracer | None:
     global _tracer
     if _tracer is None:
         trace: Any = modules[NEEDED]  # without an import statement, which takes longer than all the rest
-        if (
-            getattr(trace, '_TRACER_PROVIDER', trace) is None
-        ):  # as the public function finds, too
+        if getattr(trace, '_TRACER_PROVIDER', trace) is None:  # as the public function finds, too
             return None
         provider = trace.get_tracer_provider()
         if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
