@@ -85,13 +85,13 @@ class Guarded:
     :ivar letters: its store, with room for one letter
     """
 
-    def __init__(self, broker: Broker, user: str, run_module: Callable[..., Module], tmp_path: Path) -> None:
+    def __init__(self, broker: Broker, user: str | None, run_module: Callable[..., Module], tmp_path: Path) -> None:
         self.broker = broker
         self.release = tmp_path / 'release'
         self.letters = tmp_path / 'letters.db'
         self.make_queue()
         (tmp_path / 'shop.py').write_text(GUARDED)
-        url = with_login(broker.url, f'{user}:{canary(user)}')
+        url = broker.url if user is None else with_login(broker.url, f'{user}:{canary(user)}')
         environment = {
             'POSTAGE_URL': f'{url}?heartbeat={HEARTBEAT:g}',
             'LETTERS': str(self.letters),
@@ -264,7 +264,7 @@ def test_every_fault_is_seen_and_gone_after_its_cure(
 def test_confirms_that_do_not_come_are_seen(
     embedded: Embedded, run_module: Callable[..., Module], tmp_path: Path, record_note: Callable[[str], None]
 ) -> None:
-    guarded = Guarded(embedded, 'guest', run_module, tmp_path)
+    guarded = Guarded(embedded, None, run_module, tmp_path)
     guarded.wait(True, PATIENCE)
     suffer(guarded, EMBEDDED, record_note)
     assert guarded.end() == 0
@@ -274,7 +274,7 @@ def test_confirms_that_do_not_come_are_seen(
 def test_where_nothing_is_wrong_it_says_so(
     embedded: Embedded, run_module: Callable[..., Module], tmp_path: Path
 ) -> None:
-    guarded = Guarded(embedded, 'guest', run_module, tmp_path)
+    guarded = Guarded(embedded, None, run_module, tmp_path)
     guarded.wait(True, PATIENCE)
     over = time.monotonic() + (600 if IS_SOAK else 3)
     while time.monotonic() < over:
