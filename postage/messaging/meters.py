@@ -7,6 +7,7 @@ each message. Names, units and buckets are those in :mod:`postage.messaging.metr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from postage import __version__
@@ -22,6 +23,9 @@ _histograms: dict[str, Histogram] = {}
 def histogram(name: str) -> Histogram | None:
     """Where durations of that name are recorded; ``None`` where the program has set no provider, or not yet."""
     if not _histograms:
+        internal = modules.get('opentelemetry.metrics._internal')
+        if getattr(internal, '_METER_PROVIDER', internal) is None:  # a look that costs little, for each message has it
+            return None
         _begin()
     return _histograms.get(name)
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from sys import modules
 from typing import TYPE_CHECKING, Any, Final
 
 from postage import __version__, errors
@@ -39,8 +40,9 @@ def _tracer_now() -> Tracer | None:
     """The tracer, once there is a provider that records; no provider is ever replaced."""
     global _tracer
     if _tracer is None:
-        from opentelemetry import trace
-
+        trace: Any = modules[NEEDED]  # without an import statement, which takes longer than all the rest
+        if getattr(trace, '_TRACER_PROVIDER', trace) is None:  # as the public function finds, too
+            return None
         provider = trace.get_tracer_provider()
         if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
             return None

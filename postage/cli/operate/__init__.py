@@ -8,6 +8,8 @@
     on :class:`messaging.ControlExchange`
 ``call.py``, ``tail.py``, ``replay.py``
     on exchanges of the program
+``recording.py``
+    messages as lines of a file
 ``topology.py``
     what a program declares
 """
