@@ -25,6 +25,7 @@ from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of,
 from postage.microthreads import running_scheduler
 
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes tries to tell responders
+_stamp = Message.fingerprint
 
 
 class Caller(Routed):
@@ -140,7 +141,10 @@ class Caller(Routed):
                         failed(errors.TimeoutError(f'RPC {name!r}: its deadline had passed before it was sent'))
                     )
                     return None
-        message.fingerprint(**self.fingerprint)
+        if type(message).fingerprint is _stamp:  # not overridden: without a call for each request
+            message.body['fingerprint'].update(self.fingerprint)
+        else:
+            message.fingerprint(**self.fingerprint)
         if settings.is_debugging:
             self._log_sending(*route, message.body)
         call = Call(
