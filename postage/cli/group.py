@@ -16,7 +16,7 @@ class LazyGroup(click.Group):
     """A group that knows its commands by name.
 
     :param commands_of: name of each command → the module that has it as ``command``, or ``MODULE:ATTRIBUTE``, and a
-        line on what it does
+        line on what it does, empty for one that shares the line of the command before it
     """
 
     def __init__(self, *args: Any, commands_of: Mapping[str, tuple[str, str]], **kwds: Any) -> None:
@@ -34,8 +34,14 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows: list[tuple[str, str]] = []
+        for name, (_, line) in self.commands_of.items():
+            if line:
+                rows.append((name, line))
+            else:
+                rows[-1] = (f'{rows[-1][0]}, {name}', rows[-1][1])
         with formatter.section('Commands'):
-            formatter.write_dl([(name, line) for name, (_, line) in self.commands_of.items()])
+            formatter.write_dl(rows, col_max=12)  # a longer one has a line of its own
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; an error of Postage becomes one line and exit status 1."""
