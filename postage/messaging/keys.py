@@ -36,7 +36,7 @@ class Key:
         self._secret = secret
 
     def __repr__(self) -> str:
-        return f'<Key {self.id}>'
+        return f'<Key {getattr(self, "id", "that was refused")}>'
 
     def __reduce__(self) -> Any:
         raise TypeError('a key is not pickled')

@@ -92,7 +92,7 @@ class Signatures:
         return self._first is not None
 
     def __repr__(self) -> str:
-        return f'<Signatures by {", ".join(self._keys) or "no key"}>'
+        return f'<Signatures by {", ".join(getattr(self, "_keys", ())) or "no key"}>'
 
     # Signing
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -30,8 +29,7 @@ def small_messages(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> Iterator[
             evaluate(persistent.format(LIMIT))
             stack.callback(evaluate, persistent.format(limit))
         else:
-            rules = dataclasses.replace(broker.server.rules, largest_message=LIMIT)
-            monkeypatch.setattr(broker.server._shared, 'rules', rules)
+            monkeypatch.setattr(broker.server._shared, 'largest_message', LIMIT)
         yield
 
 
