@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from postage.errors import ConfigurationError
-from postage.printable import shown
+from postage.printable import shown, shown_half_built
 from postage.secret import Secret
 
 VARIABLE: Final = 'POSTAGE_SIGNING_KEYS'
@@ -35,8 +35,9 @@ class Key:
         self.id = id
         self._secret = secret
 
+    @shown_half_built
     def __repr__(self) -> str:
-        return f'<Key {getattr(self, "id", "that was refused")}>'
+        return f'<Key {self.id}>'
 
     def __reduce__(self) -> Any:
         raise TypeError('a key is not pickled')

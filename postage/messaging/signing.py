@@ -36,7 +36,7 @@ from postage.errors import DecodingError, EncodingError, SignatureRefused
 from postage.messaging import properties as notes
 from postage.messaging.keys import keys_of
 from postage.messaging.properties import SIGNATURE, VOUCHER, Properties
-from postage.printable import shown
+from postage.printable import shown, shown_half_built
 from postage.secret import Secret
 
 DIRECT_REPLY_TO: Final = 'amq.rabbitmq.reply-to'
@@ -91,8 +91,9 @@ class Signatures:
     def __bool__(self) -> bool:
         return self._first is not None
 
+    @shown_half_built
     def __repr__(self) -> str:
-        return f'<Signatures by {", ".join(getattr(self, "_keys", ())) or "no key"}>'
+        return f'<Signatures by {", ".join(self._keys) or "no key"}>'
 
     # Signing
 
