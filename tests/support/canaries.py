@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import importlib.util
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -113,7 +114,9 @@ def note(where: str, text: str) -> None:
 
 
 def watch_commands() -> None:
-    """Search what commands print that tests run in this process."""
+    """Search what commands print that tests run in this process, where there is a command at all."""
+    if importlib.util.find_spec('click') is None:
+        return
     from click.testing import CliRunner
 
     invoke = CliRunner.invoke
