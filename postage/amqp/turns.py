@@ -187,7 +187,7 @@ class ReadingAlarm:
 
     def ring(self) -> None:
         """Wake the thread, or have its next wait return at once. Any thread."""
-        if self._is_acting and _own.alarm is self:
+        if self._is_acting and own.alarm is self:
             self._has_rung = True  # it is awake, and looks before it sleeps again
         else:
             os.eventfd_write(self._bell, 1)
@@ -308,20 +308,20 @@ class _Own(threading.local):
     alarm: ReadingAlarm | None = None
 
 
-_own = _Own()
+own = _Own()
 _alarms: weakref.WeakSet[ReadingAlarm] = weakref.WeakSet()
 
 
 def alarm_of_thread() -> ReadingAlarm | None:
     """What the present thread waits by; ``None`` where it cannot read while it waits."""
-    if _own.alarm is None and CAN_READ:
-        _own.alarm = ReadingAlarm()
-    return _own.alarm
+    if own.alarm is None and CAN_READ:
+        own.alarm = ReadingAlarm()
+    return own.alarm
 
 
 def read_by_this_thread(readership: Readership) -> None:
     """Have the scheduler of this thread, where it has one that reads, read that connection as well."""
-    alarm = _own.alarm
+    alarm = own.alarm
     if alarm is not None and readership not in alarm.readerships:
         alarm.add(readership)
 

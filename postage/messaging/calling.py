@@ -15,7 +15,7 @@ from postage.amqp.deliveries import current
 from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
-from postage.amqp.turns import alarm_of_thread, read_by_this_thread
+from postage.amqp.turns import alarm_of_thread, own, read_by_this_thread
 from postage.messaging import deadlines, deadlocks, tracing
 from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
@@ -98,7 +98,8 @@ class Caller(Routed):
 
     def _rpc_future(self, name: str, message: Message, options: dict[str, Any]) -> RpcFuture:
         future = RpcFuture(self._connection)
-        read_by_this_thread(self._connection.readership)  # its scheduler, if it has one, will wait for the answer
+        if own.alarm is not None:  # its scheduler will wait for the answer
+            read_by_this_thread(self._connection.readership)
         call = self._call(name, message, options, future)
         if call is not None:
             future.exchange, future.routing_key = call.exchange, call.routing_key

@@ -9,7 +9,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from postage import errors
@@ -183,8 +183,11 @@ class Dispatcher:
                 reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 if self._source.gate is not None:
                     reply.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
-                unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
-                if unwanted:
+                deadline = reply.header.deadline
+                # Looked at here, without a call for each request.
+                is_late = deadline is not None and time() - deadline / 1000 > self._tolerance
+                if is_late or reply.cancel_id in cancelled.until:
+                    unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
                     self._settle(delivery, HANDLED)
                     return

@@ -14,7 +14,7 @@ import pytest
 from postage import messaging
 from postage.amqp import publishing
 from postage.broker.server import BrokerServer
-from support.brokers import Embedded
+from support.brokers import GUEST, Embedded
 from support.fixtures import bench_on
 from support.lanes import LANES
 from support.messaging import TIMEOUT, Bench, Echo, EchoExchange, eventually
@@ -110,7 +110,7 @@ def test_a_broker_that_is_started_again_is_found(lane: str, monkeypatch: pytest.
         producer.message_echo('before').wait(TIMEOUT)
         first.stop()
         receipt = producer.message_echo('while it is down')
-        with BrokerServer('127.0.0.1', port):
+        with BrokerServer('127.0.0.1', port, users={'guest': GUEST}):
             receipt.wait(TIMEOUT)
             await_reconnect(bench.log)
             assert producer.rpc_echo('after', _max_retry=4).body['content']['value'] == 'after'

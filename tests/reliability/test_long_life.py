@@ -24,6 +24,7 @@ COMPONENT = (
 import gc, logging, os, sys, threading, time
 
 logging.basicConfig(format='%(levelname)s %(message)s')
+logging.getLogger('postage').setLevel(logging.INFO)
 reconnects, messages = map(int, sys.argv[1:])
 
 class Producer(messaging.GenericProducer):
@@ -127,7 +128,7 @@ LONG = Form(reconnects=200, messages=100_000, growth=2_048, timeout=900)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads its memory in /proc')
-@pytest.mark.timeout(1000 if IS_SOAK else 60)
+@pytest.mark.timeout(1000 if IS_SOAK else 120)
 def test_memory_and_threads_stay_what_they_were(bench: Bench, run_program: Callable[..., Program]) -> None:
     form = LONG if IS_SOAK else SHORT
     component = run_program(COMPONENT, [str(form.reconnects), str(form.messages)])

@@ -190,8 +190,9 @@ class Stress:
         self._await_none(lambda: sorted(set(self._queues()) - queues), 'left behind')
         messages = self.bench.broker.messages
         self._await_none(lambda: [pair for pair in messages().items() if pair[0] in queues and pair[1]], 'still queued')
-        # The control channel of either connection, two that publish, one that consumes, one for replies; the bench's.
-        self._await_none(lambda: [count for count in [self.bench.broker.channels()] if count > 7], 'channels')
+        # The control channel of either connection, two that publish, one that consumes, one for replies; one that
+        # sends cancels and one that receives them; the bench's.
+        self._await_none(lambda: [count for count in [self.bench.broker.channels()] if count > 9], 'channels')
 
     def _queues(self) -> list[str]:
         """The queues, but those of answers that nobody has fetched, which expire some time."""
