@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs wheel test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
+.PHONY: help demo docs pictures wheel test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -21,6 +21,9 @@ demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_U
 docs: $(VENV)/.docs ## make the site of the pages in docs: build/docs/index.html
 	@$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
 	@echo 'file://$(CURDIR)/build/docs/index.html'
+
+pictures: $(VENV)/.postage ## record docs/images/demo.svg and top.svg anew, of what a terminal shows
+	@$(BIN)/python docs/record.py
 
 # The source distribution, and the wheel that is built from it: afterwards dist/*.tar.gz can be built without a network, by
 # .venv/bin/python -m pip wheel --no-build-isolation --no-deps dist/*.tar.gz

@@ -1,13 +1,15 @@
-"""What Missive raises beyond the errors of Postage::
+"""What Missive raises beyond the errors of Postage.
 
-ConfigurationError
-├── DuplicateMatcher      two handlers for one matcher                            (Python: RuntimeError)
-└── MissingExtra          a package is missing that an adapter stands on          (Python: ImportError)
-PostageError
-├── UnhandledMessage      no handler matched, or several, without a dead letter queue   (Python: RuntimeError)
-├── UndecidedMessage      a handler neither acknowledged nor refused its message  (Python: RuntimeError)
-├── DeadLetterError       the dead letter queue failed, so the message is not acknowledged
-└── ProcessorEnded        the processor takes no more messages                    (Postage: Closed)
+::
+
+    ConfigurationError
+    ├── DuplicateMatcher      two handlers for one matcher                            (Python: RuntimeError)
+    └── MissingExtra          a package is missing that an adapter stands on          (Python: ImportError)
+    PostageError
+    ├── UnhandledMessage      no handler matched, or several, without a dead letter queue   (Python: RuntimeError)
+    ├── UndecidedMessage      a handler neither acknowledged nor refused its message  (Python: RuntimeError)
+    ├── DeadLetterError       the dead letter queue failed, so the message is not acknowledged
+    └── ProcessorEnded        the processor takes no more messages                    (Postage: Closed)
 """
 
 from __future__ import annotations

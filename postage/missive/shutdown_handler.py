@@ -19,7 +19,7 @@ class ShutdownHandler:
         with ShutdownHandler() as shutdown:
             while not shutdown.should_exit():
                 data = shutdown.wait_for(transport.read)
-                …
+                ...
 
     A second signal ends the process at once, as that signal does by default. Outside the main thread, where Python
     allows no signal handlers, only :meth:`set_exit` ends it.

@@ -17,7 +17,7 @@ class Adapter(ABC, Generic[M]):
     It gives what it receives to a processor like this::
 
         with processor.context(message_cls, self) as ctx:
-            for data in …:
+            for data in received:
                 ctx.handle(ctx.new_message(data))
 
     :cvar answers_in_place: whether an answer has to be there when its message has been handled, as with HTTP
