@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Any, Final
 
 from postage.messaging.outcomes import Outcome, Reason
-from postage.printable import printable, text_of
+from postage.printable import class_of, printable, text_of
 
 BOUNDS: Final = tuple(
     round(mantissa * 10.0**exponent, 9) for exponent in range(-5, 3) for mantissa in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5)
@@ -172,7 +172,7 @@ class HandlerFigures:
             self.dead += 1
         error = outcome.error
         if error is not None:
-            self.last_error = (time.time(), type(error).__name__, printable(text_of(error), ERROR_LENGTH))
+            self.last_error = (time.time(), class_of(error), printable(text_of(error), ERROR_LENGTH))
 
     @property
     def total(self) -> int:

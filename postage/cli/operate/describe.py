@@ -10,7 +10,7 @@ import click
 from postage.cli.operate import options
 from postage.cli.operate.asking import Expected, ask, operator
 from postage.cli.operate.ps import in_order
-from postage.cli.output import print_json
+from postage.cli.output import MALFORMED, print_json
 from postage.printable import printable
 
 
@@ -40,7 +40,7 @@ def command(
                 click.echo()
             try:
                 _print(info, others, built_in)
-            except options.MALFORMED:
+            except MALFORMED:
                 raise click.ClickException('an answer is malformed') from None
     options.finish(answers, expected, address)
 

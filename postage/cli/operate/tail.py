@@ -16,7 +16,7 @@ import click
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.call import passive
 from postage.cli.operate.recording import as_record, line_of
-from postage.cli.output import as_line
+from postage.cli.output import MALFORMED, as_line
 from postage.messaging import GenericConsumer
 from postage.printable import printable
 
@@ -92,6 +92,6 @@ def _shown(record: dict[str, Any]) -> str:
         kind = 'rpc ' if body['category'] == 'rpc' else ''
         source = f'{who.get("name") or "(no name)"} {who.get("pid")}@{who.get("host")}' if who else '(nobody)'
         text = f'{kind}{body["type"]} {body["name"]}  {source}  {as_line(body["content"])}'
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except MALFORMED:
         text = str(record.get('body', '(bytes)'))
     return printable(f'{when} {key}  {text}', SHOWN)

@@ -17,7 +17,7 @@ from rich.text import Text
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, Expected, Operator, ask, operator
 from postage.cli.operate.ps import RIGHT, TITLES, in_order, row_of
-from postage.cli.output import console
+from postage.cli.output import MALFORMED, console
 from postage.printable import printable
 
 ORDERS = {'name': None, 'rate': 'rate', 'in hand': 'in_hand', 'p99': 'p99', 'handled': 'handled', 'failed': 'failed'}
@@ -70,7 +70,7 @@ class View:
     def __rich__(self) -> Group:
         rows = []
         for number, answer in enumerate(self._answers):
-            with contextlib.suppress(*options.MALFORMED):
+            with contextlib.suppress(*MALFORMED):
                 rows.append(('>' if number == self._chosen else '', *row_of(answer)))
         head = f'{len(self._answers)} components, by {self.order}   {KEYS}'
         table = options.table_of(('', *TITLES), rows, RIGHT)
@@ -81,7 +81,7 @@ def _figure(answer: Answer, field: str) -> float:
     try:
         value = answer.value['messages'][field]
         return float(value) if value is not None else 0.0
-    except options.MALFORMED:
+    except MALFORMED:
         return 0.0
 
 
