@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 _traceback: Final = BaseException.__dict__['__traceback__']
+LOGGED: Final = 65_536  # characters of a log record's text, and of its traceback: a message may have many more
 SHOWN: Final = 80  # characters of a value in an error's text
 
 # C0 and C1 controls, line and paragraph separators, and what changes the direction of text: a terminal obeys them, and
@@ -95,11 +96,11 @@ class _Printable(logging.Filter):
             text = record.getMessage()
         except Exception:
             return True  # logging itself tells of it
-        clean = printable(text)
+        clean = _cut(printable(text))
         if clean != text:
             record.msg, record.args = clean, ()
         if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
-            record.exc_text = printable_lines(traceback_of(record.exc_info[1]).rstrip('\n'))
+            record.exc_text = _cut(printable_lines(traceback_of(record.exc_info[1]).rstrip('\n')))
         return True
 
 
@@ -107,6 +108,14 @@ _printable = _Printable()
 _BROKER: Final = ('channel', 'connection', 'delivering', 'node', 'publisher', 'pulse', 'server', 'virtual_host')
 for _name in ('', '.amqp', '.microthreads', '.run', *(f'.broker.{name}' for name in _BROKER)):
     logging.getLogger(f'postage{_name}').addFilter(_printable)
+
+
+def _cut(text: str) -> str:
+    """Text without its middle, where it is too long: the end of a traceback says what was raised."""
+    if len(text) <= LOGGED:
+        return text
+    half = LOGGED // 2
+    return f'{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}'
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from sys import modules
@@ -19,10 +20,19 @@ from postage.amqp.turns import alarm_of_thread, own, read_by_this_thread
 from postage.messaging import deadlines, deadlocks, tracing
 from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
-from postage.messaging.options import GATHER_OPTIONS, RPC_OPTIONS, further_properties, number, pack, take_options
+from postage.messaging.options import (
+    GATHER_OPTIONS,
+    RPC_OPTIONS,
+    check_settings,
+    further_properties,
+    number,
+    pack,
+    take_options,
+)
 from postage.messaging.routed import Routed
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
+from postage.secret import Secret
 
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes tries to tell responders
 _stamp = Message.fingerprint
@@ -44,6 +54,11 @@ class Caller(Routed):
     max_retry: int = 4
     reply_queue_per_call: bool = False
     rpc_queue_expires: float = 600.0
+
+    def __init__(self, fingerprint: Any, hup: Any, vhost: str | None) -> None:
+        hup = Secret.of(hup)
+        check_settings(self)
+        super().__init__(fingerprint, hup, vhost)
 
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, or one of its kin; an exact builder wins over these."""
@@ -233,12 +248,19 @@ class Caller(Routed):
         :param callback: called with each decoded body, in the calling thread
         :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
         :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
+        :raises errors.ConfigurationError: a number is none
+        :raises errors.EncodingError: the name of the queue is no text, or too long
         :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
         :raises errors.NotFound: there is no such queue
         """
         self._check_open()
+        frames.short_string(queue, 'the name of the queue')
         results: list[MessageResult] = []
-        deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
+        if isinstance(timeout, (int, float)) and timeout < 0:
+            timeout = None
+        seconds = number({'timeout': timeout}, 'timeout', self.rpc_timeout)
+        deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
+        result_len = int(number({'result_len': result_len}, 'result_len', 1, whole=True))
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)
         replies = bodies_in(queue, self._connection, result_len, deadline, self._signatures)

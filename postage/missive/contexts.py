@@ -134,9 +134,8 @@ class ProcessingContext(Generic[M]):
         try:
             dlq[message.message_id] = (message, reason)
         except Exception as failure:
-            raise DeadLetterError(
-                f'{message!r} is not acknowledged, for the dead letter queue failed: {text_of(failure)} (reason: {reason})'
-            ) from failure
+            why = f'the dead letter queue failed: {text_of(failure)} (reason: {reason})'
+            raise DeadLetterError(f'{message!r} is not acknowledged, for {why}') from failure
         expected = isinstance(error, (UnhandledMessage, UndecidedMessage))
         logger.warning('%r is a dead letter: %s', message, reason, exc_info=None if expected else error)
         if handling.decision is None:
