@@ -30,6 +30,7 @@ METHOD, HEADER, BODY = 1, 2, 3
 FRAME_END = b'\xce'
 FRAME_END_BYTE = 0xCE
 FRAME_OVERHEAD = 8
+HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 
 CHANNEL_CLOSE = (20 << 16) | 40

@@ -37,8 +37,7 @@ logger = logging.getLogger('postage')
 WINDOW_MESSAGES = 4096  # accepted and not yet confirmed, all producers of a connection together
 WINDOW_BYTES = 32 * 1024 * 1024  # of bodies; one message is always let in
 FAILURES_KEPT = 1000  # a producer that is never asked must not remember its failures for ever
-HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
-SAFE_PROPERTIES = codec.FRAME_MIN - HEADER_OVERHEAD  # bytes that fit into a frame on every connection
+SAFE_PROPERTIES = codec.FRAME_MIN - codec.HEADER_OVERHEAD  # bytes that fit into a frame on every connection
 
 
 class Ledger:
@@ -595,7 +594,7 @@ def _sent_as(unconfirmed: Iterable[Outgoing], exchange: str, routing_key: str, c
 
 def _check_fits(outgoing: Outgoing, frame_max: int) -> None:
     """See that a content header fits into one frame: AMQP has no way to split it (section 4.2.6)."""
-    limit = frame_max - HEADER_OVERHEAD
+    limit = frame_max - codec.HEADER_OVERHEAD
     if len(outgoing.properties) > limit:
         raise errors.EncodingError(
             f'the properties and headers of {outgoing} are {len(outgoing.properties)} bytes, and a frame on this '
