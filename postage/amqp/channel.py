@@ -454,4 +454,8 @@ class Operation:
         return self.future.doing
 
 
+def never_called(*_: object) -> None:
+    """For pika, which wants a callback for deliveries and confirms: the cutter brings both."""
+
+
 WITHOUT_ANSWER = frozenset({'basic_publish', 'basic_ack', 'basic_nack', 'basic_reject'})

@@ -165,7 +165,9 @@ def reply_properties(content_type: str, own_id: str, correlation_id: str) -> byt
         return usual_properties(content_type, 1, own_id)
     head = _usual_head(_CORRELATION_ID | _MESSAGE_ID, content_type, 1)
     id_bytes = own_id.encode()
-    return b''.join((head, short_string(correlation_id, 'the message property correlation_id'), bytes((len(id_bytes),)), id_bytes))
+    return b''.join(
+        (head, short_string(correlation_id, 'the message property correlation_id'), bytes((len(id_bytes),)), id_bytes)
+    )
 
 
 def with_headers(encoded: bytes, headers: Mapping[str, Any]) -> bytes:

@@ -24,7 +24,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp import frames as codec
-from postage.amqp.channel import Channel, Host
+from postage.amqp.channel import Channel, Host, never_called
 from postage.amqp.cutter import Content
 from postage.amqp.durations import BOUNDS, Durations
 from postage.amqp.forks import Stage, call_in_child
@@ -500,7 +500,7 @@ class PublishingChannel(Channel):
 
     def _set_up(self) -> Steps:
         if self.confirms:
-            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=_nothing)
+            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=never_called)
         # Without the lock: the channel is not open yet, so no thread sends on it, and there is nothing to confirm.
         self._tag = 0
         self._oldest = 1
@@ -600,10 +600,6 @@ def _check_fits(outgoing: Outgoing, frame_max: int) -> None:
             f'the properties and headers of {outgoing} are {len(outgoing.properties)} bytes, and a frame on this '
             f'connection holds {limit}'
         )
-
-
-def _nothing(*_: object) -> None:
-    """What pika is to call with each confirm or delivery: the cutter brings them, and it is never called."""
 
 
 class MessageIds:
