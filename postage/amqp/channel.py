@@ -280,7 +280,11 @@ class Channel:
             self._reopen()
 
     def _reopen(self) -> None:
-        when_done(self.ensure_open_steps(), self.on_reopened)
+        when_done(self._reopen_steps(), self.on_reopened)
+
+    def _reopen_steps(self) -> Steps:
+        """Open the channel after the broker has closed it."""
+        yield from self.ensure_open_steps()
 
     def on_reopened(self, error: BaseException | None) -> None:
         """An attempt to open it again has ended. Where the connection was lost, its return is the next attempt."""

@@ -28,7 +28,7 @@ from postage.amqp.channel import Channel, Host, never_called
 from postage.amqp.cutter import Content
 from postage.amqp.durations import BOUNDS, Durations
 from postage.amqp.forks import Stage, call_in_child
-from postage.amqp.steps import Steps, done, when_done
+from postage.amqp.steps import Steps, done
 from postage.amqp.threads import this_thread
 from postage.printable import shown, shown_half_built
 
@@ -540,10 +540,7 @@ class PublishingChannel(Channel):
         if again:
             logger.warning('%d unconfirmed messages will be sent again', len(again))
 
-    def _reopen(self) -> None:
-        when_done(self._declare_and_open_steps(), self.on_reopened)
-
-    def _declare_and_open_steps(self) -> Steps:
+    def _reopen_steps(self) -> Steps:
         # An exchange that was deleted is the usual reason (404): declare ours again before going on.
         yield from self.host.restore_exchanges(self._lost_by)
         yield from self.ensure_open_steps()
