@@ -359,8 +359,12 @@ class Channel:
         """
         operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
-        self._next_operation()
+        self._go_on()
         return operation.future
+
+    def _go_on(self) -> None:
+        """Have the next operation begun, if none is under way."""
+        self._next_operation()
 
     def _next_operation(self) -> None:
         while self._operation is None and self._operations:
