@@ -63,6 +63,7 @@ class Connection:
     :ivar topologies: what is declared again after every loss
     :ivar upkeep: what looks after that meanwhile
     :ivar server: which broker it is, or was last; :data:`UNKNOWN` before that
+    :ivar lock: guards what is made on it at the first use
     :ivar heartbeat: seconds between heartbeats, as agreed with the broker last; 0 for none
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
@@ -113,6 +114,7 @@ class Connection:
             self._on_refused,
         )
         self._control: ControlChannel | None = None
+        self.lock = threading.RLock()
         self.rpc_client: Any = None  # of those that publish here, which messaging.rpc makes
         self.cancels: Any = None  # the channel of those that consume here, which messaging.cancelling makes
 
@@ -153,14 +155,12 @@ class Connection:
     @property
     def trouble(self) -> str:
         """What keeps the broker from taking messages, in words; empty where nothing is known to. Any thread."""
-        link, standing = self.link, self.standing
+        link, standing, now = self.link, self.standing, time.time()
         if link is None or not standing.is_open:
-            return f'the broker has been away for {time.time() - standing.lost_at:.1f} s'
+            return f'the broker has been away for {now - standing.lost_at:.1f} s'
         blocked_at = standing.blocked_at
         if blocked_at is not None:
-            return (
-                f'the broker has taken no messages for {time.time() - blocked_at:.1f} s, to save memory or disk space'
-            )
+            return f'the broker has taken no messages for {now - blocked_at:.1f} s, to save memory or disk space'
         silence = time.monotonic() - link.read_at if link.read_at else 0.0
         return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
 
@@ -263,7 +263,7 @@ class Connection:
 
     def publisher(self, confirms: bool) -> PublishingChannel:
         """The channel through which messages leave, with confirms or without. Blocks at its first use."""
-        with _lock:
+        with self.lock:
             channel = self.publishers.get(confirms)
             if channel is None or not channel.is_wanted:
                 channel = self.publishers[confirms] = PublishingChannel(self, confirms)
@@ -390,13 +390,7 @@ def _nothing() -> Steps:
     yield from ()
 
 
-_lock = threading.RLock()
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def _lock_anew() -> None:
-    global _lock
-    _lock = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
@@ -405,5 +399,4 @@ def _after_fork_in_child() -> None:
         connection._after_fork()
 
 
-call_in_child(Stage.LOCKS, _lock_anew)
 call_in_child(Stage.CONNECTIONS, _after_fork_in_child)

@@ -45,7 +45,7 @@ class Standing:
     :ivar state: what it is at
     :ivar error: what no attempt can cure, in state REFUSED
     :ivar opened_at: since when it is open, or was last, as ``time.time()`` has it; ``None`` before that
-    :ivar lost_at: since when attempts to connect are made, or were last, on the same clock
+    :ivar lost_at: since when it is not open, or was not last, on the same clock
     :ivar reconnects: how often it was open again after a loss
     :ivar blocked_at: since when the broker takes no messages on it, as it has said; ``None`` where it does
     """
@@ -56,7 +56,7 @@ class Standing:
         self.error: errors.BrokerError | None = None
         self.opened_at: float | None = None
         self.blocked_at: float | None = None
-        self.lost_at = 0.0
+        self.lost_at = time.time()
         self.reconnects = 0
         self._waiting: list[Future[Any]] = []
         self._sparingly = Sparingly(logger)
