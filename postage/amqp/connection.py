@@ -220,7 +220,9 @@ class Connection:
             raise
 
     def _add_steps(self, channel: Channel) -> Steps:
-        if channel.is_wanted and channel not in self.channels:
+        if not channel.is_wanted:
+            raise errors.ChannelLost('another thread has closed the channel for good')
+        if channel not in self.channels:
             self.channels.append(channel)
         yield from channel.ensure_open_steps()
 
