@@ -18,7 +18,7 @@ from typing import Any
 
 from postage import errors, settings
 from postage.amqp import frames
-from postage.amqp.cancelled import cancelled
+from postage.amqp.cancelled import KEPT_SECONDS, cancelled
 from postage.amqp.channel import Channel, never_called
 from postage.amqp.connection import Connection
 from postage.amqp.control import declare_exchange
@@ -65,7 +65,8 @@ class Canceller:
         """
         if self._is_refused:
             return
-        deadline = int(1000 * (time.time() + gives_up_at - time.monotonic()))
+        remaining = min(gives_up_at - time.monotonic(), KEPT_SECONDS)  # it may wait for ever
+        deadline = int(1000 * (time.time() + remaining))
         self.waiting.append((key_of(exchange, routing_key), correlation_id, deadline))
         if not self._is_told:
             self._is_told = True

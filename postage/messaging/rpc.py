@@ -364,7 +364,7 @@ class RpcClient:
         """Why the broker may not have taken a request, as far as that is known; empty where it has."""
         trouble = self._connection.trouble
         if self._withdraw(call):
-            return f', and it could not be sent: {trouble or "the broker has closed its channel"}'
+            return f', and it could not be sent: {trouble or "its channel was not open in that time"}'
         return f', though it was sent; {trouble}' if trouble else ''
 
     def _end_gathering(self, call: Call) -> Callable[[], None]:
@@ -623,7 +623,7 @@ def bodies_in(
     next one.
     """
     arrived = threading.Semaphore(0)
-    channel = ConsumingChannel(connection, Topology(), prefetch=count)
+    channel = ConsumingChannel(connection, Topology(), prefetch=min(count, 0xFFFF))
     channel.notify = arrived.release
     try:
         connection.ask(lambda: channel.consumers.begin_steps(queue))
