@@ -13,7 +13,6 @@ import pytest
 
 from postage import messaging, microthreads
 from support.messaging import GUARDED_EQK, TIMEOUT, Bench, Processor
-from support.soak import IS_SOAK
 
 Act = Callable[..., Any]
 """What a handler does: ``act(processor, data, reply_func)``. ``reply_func`` is ``None`` for messages."""
@@ -122,24 +121,6 @@ STOPPABLE_KINDS = [kind for kind in KINDS if kind.colour in _WAITING]
 UNSTOPPABLE_KINDS = [kind for kind in KINDS if kind not in STOPPABLE_KINDS]
 COLOURS = [kind for kind in KINDS if not kind.is_class and not kind.is_rpc]
 
-
-def on_each_broker(kinds: list[Kind]) -> pytest.MarkDecorator:
-    """Run a test with each kind on each broker. On RabbitMQ functions suffice, for no broker sees what a handler is.
-
-    ``make soak`` has classes there, too.
-    """
-    pairs = [
-        pytest.param(broker, kind, id=f'{broker}-{kind}')
-        for broker, kind in itertools.product(('embedded', 'rabbitmq'), kinds)
-        if broker == 'embedded' or IS_SOAK or not kind.is_class
-    ]
-    return pytest.mark.parametrize(('broker', 'kind'), pairs, indirect=['broker'])
-
-
-of_every_kind = on_each_broker(KINDS)
-of_every_rpc_kind = on_each_broker(RPC_KINDS)
-of_every_stoppable_kind = on_each_broker(STOPPABLE_KINDS)
-of_every_unstoppable_kind = on_each_broker(UNSTOPPABLE_KINDS)
 of_every_colour = pytest.mark.parametrize('kind', COLOURS, ids=lambda kind: kind.colour)
 
 

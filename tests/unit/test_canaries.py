@@ -67,7 +67,7 @@ def said_of(ran: subprocess.CompletedProcess[str]) -> set[str]:
 
 
 def test_a_run_in_which_a_password_is_written_fails_and_says_where(tmp_path: Path) -> None:
-    ran = run(tmp_path, **WAYS, **{'not_at_all': "print('nothing')"})
+    ran = run(tmp_path, **WAYS, not_at_all="print('nothing')")
     assert said_of(ran) == set(WAYS)
 
 
