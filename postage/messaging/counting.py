@@ -111,6 +111,7 @@ class HandlerFigures:
     :ivar retried: those of them that are to be handled again
     :ivar dead: those of them that are not
     :ivar dropped: those that it, or a filter before it, dropped by ``FilterError``
+    :ivar cancelled: requests that it had begun, or was about to, when their callers wanted no answer any more
     :ivar durations: how long it took, whatever came of it
     :ivar began: when the plain function began that runs, as ``time.monotonic()`` has it; 0 where none runs
     :ivar begun: of others, what they have in hand: delivery → when that began
@@ -121,6 +122,7 @@ class HandlerFigures:
     __slots__ = (
         'began',
         'begun',
+        'cancelled',
         'dead',
         'dropped',
         'durations',
@@ -134,7 +136,7 @@ class HandlerFigures:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.failed = self.retried = self.dead = self.dropped = 0
+        self.failed = self.retried = self.dead = self.dropped = self.cancelled = 0
         self.durations = Histogram()
         self.rate = Rate()
         self.next_mark = self.began = 0.0
@@ -199,6 +201,7 @@ class HandlerFigures:
             'retried': self.retried,
             'dead': self.dead,
             'dropped': self.dropped,
+            'cancelled': self.cancelled,
             'in_hand': len(self.begun_at),
             'oldest_in_hand': _age((self,)),
             'rate': round(self.rate.of(self.total), 3),

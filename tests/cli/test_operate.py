@@ -242,6 +242,19 @@ def test_a_command_is_sent(bench: Bench, start: Any, postage: Any) -> None:
     assert 'no-key' in finished(postage('send', 'no-key', 'echo', '--exchange', 'echo-exchange'), 1)
 
 
+def test_whether_a_command_was_taken_is_printed_as_json(bench: Bench, start: Any, postage: Any) -> None:
+    start(Shop())
+    sent = json.loads(finished(postage('send', 'echo-rk', 'fail', '--exchange', EchoExchange.name, '--json')))
+    assert (sent['confirmed'], sent['error']) == (True, None)
+    result = postage('send', 'nobody', 'fail', '--exchange', EchoExchange.name)
+    assert finished(result, 1).count('no queue took message') == 1
+
+
+@pytest.mark.parametrize('names', [',', '0', ''])
+def test_nobody_cannot_be_expected(bench: Bench, postage: Any, names: str) -> None:
+    assert 'names nobody' in finished(postage('ps', '--expect', names), 2)
+
+
 def test_nothing_of_a_question_is_left_on_the_broker(bench: Bench, start: Any, postage: Any) -> None:
     start(Shop())
     finished(postage('ps', '--expect', '1', '--timeout', LONG))

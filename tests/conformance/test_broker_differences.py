@@ -26,10 +26,10 @@ from postage.broker.server import BrokerServer
 from support.brokers import Embedded, RabbitMQ
 from support.rabbitmq_node import RabbitMQNode
 from support.rabbitmq_versions import find_server, not_installed
+from support.soak import IS_SOAK
 from support.twins import Client, Outcome
 
-SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')
-SEQUENCES = int(os.environ.get('POSTAGE_SEQUENCES') or (2000 if SOAK else 40))
+SEQUENCES = int(os.environ.get('POSTAGE_SEQUENCES') or (2000 if IS_SOAK else 40))
 SEQUENCES_AT_ONCE = 20
 STEPS = 50
 PATIENCE = 5.0

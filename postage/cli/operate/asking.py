@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import click
+
 from postage import errors
 from postage.messaging import (
     ControlExchange,
@@ -71,9 +73,11 @@ class Expected:
         """What ``--expect`` says."""
         if text is None:
             return cls()
-        if text.isdecimal():
+        if text.isdecimal() and int(text):
             return cls(int(text))
         names = [name.strip() for name in text.split(',') if name.strip()]
+        if not names or text.isdecimal():
+            raise click.UsageError(f'--expect {text!r:.80} names nobody')
         return cls(len(names), names)
 
     def silent(self, answers: list[Answer]) -> list[str]:

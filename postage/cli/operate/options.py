@@ -89,7 +89,8 @@ def table_of(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequen
     """The same, not printed."""
     table = Table(box=None, header_style='bold', pad_edge=False)
     for title in titles:
-        table.add_column(title, justify='right' if title in right else 'left', overflow='fold')
+        is_figure = title in right  # which stays in one piece, however narrow the terminal is
+        table.add_column(title, justify='right' if is_figure else 'left', overflow='fold', no_wrap=is_figure)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
