@@ -9,7 +9,6 @@ from pathlib import Path
 
 from support.pages import DOCS, blocks
 
-
 PAGE = DOCS / 'testing.rst'
 PROGRAM, *TESTS = blocks(PAGE, 'python')
 

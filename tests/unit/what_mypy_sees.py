@@ -1,4 +1,4 @@
-"""What ``make lint`` checks: types come through, and each ``type: ignore`` is a mistake that mypy has to find. Never run."""
+"""Never run, but read by ``make lint``: types come through, and each ``type: ignore`` is a mistake that mypy finds."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def a_component_that_runs_beside_a_test_is_of_its_class() -> StockProcessor:
 
 
 def a_delivery_is_there_in_a_handler() -> int:
-    messaging.current_delivery().headers  # type: ignore[union-attr]
-    return int(messaging.delivery().headers.get('x-postage-attempts', 0))
+    headers = messaging.current_delivery().headers  # type: ignore[union-attr]
+    return int(messaging.delivery().headers.get('x-postage-attempts', len(headers)))
