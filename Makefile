@@ -44,10 +44,7 @@ test: $(VENV)/.tox ## style, types and all tests; SEED=1 RUNS=3 for the chaos, B
 soak: $(VENV)/.tox ## the long forms of the tests that have one; SEED=1 RUNS=3 for the chaos, ARGS="-k word" goes to pytest
 	@POSTAGE_SOAK=1 SEED='$(SEED)' RUNS='$(RUNS)' $(BIN)/tox run -e tests -- --timeout 1800 $(SOAK_TESTS) $(ARGS)
 
-SOAK_TESTS := tests/reliability/test_run.py tests/reliability/test_ready.py tests/reliability/test_cluster.py \
-    tests/reliability/test_chaos.py tests/reliability/test_stress.py \
-    tests/reliability/test_long_life.py tests/dead_letters tests/conformance tests/unit/broker \
-    tests/security/test_hostile_messages.py tests/security/test_clients.py
+SOAK_TESTS = $(sort $(shell grep -rl '^from support.soak import' tests))
 
 # About three minutes. "make test" has all of it in the lane that is the default, and the essence in each.
 lanes: $(VENV)/.tox ## the tests of reliability with POSTAGE_FAST_LANE=thread

@@ -135,6 +135,12 @@ VARIABLES = (
         '``--workers``',
     ),
     Variable(
+        'POSTAGE_MANAGEMENT',
+        "URL of RabbitMQ's management API, which ``postage topology --check`` asks for the bindings",
+        'none',
+        '``--management``',
+    ),
+    Variable(
         'POSTAGE_BROKER_PASSWORD', 'the password that ``postage broker`` asks for', 'guest', '``--password-file``'
     ),
 )

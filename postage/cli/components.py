@@ -8,6 +8,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
+from types import TracebackType
 from typing import Any
 
 from postage import errors
@@ -51,6 +52,8 @@ def components_of(
         with _told(target):
             found = found(**given)
     components = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, *kinds)) else [found]
+    if not components:
+        raise errors.ConfigurationError(f'{target} makes nothing: no {what}')
     for component in components:
         if not isinstance(component, kinds):
             raise errors.ConfigurationError(f'{target} is no {what}, and makes none, but {shown(component)}')
@@ -76,7 +79,26 @@ def _told(target: str) -> Generator[None, None, None]:
         yield
     except (Exception, SystemExit) as error:
         kind = '' if isinstance(error, errors.PostageError) else f'{type(error).__name__}: '
-        raise errors.ConfigurationError(f'{target}: {kind}{error}') from error
+        raise errors.ConfigurationError(f'{target}: {kind}{error}') from error.with_traceback(_own(error.__traceback__))
+
+
+def _own(traceback: TracebackType | None) -> TracebackType | None:
+    """A traceback from where the program's own code begins; ``None`` where that was not reached."""
+    while traceback is not None and _is_loading(traceback.tb_frame.f_code.co_filename):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _is_loading(file: str) -> bool:
+    return file.startswith('<frozen') or file in (__file__, importlib.__file__)
+
+
+def is_of_program(error: errors.PostageError) -> bool:
+    """Whether the program's own code raised what :func:`components_of` told, so that where it did is worth showing."""
+    cause = error.__cause__
+    if cause is None or isinstance(cause, errors.PostageError):
+        return False
+    return isinstance(cause, SyntaxError) or cause.__traceback__ is not None
 
 
 def _needed(function: Callable[..., Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -49,3 +50,7 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except PostageError as error:
             raise click.ClickException(printable(str(error))) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever reads has had enough: click ends it quietly
+                raise
+            raise click.ClickException(printable(f'{type(error).__name__}: {error}')) from error

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import os
 import re
 import sys
+from collections.abc import Generator
 from typing import Any
 
 import click
 from rich.console import Console
 
 from postage.errors import DecodingError
-
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, DecodingError)
-"""What comes of reading something that has another shape than it should: any program may send, or write, that."""
+from postage.settings import debug_mode
 
 WIDE = 200  # columns where the output is no terminal, for there it is read by programs
 
 
 def console() -> Console:
     """Standard output: as wide as the terminal, or wide enough to be read by a program."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    out = sys.stdout
+    if out is None:  # the shell has closed it
+        out = open(os.devnull, 'w')  # noqa: SIM115 - as long as the process
+    return Console(file=out, width=None if out.isatty() else WIDE, highlight=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Generator[None, None, None]:
+    """Log nothing, for the length of a ``with``: what fails is said in one line."""
+    logger = logging.getLogger('postage')
+    before = logger.level
+    if not debug_mode():
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def print_json(value: Any) -> None:

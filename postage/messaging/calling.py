@@ -23,7 +23,7 @@ from postage.messaging.messages import Message, MessageResult, RpcCommand
 from postage.messaging.options import (
     GATHER_OPTIONS,
     RPC_OPTIONS,
-    check_settings,
+    check_number,
     further_properties,
     number,
     pack,
@@ -32,7 +32,6 @@ from postage.messaging.options import (
 from postage.messaging.routed import Routed
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
-from postage.secret import Secret
 
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes tries to tell responders
 _stamp = Message.fingerprint
@@ -55,11 +54,6 @@ class Caller(Routed):
     reply_queue_per_call: bool = False
     rpc_queue_expires: float = 600.0
 
-    def __init__(self, fingerprint: Any, hup: Any, vhost: str | None) -> None:
-        hup = Secret.of(hup)
-        check_settings(self)
-        super().__init__(fingerprint, hup, vhost)
-
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, or one of its kin; an exact builder wins over these."""
         for prefix, method, options in (
@@ -68,20 +62,21 @@ class Caller(Routed):
             ('rpc_gather_', self._rpc_gather, GATHER_OPTIONS),
         ):
             if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
-                return self._rpc_caller('rpc_' + name[len(prefix) :], method, options)
-        return self._rpc_caller(name, self._rpc, RPC_OPTIONS)
+                return self._rpc_caller(name, 'rpc_' + name[len(prefix) :], method, options)
+        return self._rpc_caller(name, name, self._rpc, RPC_OPTIONS)
 
     def _has_builder(self, builder: str) -> bool:
         return builder in self.__dict__ or hasattr(type(self), builder)
 
     def _rpc_caller(
-        self, name: str, method: Callable[[str, Any, dict[str, Any]], Any], known: Sequence[str]
+        self, called: str, name: str, method: Callable[[str, Any, dict[str, Any]], Any], known: Sequence[str]
     ) -> Callable[..., Any]:
+        """What the user calls, which sends the request ``name``."""
         builder, command = f'build_{name}', name[len('rpc_') :]
         own, cls = self.__dict__, type(self)
 
         def call(*args: Any, **kwds: Any) -> Any:
-            options = take_options(kwds, known, name, self) if kwds else kwds
+            options = take_options(kwds, known, called, self, builder) if kwds else kwds
             if builder in own or hasattr(cls, builder):
                 return method(name, self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
@@ -98,15 +93,23 @@ class Caller(Routed):
             deadlocks.refuse(scheduler, self._settings, name, route, self.channel)
         alarm = alarm_of_thread()
         if alarm is None:
-            return self._rpc_future(name, message, options).result()
-        answer = Answer(alarm)
+            future = self._rpc_future(name, message, options)
+            try:
+                return future.result()
+            finally:
+                future.cancel()  # where it was interrupted
+        answer, call = Answer(alarm), None
         thread = this_thread
         outer = thread.batch
         if outer is None:
             thread.batch = []  # sent as soon as it is complete, by the wait: this thread has nothing else to do
         try:
-            self._call(name, message, options, answer)
+            call = self._call(name, message, options, answer)
             return answer.wait(self._connection)
+        except BaseException:  # such as Ctrl-C: its answer is not waited for any more
+            if call is not None:
+                client_of(self._connection).abandon(call.correlation_id)
+            raise
         finally:
             if outer is None:
                 thread.batch = None
@@ -199,7 +202,10 @@ class Caller(Routed):
                 self._connection.ask(client.canceller.send_steps, CANCEL_TIMEOUT)
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
-        """Send the request once, and return the queue that its answer will be in."""
+        """Send the request once, and return the queue that its answer will be in.
+
+        :raises errors.Unroutable: no queue took it; there is no queue for an answer then, either
+        """
         self._check_open()
         exchange, key = self._routes_of(options)[0]
         message.fingerprint(**self.fingerprint)
@@ -226,7 +232,7 @@ class Caller(Routed):
         self._connection.ask(lambda: declare_queue(self._connection.control, queue))
         publisher = self._connection.publisher(True)
         receipt = Receipt(message_id, 1, True, Ledger(publisher))
-        outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
+        outgoing = Outgoing(exchange, key, True, properties, encoded, receipt, resend=False)
         publisher.publish(outgoing, self.publish_timeout)
         try:
             receipt.wait(self.publish_timeout)
@@ -248,7 +254,7 @@ class Caller(Routed):
         :param callback: called with each decoded body, in the calling thread
         :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
         :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
-        :raises errors.ConfigurationError: a number is none
+        :raises errors.ConfigurationError: one of these is no such number
         :raises errors.EncodingError: the name of the queue is no text, or too long
         :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
         :raises errors.NotFound: there is no such queue
@@ -256,11 +262,10 @@ class Caller(Routed):
         self._check_open()
         frames.short_string(queue, 'the name of the queue')
         results: list[MessageResult] = []
-        if isinstance(timeout, (int, float)) and timeout < 0:
-            timeout = None
-        seconds = number({'timeout': timeout}, 'timeout', self.rpc_timeout)
+        check_number(result_len, 'result_len', whole=True)
+        is_negative = isinstance(timeout, (int, float)) and timeout < 0
+        seconds = number({'timeout': None if is_negative else timeout}, 'timeout', self.rpc_timeout)
         deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
-        result_len = int(number({'result_len': result_len}, 'result_len', 1, whole=True))
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)
         replies = bodies_in(queue, self._connection, result_len, deadline, self._signatures)

@@ -192,6 +192,7 @@ class GenericConsumer(QueueBinder, Answering):
             self._connection.ask(lambda: self._consume_all_steps(channel))
             self._connection.add_channel(channel)
         except BaseException:
+            channel.is_wanted = False  # at once, for the next start may come before the I/O thread closes it
             self._connection.tell(lambda: self._connection.detach(channel))  # so that it takes no message later
             raise
 

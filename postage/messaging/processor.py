@@ -169,6 +169,7 @@ class MessageProcessor(MicroThread):
             watched.add(self._dispatcher)
             counted.add(self)
             try:
+                yield None  # all others begin to consume before the first message, which may take long
                 while self._dispatcher.ends_by != 'end':
                     self._may_have_more = True
                     try:

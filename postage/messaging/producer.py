@@ -15,7 +15,14 @@ from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.messaging import tracing
 from postage.messaging.calling import Caller
 from postage.messaging.messages import Message, MessageCommand
-from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
+from postage.messaging.options import (
+    PUBLISH_OPTIONS,
+    check_settings,
+    further_properties,
+    pack,
+    refuse_unknown,
+    take_options,
+)
 from postage.printable import shown_half_built
 from postage.secret import Secret
 
@@ -60,6 +67,7 @@ class GenericProducer(Caller):
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
+        check_settings(self)
         super().__init__(fingerprint, hup, vhost)
         with self._connecting('publishing'):
             self._publisher = self._connection.publisher(self.confirms)
@@ -145,7 +153,7 @@ class GenericProducer(Caller):
         own, cls = self.__dict__, type(self)
 
         def send(*args: Any, **kwds: Any) -> Receipt:
-            options = take_options(kwds, PUBLISH_OPTIONS, name, self) if kwds else kwds
+            options = take_options(kwds, PUBLISH_OPTIONS, name, self, builder) if kwds else kwds
             if builder in own or hasattr(cls, builder):  # at each call: a program may add one at any time
                 return self._send(self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)

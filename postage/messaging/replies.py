@@ -171,14 +171,16 @@ class Reply:
             return
         result = MessageResultException(class_of(error), text)
         exception = packed(error)
-        if exception is not None:
+        while exception is not None:
             result.body['_reserved']['exception'] = exception
             try:
                 self(result)
                 return
             except errors.EncodingError as failure:
-                logger.warning('%s travels without its arguments: %s', class_of(error), failure)
-                del result.body['_reserved']['exception']
+                left_out = 'attributes' if exception['attributes'] else 'arguments'
+                logger.warning('%s travels without its %s: %s', class_of(error), left_out, failure)
+                exception = {**exception, 'attributes': None} if exception['attributes'] else None
+        result.body['_reserved'].pop('exception', None)
         self(result)
 
 

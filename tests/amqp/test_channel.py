@@ -102,6 +102,17 @@ def test_an_exception_of_pika_s_fails_that_operation_alone(host: Any) -> None:
 # On a broker
 
 
+def test_a_channel_that_another_thread_closed_for_good_is_not_opened(bench: Bench) -> None:
+    connection = bench.producer().conn_broker
+    channels = bench.broker.channels()
+    channel = Channel(connection)
+    connection.remove_channel(channel)
+    with pytest.raises(errors.ChannelLost, match='for good'):
+        connection.add_channel(channel)
+    assert channel not in connection.channels
+    assert bench.broker.channels() == channels
+
+
 def test_a_close_that_was_not_answered_in_time_costs_no_connection_when_it_is(bench: Bench, proxied: Proxy) -> None:
     producer = bench.producer()
     connection = producer.conn_broker

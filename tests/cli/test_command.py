@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -83,6 +87,21 @@ def test_a_missing_extra_is_one_clear_line(run_program):
     program = run_program(WITHOUT.format(arguments="'--help'"))
     assert program.wait() == 1
     assert program.output == "postage: the command needs click, which comes with: pip install 'postage[cli]'"
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='there is no device that is always full')
+def test_output_that_cannot_be_written_is_one_clear_line(embedded):
+    command = [sys.executable, '-m', 'postage', 'topology', 'postage.messaging:GenericConsumer']
+    for redirection, words in (('> /dev/full', 'No space left on device'), ('>&-', '')):
+        ended = subprocess.run(
+            f'{shlex.join(command)} {redirection}',
+            shell=True,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'POSTAGE_URL': embedded.url},
+        )
+        assert words in ended.stderr
+        assert ended.stderr.count('\n') <= 1, ended.stderr
 
 
 def test_the_broker_can_be_started(start):

@@ -99,7 +99,7 @@ def test_ps_names_those_that_are_silent(start: Any, postage: Any) -> None:
 
 def test_ps_of_an_address_shows_those_there(start: Any, postage: Any) -> None:
     start(Shop('b', 8), Shop('a', 9, [(EchoExchange, [('other', 'other')])]))
-    output = finished(postage('ps', '9@here', '--timeout', LONG))
+    output = finished(postage('ps', '9@here', '--timeout', '3'))
     assert output.splitlines()[1].startswith('a ')
     assert len(output.splitlines()) == 2
 
@@ -128,7 +128,7 @@ def test_ps_has_a_component_whose_handler_computes_for_ever(bench: Bench, start:
     try:
         (stats,) = json.loads(finished(postage('ps', '--json', '--expect', 'shop', '--timeout', LONG)))
         assert stats['messages']['in_hand'] == 1
-        assert 'in msg_busy' in finished(postage('stacks', '7@here', '--timeout', LONG))
+        assert 'in msg_busy' in finished(postage('stacks', '7@here', '--expect', '1', '--timeout', LONG))
     finally:
         shop.go.set()
 
@@ -240,6 +240,19 @@ def test_a_command_is_sent(bench: Bench, start: Any, postage: Any) -> None:
     assert finished(postage('send', 'echo-rk', 'echo', 'id=5', '--exchange', 'echo-exchange')) == ''
     assert shop.seen.next() == {'id': 5}
     assert 'no-key' in finished(postage('send', 'no-key', 'echo', '--exchange', 'echo-exchange'), 1)
+
+
+def test_whether_a_command_was_taken_is_printed_as_json(bench: Bench, start: Any, postage: Any) -> None:
+    start(Shop())
+    sent = json.loads(finished(postage('send', 'echo-rk', 'fail', '--exchange', EchoExchange.name, '--json')))
+    assert (sent['confirmed'], sent['error']) == (True, None)
+    result = postage('send', 'nobody', 'fail', '--exchange', EchoExchange.name)
+    assert finished(result, 1).count('no queue took message') == 1
+
+
+@pytest.mark.parametrize('names', [',', '0', ''])
+def test_nobody_cannot_be_expected(bench: Bench, postage: Any, names: str) -> None:
+    assert 'names nobody' in finished(postage('ps', '--expect', names), 2)
 
 
 def test_nothing_of_a_question_is_left_on_the_broker(bench: Bench, start: Any, postage: Any) -> None:

@@ -16,6 +16,8 @@ from support.running import SHOP, Notes, ShopProducer
 SLOW = (
     SHOP
     + """
+import threading, warnings
+
 class Slow(Prices):
     @messaging.MessageHandler('command', 'price')
     def msg_price(self, content):
@@ -42,6 +44,15 @@ class Wide(Prices):
     def main(self):
         print('concurrency', self.concurrency, flush=True)
         yield from super().main()
+
+class Warns(Prices):
+    def __init__(self):
+        super().__init__()
+        warnings.warn('be careful')
+        threading.Thread(target=lambda: 1 / 0, name='counting').start()
+
+def nothing():
+    return []
 
 number = 7
 """
@@ -119,8 +130,17 @@ def test_options_stand_in_the_project_file_and_a_variable_goes_first(
     ('text', 'words'),
     [
         ('[tool.postage]\nwokers = 1\n', "[tool.postage] has the unknown key 'wokers'; it may have components, "),
-        ('[tool.postage]\nworkers = "many"\n', "'many' is not a valid integer"),
+        (
+            '[tool.postage]\nworkers = "many"\n',
+            "for pyproject.toml: [tool.postage] workers: 'many' is not a valid integer",
+        ),
+        ('[tool.postage]\nworkers = 2.5\n', "[tool.postage] workers: '2.5' is not a valid integer"),
+        ('[tool.postage]\nworkers = true\n', "[tool.postage] workers: 'True' is not a valid integer"),
+        ('[tool.postage]\nreload-dir = ["gone"]\n', "[tool.postage] reload-dir: Directory 'gone' does not exist"),
+        ('[tool.postage]\nstatus = 9100\n', "'9100' is no HOST:PORT"),
         ('[tool.postage\n', 'pyproject.toml cannot be read: '),
+        ('tool.postage = 5\n', 'pyproject.toml: [tool.postage] must be a section'),
+        ('[[tool.postage]]\nworkers = 1\n', 'pyproject.toml: [tool.postage] must be a section'),
     ],
 )
 def test_what_is_wrong_in_the_project_file_is_named(
@@ -133,6 +153,15 @@ def test_what_is_wrong_in_the_project_file_is_named(
     assert 'Traceback' not in program.output
 
 
+def test_a_variable_that_is_wrong_is_named(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices', POSTAGE_RUN_WORKERS='many')
+    assert program.wait() == 2
+    program.expect("Invalid value for POSTAGE_RUN_WORKERS: 'many' is not a valid integer")
+    program = start('shop:nothing', POSTAGE_RUN_WORKRES='2')
+    program.expect('POSTAGE_RUN_WORKRES means nothing; there are POSTAGE_RUN_COMPONENTS, ')
+    program.wait()
+
+
 # What cannot be run
 
 
@@ -142,6 +171,7 @@ def test_what_is_wrong_in_the_project_file_is_named(
         ('nonsense:It', "Error: nonsense:It: ModuleNotFoundError: No module named 'nonsense'"),
         ('shop:It', "Error: shop:It: AttributeError: module 'shop' has no attribute 'It'"),
         ('shop:number', 'Error: shop:number is no processor, application or other microthread, and makes none, but 7'),
+        ('shop:nothing', 'Error: shop:nothing makes nothing: no processor, application or other microthread'),
         ('shop:ShopExchange', 'Error: shop:ShopExchange is no processor, application or other microthread'),
     ],
 )
@@ -152,7 +182,18 @@ def test_what_cannot_be_made_is_said_in_one_line(start: Callable[..., Module], t
     assert program.lines[0].startswith(words)
 
 
-@pytest.mark.parametrize('arguments', [(), ('shop',), ('amqp://localhost:5672',), ('shop:Prices', '--workers', '0')])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        (),
+        ('shop',),
+        ('amqp://localhost:5672',),
+        ('shop:Prices', '--workers', '0'),
+        ('shop:Prices', '--status', 'nonsense'),
+        ('shop:Prices', '--status', '127.0.0.1:http'),
+        ('shop:Prices', '--reload-dir', 'gone'),
+    ],
+)
 def test_a_wrong_call_is_a_mistake_of_the_caller(start: Callable[..., Module], arguments: tuple[str, ...]) -> None:
     program = start(*arguments)
     assert program.wait() == 2
@@ -164,6 +205,7 @@ def test_where_the_program_itself_raises_its_traceback_is_shown(start: Callable[
     program = start('shop:prices')
     assert program.wait() == 1
     assert program.count('return os.nonsense') == 1
+    assert program.count('File "') == 1  # the program's own alone
     assert program.count('Error: shop:prices: AttributeError: ') == 1
 
 
@@ -292,6 +334,39 @@ def test_a_line_of_json_says_which_message_it_is_about(start: Callable[..., Modu
     assert end(program) == 0
     for each in program.lines:
         json.loads(each)
+
+
+def test_warnings_and_what_nothing_catches_are_lines_of_json_too(start: Callable[..., Module]) -> None:
+    program = start('shop:Warns', '--log-format', 'json')
+    program.expect('is ready')
+    assert 'be careful' in json.loads(program.expect('py.warnings'))['message']
+    line = json.loads(program.expect('ended by an exception'))
+    assert (line['message'], 'ZeroDivisionError' in line['exception']) == (
+        'thread counting ended by an exception',
+        True,
+    )
+    assert end(program) == 0
+    assert all(json.loads(each) for each in program.lines)
+
+
+def test_why_it_could_not_begin_is_a_line_of_json_too(start: Callable[..., Module]) -> None:
+    program = start('shop:number', '--log-format', 'json')
+    assert program.wait() == 1
+    (line,) = map(json.loads, program.lines)
+    assert (line['level'], line['message'][:14]) == ('CRITICAL', 'shop:number is')
+
+
+def test_a_worker_is_ready_before_its_first_message_is_handled(
+    start: Callable[..., Module], producer: ShopProducer
+) -> None:
+    program = start('shop:Prices')
+    program.expect('is ready')
+    assert end(program) == 0
+    producer.message_price(30)
+    program = start('shop:Slow', '--grace', '0.1')
+    program.expect('is ready', 15)
+    program.expect('begun 30')
+    assert end(program) == 3
 
 
 def test_python_m_postage_is_the_command(run_module: Callable[..., Module]) -> None:

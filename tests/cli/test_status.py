@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -100,6 +101,8 @@ def test_the_probe_says_whether_it_is_ready(
     probe = run_module('postage', arguments)
     assert probe.wait() == 1
     assert probe.count('no consumer is attached to queue') == 2
+    told = run_module('postage', [*arguments, '--json'])
+    assert (told.wait(), json.loads(told.output)['ready']) == (1, False)
     assert run_module('postage', [*arguments, '--live']).wait() == 0
 
 
@@ -108,9 +111,10 @@ def test_a_probe_that_nobody_answers_says_so(run_module: Callable[..., Module]) 
     assert probe.wait() == 3
     assert probe.output.startswith('no answer from 127.0.0.1:1')
     assert run_module('postage', ['probe']).wait() == 2
+    assert run_module('postage', ['probe', '--status', 'nonsense']).wait() == 2
 
 
-@pytest.mark.parametrize('address', ['nonsense', '127.0.0.1:http', '203.0.113.1:1'])
+@pytest.mark.parametrize('address', ['203.0.113.1:1', '[::1]:1'])
 def test_where_it_cannot_listen_is_said(run_module: Callable[..., Module], address: str) -> None:
     program = run_module('postage', ['run', 'shop:Prices', '--status', address])
     assert program.wait() == 1

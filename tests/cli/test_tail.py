@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from postage import errors
 from postage.cli.main import postage as group
 from support.messaging import TIMEOUT, Bench, EchoExchange, EchoProducer, eventually
+from support.programs import Module
 
 
 @pytest.fixture
@@ -121,6 +122,13 @@ def test_what_cannot_be_sent_again_is_told_by_its_line(
     assert '1 sent, 4 failed' in result.output
     assert all(f'line {number}: ' in result.output for number in (1, 2, 3, 4))
     assert bench.await_message(queue).data == b'{}'
+
+
+def test_a_broker_that_is_down_is_not_waited_for(run_module: Callable[..., Module], tmp_path: Path) -> None:
+    (tmp_path / 'messages').write_text('')
+    program = run_module('postage', ['replay', 'messages'], {'POSTAGE_URL': 'amqp://127.0.0.1:1'})
+    assert program.wait(20) == 1
+    assert 'within 2 s' in program.output
 
 
 def test_messages_may_be_sent_elsewhere(bench: Bench, exchange: str, postage: Any, tmp_path: Path) -> None:

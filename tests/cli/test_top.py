@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -58,6 +59,12 @@ def test_it_shows_who_runs_in_some_order(shops: list[Shop], order: str, first: s
 
 def test_it_looks_again_and_again(shops: list[Shop]) -> None:
     assert run('--count', '2', '--interval', '0.5', 'a').output.count('1 components') == 2
+
+
+def test_it_prints_json(shops: list[Shop]) -> None:
+    result = run('--count', '2', '--interval', '0.5', '--sort', 'handled', '--json')
+    looks = [json.loads(line) for line in result.output.splitlines()]
+    assert [[stats['fingerprint']['name'] for stats in look] for look in looks] == [['b', 'a']] * 2
 
 
 def test_nobody_there_is_a_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

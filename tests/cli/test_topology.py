@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner, Result
@@ -89,3 +94,101 @@ def test_what_is_no_component_is_told(bench: Bench) -> None:
     result = CliRunner().invoke(group, ['topology', 'nonsense'])
     assert result.exit_code == 2
     assert 'is no MODULE:NAME' in result.output
+
+
+# Bindings
+
+
+class Management:
+    """What RabbitMQ's management API says about bindings."""
+
+    def __init__(self) -> None:
+        self.status, self.bindings = 200, [binding('orders', 'order.#'), binding('audit', '#')]
+        self.asked: list[tuple[str, str]] = []
+        management = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                management.asked.append((self.path, self.headers['Authorization']))
+                self.send_response(management.status)
+                self.end_headers()
+                self.wfile.write(json.dumps(management.bindings).encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+        self.url = f'http://127.0.0.1:{self._server.server_address[1]}'
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def binding(queue: str, key: str) -> dict[str, Any]:
+    return {
+        'source': 'order-exchange',
+        'vhost': '/',
+        'destination': queue,
+        'destination_type': 'queue',
+        'routing_key': key,
+        'arguments': {},
+        'properties_key': key,
+    }
+
+
+@pytest.fixture
+def management(bench: Bench) -> Iterator[Management]:
+    bench.bare.exchange_declare('order-exchange', 'topic', durable=True)
+    bench.bare.queue_declare('audit', durable=True)
+    arguments = {'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'dead'}
+    bench.bare.queue_declare('orders', durable=True, arguments=arguments)
+    management = Management()
+    yield management
+    management.close()
+
+
+def test_bindings_are_looked_for_where_they_can_be_listed(
+    bench: Bench, topology: Callable[..., Result], management: Management, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 'bindings are not checked' in output(topology('--check'))
+    found = json.loads(output(topology('--check', '--json', '--management', management.url)))
+    assert (found['faults'], found['bindings_checked']) == ([], True)
+    ((path, authorization),) = management.asked
+    assert path == f'/api/bindings/{quote(bench.broker.vhost, safe="")}'
+    assert base64.b64decode(authorization.removeprefix('Basic ')).startswith(b'guest:')
+    management.bindings[0] = binding('orders', 'order.*')
+    monkeypatch.setenv('POSTAGE_MANAGEMENT', management.url)
+    said = output(topology('--check'), 1)
+    assert "the binding of queue 'orders' to exchange 'order-exchange' by key 'order.#' is missing" in said
+    assert "'audit'" not in said
+    assert 'not checked' not in said
+
+
+@pytest.mark.parametrize(
+    ('status', 'bindings', 'words'),
+    [
+        (401, None, 'it refused the password, or the user has no tag "monitoring"'),
+        (404, None, 'there is no such virtual host, or no API (404)'),
+        (200, {'nonsense': 1}, 'is no management API of RabbitMQ'),
+    ],
+)
+def test_an_api_that_does_not_tell_is_said(
+    topology: Callable[..., Result], management: Management, status: int, bindings: Any, words: str
+) -> None:
+    management.status, management.bindings = status, bindings
+    assert words in output(topology('--check', '--management', management.url), 1)
+
+
+def test_where_no_api_is_that_is_said(topology: Callable[..., Result], management: Management) -> None:
+    assert 'does not answer' in output(topology('--check', '--management', 'http://127.0.0.1:1'), 1)
+    for url in ('nonsense', 'ftp://there', 'http://user:word@there', 'http://there:port'):
+        said = output(topology('--check', '--management', url), 2)
+        assert 'word' not in said.replace('password', '')
+
+
+def test_one_form_is_printed(topology: Callable[..., Result]) -> None:
+    assert '--json or --dot, not both' in output(topology('--json', '--dot'), 2)

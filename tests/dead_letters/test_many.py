@@ -6,7 +6,6 @@ Ten thousand with ``POSTAGE_SOAK=1``, fewer otherwise.
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 from click.testing import CliRunner
@@ -16,9 +15,9 @@ from postage.cli.main import postage
 from postage.dead_letters import SQLiteDeadLetters
 from support.messaging import EchoExchange, EchoProducer, Processor, eventually
 from support.programs import ECHO
+from support.soak import IS_SOAK
 
-SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')  # read here: no test sees the variable itself
-LETTERS = 10_000 if SOAK else 1_000
+LETTERS = 10_000 if IS_SOAK else 1_000
 
 FAILING = (
     ECHO
@@ -62,7 +61,7 @@ def call(*arguments):
     return json.loads(result.stdout)
 
 
-@pytest.mark.timeout(300 if SOAK else 60)
+@pytest.mark.timeout(300 if IS_SOAK else 60)
 def test_many_letters_are_stored_by_four_processes_and_replayed_and_none_is_lost_or_doubled(bench, path, run_program):
     producer = bench.producer()
     bench.consumer().close()

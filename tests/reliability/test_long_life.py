@@ -6,7 +6,6 @@ The short form is part of every test run. The long one, 200 reconnects and 100,0
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ import pytest
 
 from support.messaging import Bench
 from support.programs import ECHO, Program
-
-IS_SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')
+from support.soak import IS_SOAK
 
 COMPONENT = (
     ECHO

@@ -1,7 +1,7 @@
 """Eight threads do everything at random on one pair of connections, which are lost now and then, against a model.
 
-A few seconds are part of every test run, ten minutes on each broker of ``make soak``. The seed is in the last lines of
-the output; ``SEED=…`` has every thread do the same again.
+A few seconds are part of every test run, twenty minutes on each broker of ``make soak``. The seed is in the last lines
+of the output; ``SEED=…`` has every thread do the same again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from support.stress import LIMIT, Stress
 
 pytestmark = pytest.mark.usefixtures('proxy')  # set up first: what connects through it is closed before it ends
 
-SECONDS = 600.0 if IS_SOAK else 6.0
+SECONDS = 1200.0 if IS_SOAK else 6.0
 
 
 @pytest.mark.timeout(SECONDS + 4 * LIMIT)

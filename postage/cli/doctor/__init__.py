@@ -14,9 +14,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Generator
 from typing import Any
 
 import click
@@ -29,10 +26,10 @@ from postage.cli.doctor.findings import Finding, Level
 from postage.cli.doctor.program import Program, counted, programs_of
 from postage.cli.doctor.questions import ask_all
 from postage.cli.doctor.rules import apply_all, limits_of
-from postage.cli.output import console, print_json
+from postage.cli.output import console, print_json, quiet
 from postage.errors import ConfigurationError
 from postage.secret import Secret
-from postage.settings import broker_settings, debug_mode
+from postage.settings import broker_settings
 
 STYLES = {Level.WRONG: 'bold red', Level.WARNING: 'yellow'}
 
@@ -97,19 +94,6 @@ def _examine(program: Program, body: int | None, timeout: float) -> tuple[Progra
     with connected(program.settings, timeout) as broker:
         found = [*apply_all(program, broker, body), *ask_all(program, broker)]
     return program, broker, sorted(dict.fromkeys(found), key=lambda each: each.level is not Level.WRONG)
-
-
-@contextlib.contextmanager
-def quiet() -> Generator[None, None, None]:
-    """Log nothing, for the length of a ``with``: what fails is said in one line."""
-    logger = logging.getLogger('postage')
-    before = logger.level
-    if not debug_mode():
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _print(broker: Broker, program: Program, findings: list[Finding]) -> None:

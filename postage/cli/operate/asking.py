@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import click
 
 from postage import errors
 from postage.messaging import (
@@ -71,9 +73,11 @@ class Expected:
         """What ``--expect`` says."""
         if text is None:
             return cls()
-        if text.isdecimal():
+        if text.isdecimal() and int(text):
             return cls(int(text))
         names = [name.strip() for name in text.split(',') if name.strip()]
+        if not names or text.isdecimal():
+            raise click.UsageError(f'--expect {text!r:.80} names nobody')
         return cls(len(names), names)
 
     def silent(self, answers: list[Answer]) -> list[str]:
@@ -152,3 +156,18 @@ def _answer_of(reply: MessageResult, seconds: float) -> Answer:
     if content.get('type') == 'success':
         return Answer(fingerprint, content.get('value'), None, seconds)
     return Answer(fingerprint, None, str(content.get('message')), seconds)
+
+
+def in_order(answers: Iterable[Answer]) -> list[Answer]:
+    """The answers that are no errors, by name, host and process; one that says nothing becomes an error."""
+    told = [answer for answer in answers if answer.error is None]
+    for answer in told:
+        if not isinstance(answer.value, dict):
+            answer.error = 'the answer is malformed'
+    told = [answer for answer in told if answer.error is None]
+    return sorted(told, key=lambda answer: (answer.name, str(answer.fingerprint.get('host')), _pid(answer)))
+
+
+def _pid(answer: Answer) -> int:
+    pid = str(answer.fingerprint.get('pid'))
+    return int(pid) if pid.isdecimal() and len(pid) < 12 else 0

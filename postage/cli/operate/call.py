@@ -11,7 +11,7 @@ import click
 from postage import errors
 from postage.cli.operate import options
 from postage.cli.operate.asking import operator
-from postage.cli.output import as_line, print_json
+from postage.cli.output import as_line, print_json, quiet
 from postage.messaging import Exchange
 from postage.printable import printable, printable_lines
 
@@ -94,8 +94,15 @@ def call(
 @exchange_option
 @options.timeout
 @options.encoder
+@options.as_data
 def send(
-    key: str, name: str, arguments: tuple[str, ...], exchange: str, timeout: float, attributes: dict[str, Any]
+    key: str,
+    name: str,
+    arguments: tuple[str, ...],
+    exchange: str,
+    timeout: float,
+    attributes: dict[str, Any],
+    as_data: bool,
 ) -> None:
     """Send the command NAME with a routing key, and wait until the broker has it.
 
@@ -103,8 +110,14 @@ def send(
     """
     parameters = parameters_of(arguments)
     more = {'eks': [(passive(exchange), key)], 'persistent': True, **attributes}
-    with operator(timeout, **more) as producer:
+    failure = None
+    with operator(timeout, **more) as producer, quiet():
+        receipt = producer.message_send(name, parameters)
         try:
-            producer.message_send(name, parameters).wait(timeout)
+            receipt.wait(timeout)
         except errors.PublishError as error:
-            raise click.ClickException(printable(str(error))) from error
+            failure = str(error)
+    if as_data:
+        print_json({'message_id': receipt.message_id, 'confirmed': failure is None, 'error': failure})
+    if failure is not None:
+        raise click.ClickException(printable(failure))

@@ -8,7 +8,8 @@ from typing import Any
 
 from postage import errors
 from postage.amqp.frames import DEADLINE, encode_all
-from postage.cli.output import MALFORMED, as_line
+from postage.cli.malformed import MALFORMED
+from postage.cli.output import as_line
 from postage.dead_letters.form import moment
 from postage.messaging import properties as amqp
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import deque
@@ -12,6 +13,8 @@ from typing import TextIO
 import click
 
 from postage import errors
+from postage.cli.operate import options
+from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.recording import message_of
 from postage.cli.output import print_json
 from postage.messaging.forwarding import Forwarder
@@ -19,7 +22,6 @@ from postage.printable import printable
 from postage.settings import broker_settings
 
 UNDER_WAY = 200  # messages that wait for their confirm
-TIMEOUT = 60.0  # seconds in which each has to be confirmed
 
 
 @click.command('replay')
@@ -27,16 +29,26 @@ TIMEOUT = 60.0  # seconds in which each has to be confirmed
 @click.option('--rate', type=click.FloatRange(0, min_open=True), help='Messages a second, at most.')
 @click.option('--exchange', metavar='NAME', help='Send them to this exchange, and not to their own.')
 @click.option('--key', metavar='KEY', help='Send them with this routing key.')
-@click.option('--json', 'as_data', is_flag=True, help='Print JSON.')
-def command(file: TextIO, rate: float | None, exchange: str | None, key: str | None, as_data: bool) -> None:
+@click.option(
+    '--timeout',
+    type=click.FloatRange(0.1),
+    default=10.0,
+    show_default=True,
+    help='Seconds for the broker to take each.',
+)
+@options.as_data
+def command(
+    file: TextIO, rate: float | None, exchange: str | None, key: str | None, timeout: float, as_data: bool
+) -> None:
     """Send messages again that tail --record has written; - is the standard input.
 
     Exit status: 0 if the broker has confirmed all of them, 1 if not.
     """
+    os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{LEAST_CONNECT_SECONDS:g}'
     forwarder = Forwarder(broker_settings())
     sent, failures = 0, {}
     try:
-        for number, error in _outcomes(forwarder, file, rate, exchange, key):
+        for number, error in _outcomes(forwarder, file, rate, (exchange, key), timeout):
             if error is None:
                 sent += 1
             else:
@@ -53,7 +65,7 @@ def command(file: TextIO, rate: float | None, exchange: str | None, key: str | N
 
 
 def _outcomes(
-    forwarder: Forwarder, file: TextIO, rate: float | None, exchange: str | None, key: str | None
+    forwarder: Forwarder, file: TextIO, rate: float | None, route: tuple[str | None, str | None], timeout: float
 ) -> Iterator[tuple[int, Exception | None]]:
     """The number of each line, and why its message was not sent, if it was not."""
     under_way: deque[tuple[int, Future[None]]] = deque()
@@ -68,17 +80,17 @@ def _outcomes(
         except errors.PostageError as error:
             yield number, error
             continue
-        where = own_exchange if exchange is None else exchange, own_key if key is None else key
-        under_way.append((number, forwarder.send(*where, properties, body, message_id)))
+        where = [own if given is None else given for own, given in zip((own_exchange, own_key), route, strict=True)]
+        under_way.append((number, forwarder.send(where[0], where[1], properties, body, message_id)))
         while len(under_way) >= UNDER_WAY or (under_way and under_way[0][1].done()):
-            yield _outcome(*under_way.popleft())
+            yield _outcome(*under_way.popleft(), timeout)
     while under_way:
-        yield _outcome(*under_way.popleft())
+        yield _outcome(*under_way.popleft(), timeout)
 
 
-def _outcome(number: int, future: Future[None]) -> tuple[int, Exception | None]:
+def _outcome(number: int, future: Future[None], timeout: float) -> tuple[int, Exception | None]:
     try:
-        future.result(TIMEOUT)
+        future.result(timeout)
     except Exception as error:
         return number, error
     return number, None

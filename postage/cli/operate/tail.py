@@ -13,10 +13,11 @@ from typing import Any, TextIO
 
 import click
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.call import passive
 from postage.cli.operate.recording import as_record, line_of
-from postage.cli.output import MALFORMED, as_line
+from postage.cli.output import as_line
 from postage.messaging import GenericConsumer
 from postage.printable import printable
 

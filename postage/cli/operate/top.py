@@ -14,10 +14,11 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
-from postage.cli.operate.asking import Answer, Expected, Operator, ask, operator
-from postage.cli.operate.ps import RIGHT, TITLES, in_order, row_of
-from postage.cli.output import MALFORMED, console
+from postage.cli.operate.asking import Answer, Expected, Operator, ask, in_order, operator
+from postage.cli.operate.ps import RIGHT, TITLES, row_of
+from postage.cli.output import as_line, console
 from postage.printable import printable
 
 ORDERS = {'name': None, 'rate': 'rate', 'in hand': 'in_hand', 'p99': 'p99', 'handled': 'handled', 'failed': 'failed'}
@@ -29,6 +30,7 @@ KEYS = 'j k: choose   p: pause   r: resume   s: sort   q: end'
 class View:
     """What is shown, and which line of it is chosen.
 
+    :ivar answers: what is shown, sorted
     :ivar order: what it is sorted by
     :ivar said: what came of the last key
     """
@@ -36,7 +38,7 @@ class View:
     def __init__(self, order: str) -> None:
         self.order = order
         self.said = ''
-        self._answers: list[Answer] = []
+        self.answers: list[Answer] = []
         self._chosen = 0
 
     def update(self, answers: list[Answer]) -> None:
@@ -46,7 +48,7 @@ class View:
         field = ORDERS[self.order]
         if field is not None:
             told.sort(key=lambda answer: _figure(answer, str(field)), reverse=True)
-        self._answers = told
+        self.answers = told
         whos = [answer.who for answer in told]
         if chosen is not None and chosen.who in whos:
             self._chosen = whos.index(chosen.who)  # it stays chosen wherever it has moved
@@ -55,24 +57,24 @@ class View:
     @property
     def chosen(self) -> Answer | None:
         """The component that keys act on, if there is one."""
-        return self._answers[self._chosen] if self._chosen < len(self._answers) else None
+        return self.answers[self._chosen] if self._chosen < len(self.answers) else None
 
     def move(self, lines: int) -> None:
         """Choose another line."""
-        self._chosen = max(0, min(self._chosen + lines, len(self._answers) - 1))
+        self._chosen = max(0, min(self._chosen + lines, len(self.answers) - 1))
 
     def sort(self) -> None:
         """Sort by the next of :data:`ORDERS`."""
         names = list(ORDERS)
         self.order = names[(names.index(self.order) + 1) % len(names)]
-        self.update(self._answers)
+        self.update(self.answers)
 
     def __rich__(self) -> Group:
         rows = []
-        for number, answer in enumerate(self._answers):
+        for number, answer in enumerate(self.answers):
             with contextlib.suppress(*MALFORMED):
                 rows.append(('>' if number == self._chosen else '', *row_of(answer)))
-        head = f'{len(self._answers)} components, by {self.order}   {KEYS}'
+        head = f'{len(self.answers)} components, by {self.order}   {KEYS}'
         table = options.table_of(('', *TITLES), rows, RIGHT)
         return Group(Text(head, 'bold'), Text(printable(self.said)), table)
 
@@ -91,7 +93,10 @@ def _figure(answer: Answer, field: str) -> float:
 @click.option('--sort', 'order', type=click.Choice(list(ORDERS)), default='name', show_default=True, help='By what.')
 @click.option('--count', type=click.IntRange(1), help='End after so many looks.')
 @options.encoder
-def command(address: str, interval: float, order: str, count: int | None, attributes: dict[str, Any]) -> None:
+@click.option('--json', 'as_data', is_flag=True, help='Print JSON, a line for each look.')
+def command(
+    address: str, interval: float, order: str, count: int | None, attributes: dict[str, Any], as_data: bool
+) -> None:
     """Show the components that run, again and again. Keys pause the one that is chosen, resume it, and sort.
 
     Exit status: 0, or 1 if at the last look nobody was there.
@@ -102,7 +107,7 @@ def command(address: str, interval: float, order: str, count: int | None, attrib
     with (
         operator(interval, **attributes) as producer,
         _keys() as keyboard,
-        _shown(view) as show,
+        _shown(view, as_data) as show,
         contextlib.suppress(KeyboardInterrupt, _End),
     ):
         while count is None or looks < count:
@@ -117,8 +122,11 @@ def command(address: str, interval: float, order: str, count: int | None, attrib
 
 
 @contextlib.contextmanager
-def _shown(view: View) -> Iterator[Callable[[], None]]:
+def _shown(view: View, as_data: bool) -> Iterator[Callable[[], None]]:
     """What shows the view as it is now: over the last one on a terminal, below it elsewhere."""
+    if as_data:
+        yield lambda: click.echo(as_line([answer.value for answer in view.answers]))
+        return
     out = console()
     if not out.is_terminal:
         yield lambda: out.print(view)

@@ -13,11 +13,11 @@ import click
 
 from postage import errors
 from postage.cli.components import check_targets
-from postage.cli.doctor import quiet
 from postage.cli.doctor.broker import Broker, connected
 from postage.cli.doctor.program import Program, programs_of
 from postage.cli.operate import options
-from postage.cli.output import print_json
+from postage.cli.operate.bindings import UNCHECKED, ManagementUrl, bindings_of
+from postage.cli.output import print_json, quiet
 from postage.printable import printable
 
 
@@ -37,15 +37,27 @@ class Edge:
 @click.command('topology')
 @click.argument('targets', nargs=-1, required=True, metavar='MODULE:NAME...')
 @click.option('--check', is_flag=True, help='Look whether the broker has all of it, and as it is declared.')
+@click.option(
+    '--management',
+    type=ManagementUrl(),
+    envvar='POSTAGE_MANAGEMENT',
+    metavar='URL',
+    help="Where --check asks for the bindings: RabbitMQ's management API.",
+)
 @click.option('--dot', 'form', flag_value='dot', help='Print a graph for Graphviz.')
 @click.option('--mermaid', 'form', flag_value='mermaid', help='Print a graph for Mermaid.')
 @click.option('--timeout', type=click.FloatRange(0.1), default=10.0, show_default=True, help='Seconds for the broker.')
 @options.as_data
-def command(targets: tuple[str, ...], check: bool, form: str | None, timeout: float, as_data: bool) -> None:
+def command(
+    targets: tuple[str, ...], check: bool, management: str | None, form: str | None, timeout: float, as_data: bool
+) -> None:
     """Show the exchanges, queues and bindings that components declare. Nothing is declared.
 
     MODULE:NAME is a processor, a consumer or a producer: its class, an object, or a function that returns one or a
     list of them. They are made without a broker.
+
+    --check takes exchanges and queues as they are over AMQP, which cannot list bindings; with --management these are
+    checked, too, as the same user.
 
     Exit status: 0, or with --check 1 if something is missing, or is not as it is declared.
     """
@@ -53,18 +65,23 @@ def command(targets: tuple[str, ...], check: bool, form: str | None, timeout: fl
         check_targets(targets)
     except errors.ConfigurationError as error:
         raise click.UsageError(str(error)) from error
+    if as_data and form is not None:
+        raise click.UsageError(f'--json or --{form}, not both')
     with quiet():
         programs = programs_of(targets, None)
-        faults = [fault for program in programs for fault in _faults(program, timeout)] if check else []
+        faults = [fault for program in programs for fault in _faults(program, timeout, management)] if check else []
     for program in programs:
         if as_data:
-            print_json({**_as_data(program), **({'faults': faults} if check else {})})
+            checked = {'faults': faults, 'bindings_checked': management is not None} if check else {}
+            print_json({**_as_data(program), **checked})
         elif form is not None:
             click.echo(as_dot(edges_of(program)) if form == 'dot' else as_mermaid(edges_of(program)))
         else:
             _print(program)
     for fault in faults:
         click.echo(printable(fault), err=True)
+    if check and management is None and any(program.bindings for program in programs):
+        click.echo(UNCHECKED, err=True)
     sys.exit(1 if faults else 0)
 
 
@@ -152,7 +169,7 @@ def _as_data(program: Program) -> dict[str, Any]:
 # Against the broker
 
 
-def _faults(program: Program, timeout: float) -> Iterator[str]:
+def _faults(program: Program, timeout: float, management: str | None) -> Iterator[str]:
     """What the broker has not, or has otherwise. It declares nothing: what is missing is not asked about further."""
     with connected(program.settings, timeout) as broker:
         for name, parameters in program.exchanges.items():
@@ -162,6 +179,15 @@ def _faults(program: Program, timeout: float) -> Iterator[str]:
             if not queue.flags.get('exclusive'):  # which is there only while the component runs
                 declared = {'queue': queue.name, **queue.flags}
                 yield from _fault(broker, f'queue {queue.name!r}', 'queue_declare', declared, {'queue': queue.name})
+
+    if management is not None:
+        existing = bindings_of(management, program.settings, timeout)
+        temporary = {queue.name for queue in program.queues.values() if queue.flags.get('exclusive')}
+        for binding in program.bindings:
+            if binding not in existing and binding.queue not in temporary:
+                with_arguments = f' and arguments {binding.arguments}' if binding.arguments else ''
+                what = f'queue {binding.queue!r} to exchange {binding.exchange!r} by key {binding.routing_key!r}'
+                yield f'the binding of {what}{with_arguments} is missing'
 
 
 def _fault(broker: Broker, about: str, method: str, declared: dict[str, Any], name: dict[str, str]) -> Iterator[str]:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from postage.cli.components import check_targets
 from postage.cli.run import logs
-from postage.cli.run.options import Options, of_project
-from postage.errors import ConfigurationError
+from postage.cli.run.options import PROJECT, SECTION, Options, of_project
+from postage.cli.run.status import StatusServer, address_of
+from postage.errors import ConfigurationError, PostageError
+
+logger = logging.getLogger('postage.run')
 
 PREFIX = 'POSTAGE_RUN'
 
@@ -23,7 +29,22 @@ class RunCommand(click.Command):
     def make_context(self, *args: Any, **kwds: Any) -> click.Context:
         known = [parameter.name for parameter in self.params if parameter.name and parameter.name != 'help']
         kwds['default_map'] = of_project(known)
-        return super().make_context(*args, **kwds)
+        try:
+            return super().make_context(*args, **kwds)
+        except click.BadParameter as error:
+            error.param_hint = _where(error) or error.param_hint
+            raise
+
+
+def _where(error: click.BadParameter) -> str | None:
+    """Where a value stands that is no option's."""
+    if error.param is None or error.param.name is None or error.ctx is None:
+        return None
+    name = error.param.name
+    source = error.ctx.get_parameter_source(name)
+    if source is ParameterSource.ENVIRONMENT:
+        return f'{PREFIX}_{name.upper()}'
+    return f'{PROJECT}: [{SECTION}] {name.replace("_", "-")}' if source is ParameterSource.DEFAULT_MAP else None
 
 
 @click.command('run', cls=RunCommand, context_settings={'auto_envvar_prefix': PREFIX})
@@ -35,7 +56,13 @@ class RunCommand(click.Command):
 )
 @click.option('--reload', is_flag=True, help='Replace the workers when a source changes (needs postage[run]).')
 @click.option(
-    '--reload-dir', 'reload_dirs', multiple=True, default=['.'], metavar='DIR', help='Where they are; may be repeated.'
+    '--reload-dir',
+    'reload_dir',
+    type=click.Path(exists=True, file_okay=False),
+    multiple=True,
+    default=['.'],
+    metavar='DIR',
+    help='Where they are; may be repeated.',
 )
 @click.option('--log-format', type=click.Choice(['text', 'json']), default='text', show_default=True)
 @click.option(
@@ -63,12 +90,22 @@ def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) ->
     Exit status: 0 if all ended well, 1 if it could not begin, 2 if it was called wrongly, 3 if something in hand was
     interrupted.
     """
-    from postage.cli.run.reload import watch
-    from postage.cli.run.status import StatusServer
-    from postage.cli.run.supervisor import Supervisor
-
     options = _checked(components, given)
     logs.configure(options.log_format, options.log_level)
+    _warn_of_variables(ctx.command.params)
+    try:
+        ctx.exit(_run(options))
+    except PostageError as error:
+        if options.log_format != 'json':
+            raise
+        logger.critical('%s', error)  # an object, too, as all that is said
+        ctx.exit(1)
+
+
+def _run(options: Options) -> int:
+    from postage.cli.run.reload import watch
+    from postage.cli.run.supervisor import Supervisor
+
     supervisor = Supervisor(options)
     with contextlib.ExitStack() as stack:
         if options.reload:
@@ -77,8 +114,15 @@ def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) ->
         if options.status is not None:
             server = StatusServer(options.status, supervisor.reports)
             stack.callback(server.close)
-            logging.getLogger('postage.run').info('status at %s/ready', server.url)
-        ctx.exit(supervisor.run())
+            logger.info('status at %s/ready', server.url)
+        return supervisor.run()
+
+
+def _warn_of_variables(parameters: Iterable[click.Parameter]) -> None:
+    """A variable that means nothing is a slip."""
+    known = {f'{PREFIX}_{parameter.name}'.upper() for parameter in parameters}
+    for name in sorted(name for name in os.environ if name.startswith(f'{PREFIX}_') and name not in known):
+        logger.warning('%s means nothing; there are %s', name, ', '.join(sorted(known)))
 
 
 def _checked(components: tuple[str, ...], given: dict[str, Any]) -> Options:
@@ -86,8 +130,10 @@ def _checked(components: tuple[str, ...], given: dict[str, Any]) -> Options:
         raise ConfigurationError('postage run needs POSIX: signals, and sockets that child processes inherit')
     try:
         check_targets(components)
+        if given['status'] is not None:
+            address_of(given['status'])
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     if not components:
         raise click.UsageError(f'name what to run: MODULE:NAME, {PREFIX}_COMPONENTS, or "components" in pyproject.toml')
-    return Options(components, **{**given, 'reload_dirs': tuple(given['reload_dirs'])})
+    return Options(components, reload_dirs=tuple(given.pop('reload_dir')), **given)

@@ -6,10 +6,13 @@ import datetime
 import json
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from postage.printable import printable
+
+logger = logging.getLogger('postage.run')
 
 Fields = Callable[[logging.LogRecord], dict[str, Any]]
 """What is known of that which a record is about, by name."""
@@ -18,7 +21,7 @@ TEXT = '%(asctime)s %(levelname)s %(name)s: %(message)s'
 
 
 def configure(log_format: str, level: str, fields: Sequence[Fields] = ()) -> None:
-    """Log to standard error.
+    """Log to standard error, warnings and exceptions that nothing catches included.
 
     :param log_format: ``text`` or ``json``
     :param level: such as ``info``
@@ -29,6 +32,27 @@ def configure(log_format: str, level: str, fields: Sequence[Fields] = ()) -> Non
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(level.upper())
+    logging.captureWarnings(True)
+    sys.excepthook = lambda *what: logger.critical('the process ends by an exception', exc_info=what)
+    threading.excepthook = _of_thread
+    sys.unraisablehook = _unraisable
+
+
+def _of_thread(what: Any) -> None:
+    if what.exc_type is not SystemExit:
+        name = what.thread.name if what.thread is not None else 'unknown'
+        logger.error(
+            'thread %s ended by an exception', name, exc_info=(what.exc_type, what.exc_value, what.exc_traceback)
+        )
+
+
+def _unraisable(what: Any) -> None:
+    text = what.err_msg or 'exception ignored in'
+    logger.error('%s %r', text, what.object, exc_info=_exception(what))
+
+
+def _exception(what: Any) -> Any:
+    return what.exc_type, what.exc_value, what.exc_traceback
 
 
 class _Known:

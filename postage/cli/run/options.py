@@ -71,7 +71,7 @@ def of_project(known: Collection[str] | None = None, path: str = PROJECT) -> dic
     own = section.pop('run', {})
     if not isinstance(own, dict):
         raise ConfigurationError(f'{path}: [{SECTION}] run must be a section; the components are named by "components"')
-    given = {name.replace('-', '_'): value for name, value in {**section, **own}.items()}
+    given = {name.replace('-', '_'): _as_text(value) for name, value in {**section, **own}.items()}
     for name in given:
         if known is not None and name not in known:
             options = ', '.join(sorted(each.replace('_', '-') for each in known))
@@ -79,19 +79,26 @@ def of_project(known: Collection[str] | None = None, path: str = PROJECT) -> dic
     return given
 
 
+def _as_text(value: Any) -> Any:
+    """A value as it would be written on a command line, which then tells 2 from 2.5 and true."""
+    return [str(each) for each in value] if isinstance(value, list) else str(value)
+
+
 def _section(file: Path) -> dict[str, Any]:
     """The section of a file; nothing is needed to read one that has none."""
     try:
         text = file.read_text(encoding='utf-8')
-        if SECTION not in text:
+        if SECTION.rpartition('.')[2] not in text:
             return {}
         toml = _toml(file)
         section: Any = toml.loads(text)
         for part in SECTION.split('.'):
-            section = section.get(part, {})
-        return dict(section)
-    except (OSError, ValueError, AttributeError) as error:
+            section = section.get(part, {}) if isinstance(section, dict) else section
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f'{file} cannot be read: {error}') from error
+    if not isinstance(section, dict):
+        raise ConfigurationError(f'{file}: [{SECTION}] must be a section')
+    return dict(section)
 
 
 def _toml(file: Path) -> Any:

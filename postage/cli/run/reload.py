@@ -14,15 +14,12 @@ def watch(directories: Sequence[str], changed: Callable[[str], None]) -> Callabl
 
     :param changed: called in that thread with the names of what has changed
     :return: ends it
-    :raises ConfigurationError: ``watchfiles`` is not installed, or there is no such directory
+    :raises ConfigurationError: ``watchfiles`` is not installed
     """
     try:
         import watchfiles
     except ImportError:
         raise ConfigurationError("--reload needs watchfiles, which comes with: pip install 'postage[run]'") from None
-    for directory in directories:
-        if not os.path.isdir(directory):
-            raise ConfigurationError(f'--reload-dir: there is no directory {directory!r}')
     over = threading.Event()
 
     def look() -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
-from postage.cli.components import components_of
+from postage.cli.components import components_of, is_of_program
 from postage.cli.run import logs
 from postage.cli.run.line import CUT, FAILED, Line
 from postage.cli.run.message_fields import MessageFields
@@ -41,23 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     try:
         worker.make(options.components)
     except PostageError as error:
-        if error.__cause__ is not None and not isinstance(error.__cause__, PostageError) and _is_of_program(error):
+        if is_of_program(error):
             logger.error('the program raised as it was loaded', exc_info=error.__cause__)
         worker.line.say(failed=printable(str(error)))
         return FAILED
     fields.append(MessageFields(worker.components))
     return worker.run()
-
-
-def _is_of_program(error: PostageError) -> bool:
-    """Whether the program's own code raised, so that where it did is worth showing."""
-    traceback = error.__cause__.__traceback__ if error.__cause__ is not None else None
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    raised_in = traceback.tb_frame.f_code.co_filename if traceback is not None else ''
-    return isinstance(error.__cause__, SyntaxError) or not (
-        raised_in.startswith('<frozen') or raised_in.endswith(('importlib/__init__.py', 'components.py'))
-    )
 
 
 class Worker:

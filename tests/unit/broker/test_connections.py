@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import struct
 from collections.abc import Callable
@@ -16,9 +15,9 @@ from postage.broker.connection import HANDSHAKE_SECONDS
 from postage.broker.node import Node
 from support.broker_client import Client
 from support.channels import PROTOCOL_HEADER, content_frames, method_frame, raw_frame
+from support.soak import IS_SOAK
 
-SOAK = os.environ.get('POSTAGE_SOAK', '') not in ('', '0')
-HOSTILE_INPUTS = 20_000 if SOAK else 2000
+HOSTILE_INPUTS = 20_000 if IS_SOAK else 2000
 
 
 @pytest.fixture
