@@ -74,6 +74,7 @@ class Delivery:
     :ivar receipts: of what its handlers have published so far
     :ivar position: how far its stream has been handled, where it comes from one
     :ivar span: in which it is handled, where that is traced
+    :ivar cancel_id: what the request is called where it is cancelled, if that is not its correlation id
     :ivar retries: how the broker delays the retries of its queue, where it does
     """
 
@@ -81,6 +82,7 @@ class Delivery:
         '_content',
         '_properties',
         'body',
+        'cancel_id',
         'channel',
         'consumer_tag',
         'delivery_tag',
@@ -107,6 +109,7 @@ class Delivery:
         self.span: Any = None
         self.position: Position | None = None
         self.is_handled = False
+        self.cancel_id: str | None = None
         self._content = content
         self._properties: pika.spec.BasicProperties | None = None
 
@@ -172,10 +175,7 @@ class Delivery:
     @property
     def cancelled(self) -> bool:
         """Whether its caller has said that it wants no answer any more, for a handler that can stop. Any thread."""
-        try:
-            return self.answerable.correlation_id in cancelled.until
-        except errors.DecodingError:
-            return False
+        return (self.cancel_id or self.salvaged.correlation_id) in cancelled.until
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from postage.amqp.turns import alarm_of_thread, own, read_by_this_thread
 from postage.messaging import deadlines, deadlocks, tracing
 from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
-from postage.messaging.options import GATHER_OPTIONS, RPC_OPTIONS, further_properties, number, pack, take_options
+from postage.messaging.options import (
+    GATHER_OPTIONS,
+    RPC_OPTIONS,
+    check_number,
+    further_properties,
+    number,
+    pack,
+    take_options,
+)
 from postage.messaging.routed import Routed
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
@@ -45,6 +53,14 @@ class Caller(Routed):
     reply_queue_per_call: bool = False
     rpc_queue_expires: float = 600.0
 
+    def _check_class(self) -> None:
+        """See that what a class of producers says of its calls makes sense.
+
+        :raises errors.ConfigurationError: it does not
+        """
+        for name in ('rpc_timeout', 'gather_timeout', 'max_retry', 'rpc_queue_expires'):
+            check_number(getattr(self, name), f'{type(self).__name__}.{name}', whole=name == 'max_retry')
+
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, or one of its kin; an exact builder wins over these."""
         for prefix, method, options in (
@@ -53,20 +69,21 @@ class Caller(Routed):
             ('rpc_gather_', self._rpc_gather, GATHER_OPTIONS),
         ):
             if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
-                return self._rpc_caller('rpc_' + name[len(prefix) :], method, options)
-        return self._rpc_caller(name, self._rpc, RPC_OPTIONS)
+                return self._rpc_caller(name, 'rpc_' + name[len(prefix) :], method, options)
+        return self._rpc_caller(name, name, self._rpc, RPC_OPTIONS)
 
     def _has_builder(self, builder: str) -> bool:
         return builder in self.__dict__ or hasattr(type(self), builder)
 
     def _rpc_caller(
-        self, name: str, method: Callable[[str, Any, dict[str, Any]], Any], known: Sequence[str]
+        self, called: str, name: str, method: Callable[[str, Any, dict[str, Any]], Any], known: Sequence[str]
     ) -> Callable[..., Any]:
+        """What the user calls, which sends the request ``name``."""
         builder, command = f'build_{name}', name[len('rpc_') :]
         own, cls = self.__dict__, type(self)
 
         def call(*args: Any, **kwds: Any) -> Any:
-            options = take_options(kwds, known, name, self) if kwds else kwds
+            options = take_options(kwds, known, called, self, builder) if kwds else kwds
             if builder in own or hasattr(cls, builder):
                 return method(name, self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
@@ -83,15 +100,23 @@ class Caller(Routed):
             deadlocks.refuse(scheduler, self._settings, name, route, self.channel)
         alarm = alarm_of_thread()
         if alarm is None:
-            return self._rpc_future(name, message, options).result()
-        answer = Answer(alarm)
+            future = self._rpc_future(name, message, options)
+            try:
+                return future.result()
+            finally:
+                future.cancel()  # where it was interrupted
+        answer, call = Answer(alarm), None
         thread = this_thread
         outer = thread.batch
         if outer is None:
             thread.batch = []  # sent as soon as it is complete, by the wait: this thread has nothing else to do
         try:
-            self._call(name, message, options, answer)
+            call = self._call(name, message, options, answer)
             return answer.wait(self._connection)
+        except BaseException:  # such as Ctrl-C: its answer is not waited for any more
+            if call is not None:
+                client_of(self._connection).abandon(call.correlation_id)
+            raise
         finally:
             if outer is None:
                 thread.batch = None
@@ -184,7 +209,10 @@ class Caller(Routed):
                 self._connection.ask(client.canceller.send_steps, CANCEL_TIMEOUT)
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
-        """Send the request once, and return the queue that its answer will be in."""
+        """Send the request once, and return the queue that its answer will be in.
+
+        :raises errors.Unroutable: no queue took it; there is no queue for an answer then, either
+        """
         self._check_open()
         exchange, key = self._routes_of(options)[0]
         message.fingerprint(**self.fingerprint)
@@ -211,7 +239,7 @@ class Caller(Routed):
         self._connection.ask(lambda: declare_queue(self._connection.control, queue))
         publisher = self._connection.publisher(True)
         receipt = Receipt(message_id, 1, True, Ledger(publisher))
-        outgoing = Outgoing(exchange, key, self.mandatory, properties, encoded, receipt, resend=False)
+        outgoing = Outgoing(exchange, key, True, properties, encoded, receipt, resend=False)
         publisher.publish(outgoing, self.publish_timeout)
         try:
             receipt.wait(self.publish_timeout)
@@ -233,12 +261,15 @@ class Caller(Routed):
         :param callback: called with each decoded body, in the calling thread
         :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
         :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
+        :raises errors.ConfigurationError: one of these is no such number
         :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
         :raises errors.NotFound: there is no such queue
         """
         self._check_open()
         results: list[MessageResult] = []
-        deadline = time.monotonic() + (self.rpc_timeout if timeout is None or timeout < 0 else timeout)
+        check_number(result_len, 'result_len', whole=True)
+        is_negative = isinstance(timeout, (int, float)) and timeout < 0
+        deadline = time.monotonic() + number({'timeout': None if is_negative else timeout}, 'timeout', self.rpc_timeout)
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)
         replies = bodies_in(queue, self._connection, result_len, deadline, self._signatures)

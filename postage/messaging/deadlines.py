@@ -14,7 +14,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp.deliveries import Delivery, current
-from postage.printable import shown
+from postage.messaging.options import check_number
 
 of_block: ContextVar[float | None] = ContextVar('postage_deadline', default=None)
 """Until when the block of a ``with deadline(…)`` may take, on the monotonic clock."""
@@ -32,9 +32,7 @@ class deadline:  # noqa: N801 - it is written as a call: with deadline(2.0)
     """
 
     def __init__(self, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-            raise errors.ConfigurationError(f'a deadline must be a number of seconds, 0 or more, not {shown(seconds)}')
-        self._seconds = seconds
+        self._seconds = check_number(seconds, 'a deadline in seconds')
         self._outer: list[float | None] = []
 
     def __enter__(self) -> deadline:

@@ -40,8 +40,8 @@ class Gathering(Future[Replies]):
 
     ``for reply in gathering`` takes them as they come, and blocks; ``async for`` does so in a coroutine. A microthread
     yields the gathering, and gets all of them at its end, as :meth:`result` gives them; or it yields :meth:`next` again
-    and again. It ends at the time-out, or when as many have come as were expected. To leave a ``with``, or
-    :meth:`close`, ends it early. What is still being worked at when it ends is cancelled, as far as that can be.
+    and again. It ends at the time-out, or when as many have come as were expected. To leave such a loop, or a ``with``,
+    and :meth:`close`, end it early. What is still being worked at when it ends is cancelled, as far as that can be.
 
     :ivar replies: those that have come so far
     :ivar correlation_id: of the request
@@ -72,14 +72,19 @@ class Gathering(Future[Replies]):
         return future
 
     def __iter__(self) -> Iterator[MessageResult]:
-        """Take the replies as they come. Blocks; any thread, which reads the connection meanwhile where that helps."""
-        while (reply := self._await(self.next())) is not None:
-            yield reply
+        """Take the replies as they come. Blocks; any thread, which reads the connection meanwhile where that helps.
+
+        To leave the loop before its end ends the gathering.
+        """
+        with self:
+            while (reply := self._await(self.next())) is not None:
+                yield reply
 
     async def __aiter__(self) -> AsyncIterator[MessageResult]:
-        """Take the replies as they come, in a coroutine."""
-        while (reply := await asyncio.wrap_future(self.next())) is not None:
-            yield reply
+        """Take the replies as they come, in a coroutine. To leave the loop before its end ends the gathering."""
+        with self:
+            while (reply := await asyncio.wrap_future(self.next())) is not None:
+                yield reply
 
     def result(self, timeout: float | None = None) -> Replies:
         """Wait for the end, and return all replies. Blocks; any thread.

@@ -11,31 +11,32 @@ from postage import errors
 from postage.messaging.messages import Message, MessageCommand, MessageResult, MessageStatus
 
 TYPES = frozenset(cls.type for cls in (Message, MessageCommand, MessageStatus, MessageResult))
-"""The types of the messages that Postage knows. Any other word may be a type as well."""
+"""The types of the messages that Postage knows. Others are those of classes derived from ``messaging.Message``."""
 
 ALIKE = 0.8  # difflib's ratio, from which a word is taken for another one that is written wrongly
 
 
 def check_type(label: str, type: str, name: str | None) -> None:
-    """See that the type of a handler's messages is no mistyped one, nor in the place of the name.
+    """See that there are messages of the type of a handler: no mistyped one, nor one in the place of the name.
 
     :param label: what to call the handler
-    :raises errors.ConfigurationError: it is
+    :raises errors.ConfigurationError: there are none
     """
     known = _known_types()
     if type in known:
         return
+    wrong = f'the handler {label} takes messages of type {type!r}'
     alike = difflib.get_close_matches(type.strip().lower(), known, 1, ALIKE)
     if alike:
-        raise errors.ConfigurationError(
-            f'the handler {label} takes messages of type {type!r}: is {alike[0]!r} meant? A type of your own that '
-            'reads like this one has to be that of a class derived from messaging.Message'
-        )
-    if not type or name in TYPES:
-        raise errors.ConfigurationError(
-            f'the handler {label} takes messages of type {type!r} and name {name!r}: the type comes first, as in '
-            "('command', 'echo')"
-        )
+        wrong += f': is {alike[0]!r} meant?'
+    elif not type or name is None or name in TYPES:
+        wrong += f" and name {name!r}: the type comes first, as in ('command', 'echo')."
+    else:
+        wrong += ', which no messages have.'
+    words = ', '.join(repr(each) for each in sorted(known))
+    raise errors.ConfigurationError(
+        f'{wrong} The types are {words}; one of your own is that of a class derived from messaging.Message'
+    )
 
 
 def _known_types() -> set[str]:

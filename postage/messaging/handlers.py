@@ -381,7 +381,8 @@ def _declared(cls: type) -> dict[str, Mapping[str, Any]]:
     for ancestor in reversed(cls.__mro__):
         answering: dict[tuple[str, str | None], list[str]] = {}
         for attribute, value in list(vars(ancestor).items()):
-            marks = getattr(value, '__dict__', {})
+            # A class method or a static one has the marks that the function in it was given.
+            marks = {**getattr(getattr(value, '__func__', None), '__dict__', {}), **getattr(value, '__dict__', {})}
             if marks.get(_HANDLERS):
                 declared[attribute] = marks
                 for data in marks[_HANDLERS]:

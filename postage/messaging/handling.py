@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextvars
 import dataclasses
 import functools
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
+from threading import TIMEOUT_MAX
 from time import monotonic, time
 from typing import Any
 
@@ -16,24 +17,27 @@ from postage import errors
 from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
+from postage.amqp.durations import BOUNDS
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
-from postage.messaging.counting import BOUNDS, Figures
+from postage.messaging.counting import Figures
+from postage.messaging.deadlines import limit_of
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final
 from postage.messaging.gate import Gate
+from postage.messaging.gathering import Gathering
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
 from postage.messaging.hooks import Hook, MessageContext, around_message, failed_by
 from postage.messaging.messages import MessageResultError, check_envelope
-from postage.messaging.outcomes import HANDLED, Failure, FilterError, Outcome, Reason, Then
+from postage.messaging.outcomes import CANCELLED, HANDLED, Failure, FilterError, Outcome, Reason, Then
 from postage.messaging.properties import attempt_of
 from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Host, Source
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
-from postage.messaging.unwanted import why_unwanted
-from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
+from postage.messaging.unwanted import UNWANTED, why_unwanted
+from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread, Timer
 from postage.printable import shown, text_of
 from postage.settings import clock_tolerance
 
@@ -79,6 +83,7 @@ class Dispatcher:
     :ivar is_paused: whether nothing new is to be begun before that ends; written by any thread
     :ivar is_draining: whether what has been delivered is handled, and nothing more is delivered
     :ivar ends_by: how a handler has asked to end the processor, if one has
+    :ivar tolerance: seconds by which the clocks of callers may differ
     """
 
     def __init__(
@@ -106,7 +111,7 @@ class Dispatcher:
         self._own_ack = source.own_ack
         if source.gate is not None:
             self._begin = functools.partial(self._begin_admitted, source.gate)  # type: ignore[method-assign]
-        self._tolerance = clock_tolerance()
+        self.tolerance = clock_tolerance()
         self.take = self._begin if host.max_deliveries is None else self._begin_counted
 
     # Life
@@ -182,12 +187,12 @@ class Dispatcher:
                 addresses = self._source.reply_addresses
                 reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 if self._source.gate is not None:
-                    reply.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
+                    reply.cancel_id = delivery.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
                 deadline = reply.header.deadline
                 # Looked at here, without a call for each request.
-                is_late = deadline is not None and time() - deadline / 1000 > self._tolerance
+                is_late = deadline is not None and time() - deadline / 1000 > self.tolerance
                 if is_late or reply.cancel_id in cancelled.until:
-                    unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
+                    unwanted = why_unwanted(reply.header, self.tolerance, reply.cancel_id)
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
                     self._settle(delivery, HANDLED)
                     return
@@ -466,6 +471,7 @@ class Handling(MicroThread):
         self._body = body
         self._reply = reply
         self._can_be_closed = False  # by a cancel
+        self._in_pool: Future[Any] | None = None  # a threaded handler
         self.label = ', '.join(entry.label for entry in entries)
 
     @property
@@ -496,20 +502,20 @@ class Handling(MicroThread):
         if entry.colour is Colour.PLAIN:
             return call_plain(entry, self._body, self._reply, self._delivery)
         assert self.scheduler is not None
-        timer, figures = None, entry.figures
+        figures = entry.figures
         figures.begun[self._delivery] = monotonic()
+        timers = self._timers_of(entry)
         try:
-            if entry.timeout is not None:
-                timer = self.scheduler.call_later(entry.timeout, functools.partial(self._time_is_up, entry))
-            with cancelled.watching(self._id_to_watch(entry), self._on_cancel):
+            with cancelled.watching(self._id_to_watch(), self._on_cancel):
                 result = yield from self._run(entry, self.scheduler)
             if self._reply is not None and result is not None and not self._reply.sent:
                 self._reply(result)
             figures.ended(self._delivery)
             return HANDLED
-        except _Cancelled:
-            logger.info('%s was closed: its caller wants no answer any more', entry.label)
-            return HANDLED
+        except _Cancelled as cancel:
+            logger.info('%s was %s: %s', entry.label, cancel.verb, cancel.why)
+            figures.cancelled += 1
+            return CANCELLED
         except _TimeIsUp:
             return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
         except Exception as error:
@@ -517,8 +523,22 @@ class Handling(MicroThread):
         finally:
             self._can_be_closed = False
             figures.begun.pop(self._delivery, None)  # of a handler that was closed before its end
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
+
+    def _timers_of(self, entry: Entry) -> list[Timer]:
+        """What is to happen when the handler has taken too long: for its own time-out, and for its request."""
+        assert self.scheduler is not None
+        later, timers = self.scheduler.call_later, []
+        if entry.timeout is not None:
+            timers.append(later(entry.timeout, functools.partial(self._time_is_up, entry)))
+        until = limit_of(self._delivery) if self._reply is not None else None
+        if until is not None:
+            # At its deadline the caller itself cancels it, unless it was killed, or cannot reach the broker.
+            seconds = until - monotonic() + self._dispatcher.tolerance
+            if seconds < TIMEOUT_MAX:
+                timers.append(later(seconds, functools.partial(self._close_cancelled, 'its deadline has passed')))
+        return timers
 
     def _raised(self, entry: Entry, error: Exception) -> Outcome:
         entry.figures.ended(self._delivery)
@@ -526,18 +546,22 @@ class Handling(MicroThread):
         entry.figures.raised(outcome)
         return outcome
 
-    def _id_to_watch(self, entry: Entry) -> str | None:
+    def _id_to_watch(self) -> str | None:
         """The id of a request whose handler is closed when it is cancelled."""
-        self._can_be_closed = self._reply is not None and entry.colour is not Colour.THREADED
-        return self._reply.cancel_id if self._reply is not None and self._can_be_closed else None
+        self._can_be_closed = self._reply is not None
+        return self._reply.cancel_id if self._reply is not None else None
 
     def _on_cancel(self) -> None:
         """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""
-        self._dispatcher.unsettled.leave(self._close_cancelled)
+        self._dispatcher.unsettled.leave(functools.partial(self._close_cancelled, UNWANTED))
 
-    def _close_cancelled(self) -> None:
-        if self._can_be_closed and self.scheduler is not None:
-            self.scheduler.interrupt(self, _Cancelled())
+    def _close_cancelled(self, why: str) -> None:
+        if not self._can_be_closed or self.scheduler is None:
+            return
+        if self._in_pool is None:
+            self.scheduler.interrupt(self, _Cancelled('closed', why))
+        elif self._in_pool.cancel():  # no thread has begun it; one that has goes on, and may look whether it is wanted
+            self.scheduler.interrupt(self, _Cancelled('dropped before it began', why))
 
     def _time_is_up(self, entry: Entry) -> None:
         if entry.colour is Colour.THREADED:
@@ -548,8 +572,11 @@ class Handling(MicroThread):
     def _run(self, entry: Entry, scheduler: MicroScheduler) -> Generator[Any, Any, Any]:
         """Run one handler that is not plain, and return its result."""
         if entry.colour is Colour.THREADED:
-            context = contextvars.copy_context()
-            return (yield scheduler.executor.submit(context.run, entry, self._body, self._reply))
+            self._in_pool = scheduler.executor.submit(self._run_in_thread, entry)
+            try:
+                return (yield self._in_pool)
+            finally:
+                self._in_pool = None
         running = self.inner = entry(self._body, self._reply)
         if entry.colour is Colour.GENERATOR:
             return (yield from self._run_generator(running))
@@ -559,6 +586,14 @@ class Handling(MicroThread):
         except (_Cut, GeneratorExit):
             future.cancel()
             raise
+
+    def _run_in_thread(self, entry: Entry) -> Any:
+        """Run a handler in a thread of the pool, unless its answer has become unwanted while it waited for one."""
+        reply = self._reply
+        why = why_unwanted(reply.header, self._dispatcher.tolerance, reply.cancel_id) if reply is not None else ''
+        if why:
+            raise _Cancelled('dropped before it began', why)
+        return entry(self._body, reply)
 
     def _run_generator(self, handler: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         """``yield from``, but for the two ways in which it is cut short: both close the handler."""
@@ -575,15 +610,21 @@ class Handling(MicroThread):
             try:
                 resume, value = handler.send, (yield wanted)
             except (_Cut, GeneratorExit):
-                handler.close()
-                if isinstance(wanted, RpcFuture):
+                if isinstance(wanted, (RpcFuture, Gathering)):
                     wanted.cancel()  # nobody waits for it any more
+                self._close(handler)
                 raise
             except BaseException as error:
                 resume, value = handler.throw, error
             finally:
                 if asks_itself:
                     self._dispatcher.set_aside(-1)
+
+    def _close(self, handler: Generator[Any, Any, Any]) -> None:
+        try:
+            handler.close()
+        except Exception:  # of what it does at its end: it is closed all the same
+            logger.exception('%s raised while it was closed', self.label)
 
 
 class _Cut(BaseException):
@@ -595,7 +636,15 @@ class _TimeIsUp(_Cut):
 
 
 class _Cancelled(_Cut):
-    """Its caller wants no answer any more."""
+    """Its caller wants no answer any more.
+
+    :param verb: what was done to it, in words
+    :param why: in words
+    """
+
+    def __init__(self, verb: str, why: str) -> None:
+        super().__init__(verb, why)
+        self.verb, self.why = verb, why
 
 
 def raised(

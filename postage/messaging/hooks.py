@@ -31,8 +31,9 @@ class MessageContext:
     :ivar state: what the hooks of this message keep
     :ivar body: the message's body
     :ivar delivery: how it was delivered
-    :ivar outcome: ``'handled'``; ``'unhandled'``: no handler takes it; ``'dropped'`` by ``FilterError``; ``'retried'``:
-        it is handled again, after a pause; ``'rejected'`` by ``RejectMessage``; ``'dead'``: given up for an exception
+    :ivar outcome: ``'handled'``; ``'unhandled'``: no handler takes it; ``'dropped'`` by ``FilterError``;
+        ``'cancelled'``: the handler was closed, for its caller wants no answer any more; ``'retried'``: it is handled
+        again, after a pause; ``'rejected'`` by ``RejectMessage``; ``'dead'``: given up for an exception
     :ivar exception: what a handler, or ``before_handling``, raised
     :ivar duration: how many seconds its handlers took
     """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,17 +32,20 @@ def pack(args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
     return kwds
 
 
-def take_options(kwds: dict[str, Any], names: Sequence[str], method: str, owner: object = None) -> dict[str, Any]:
+def take_options(
+    kwds: dict[str, Any], names: Sequence[str], method: str, owner: object = None, builder: str = ''
+) -> dict[str, Any]:
     """Move the special keywords out of a call's arguments.
 
     :param method: that was called
     :param owner: whose builder may take other arguments that begin with an underscore
+    :param builder: the name of that
     :raises TypeError: there is one that begins with an underscore, and nothing knows it
     """
     options = {name: kwds.pop(name) for name in names if name in kwds}
     strays = [name for name in kwds if name.startswith('_')]
     if strays:
-        taken = _parameters_of(getattr(owner, f'build_{method}', None))
+        taken = _parameters_of(getattr(owner, builder, None))
         refuse_unknown([name for name in strays if taken is not None and name not in taken], names, method)
     return options
 
@@ -117,10 +122,14 @@ def _milliseconds(expiration: Any) -> str:
 def number(options: dict[str, Any], name: str, default: float, whole: bool = False) -> float:
     """A number among the options, 0 or more; the default where it is left out."""
     value = options.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not value >= 0:
+    return default if value is None else check_number(value, name, whole)
+
+
+def check_number(value: Any, name: str, whole: bool = False) -> float:
+    """A number as given by the user, 0 or more, infinity included, or a clear error."""
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not (0 <= value <= sys.float_info.max or value == math.inf):
         raise errors.ConfigurationError(
             f'{name} must be {"a whole" if whole else "a"} number, 0 or more, not {shown(value)}'
         )
-    return value
+    return int(value) if whole else float(value)

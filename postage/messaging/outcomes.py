@@ -63,9 +63,10 @@ class Pause:
         return self.milliseconds / 1000
 
 
-Fate = Literal['handled', 'dropped', 'retried', 'rejected', 'dead']
-"""What becomes of a message: it is handled to its end; a handler raised ``FilterError``; it is handled again, after a
-pause; a handler raised ``RejectMessage``; another exception, and it is given up."""
+Fate = Literal['handled', 'dropped', 'cancelled', 'retried', 'rejected', 'dead']
+"""What becomes of a message: it is handled to its end; a handler raised ``FilterError``; its handler was closed, for
+its caller wants no answer any more; it is handled again, after a pause; a handler raised ``RejectMessage``; another
+exception, and it is given up."""
 
 Then = Literal['exit', 'restart', 'end']
 """What a processor does after a message: end the loop of its scheduler, run the program again, or end itself."""
@@ -81,6 +82,7 @@ class Outcome:
     :ivar failure: why it is not acknowledged
     :ivar pause: after which it is to be handled again, instead of being dead
     :ivar error: what was raised, if anything was
+    :ivar is_cancelled: whether its handler was closed because no answer is wanted any more
     """
 
     acknowledge: bool
@@ -89,6 +91,7 @@ class Outcome:
     failure: Failure | None = None
     pause: Pause | None = None
     error: BaseException | None = None
+    is_cancelled: bool = False
 
     @property
     def fate(self) -> Fate:
@@ -97,6 +100,8 @@ class Outcome:
             return 'retried'
         if self.failure is not None:
             return 'rejected' if self.failure.reason == 'rejected' else 'dead'
+        if self.is_cancelled:
+            return 'cancelled'
         return 'handled' if self.then is not None or self.error is None else 'dropped'
 
     def and_also(self, other: Outcome) -> Outcome:
@@ -112,10 +117,12 @@ class Outcome:
             failure=self.failure or other.failure,
             pause=max(pauses, key=lambda pause: pause.milliseconds, default=None),
             error=self.error if self.failure is not None or other.error is None else other.error,
+            is_cancelled=self.is_cancelled or other.is_cancelled,
         )
 
 
 HANDLED = Outcome(acknowledge=True)
+CANCELLED = Outcome(acknowledge=True, is_cancelled=True)
 
 _OUTCOMES: tuple[tuple[type[Exception], Outcome], ...] = (
     (FilterError, HANDLED),

@@ -60,6 +60,7 @@ class GenericProducer(Caller):
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
+        self._check_class()
         super().__init__(fingerprint, hup, vhost)
         with self._connecting('publishing'):
             self._publisher = self._connection.publisher(self.confirms)
@@ -145,7 +146,7 @@ class GenericProducer(Caller):
         own, cls = self.__dict__, type(self)
 
         def send(*args: Any, **kwds: Any) -> Receipt:
-            options = take_options(kwds, PUBLISH_OPTIONS, name, self) if kwds else kwds
+            options = take_options(kwds, PUBLISH_OPTIONS, name, self, builder) if kwds else kwds
             if builder in own or hasattr(cls, builder):  # at each call: a program may add one at any time
                 return self._send(self._build(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)

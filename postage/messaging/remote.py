@@ -6,6 +6,7 @@ the result's ``_reserved``; nothing of it is code.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -24,9 +25,10 @@ def remote_exception(*, name: str) -> Callable[[type[E]], type[E]]: ...
 def remote_exception(exception: Any = None, *, name: str | None = None) -> Any:
     """Register an exception class, which this decorates, so that an RPC raises it at the caller as itself.
 
-    Both sides register a class of that name, which takes what ``args`` holds: what the encoder can encode. It is
-    ``reply.unwrap()``, or ``value()`` of a future, that raises it; a side that has not registered it gets a
-    ``RemoteError``.
+    Both sides register a class of that name. What travels is what the exception's ``args`` and its attributes hold, as
+    far as the encoder can encode it. The other side calls the class with those ``args``; where it does not take them,
+    for its constructor gives other ones to its base, it is made without its constructor. It is ``reply.unwrap()``, or
+    ``value()`` of a future, that raises it; a side that has not registered it gets a ``RemoteError``.
 
     :param name: under which it is registered; by default that of the class
     :raises errors.ConfigurationError: it is no exception class, or another class has that name
@@ -54,7 +56,7 @@ def packed(error: Exception) -> dict[str, Any] | None:
     """What travels of a registered exception; ``None`` for all others."""
     for name, exception in _registered.items():
         if type(error) is exception:
-            return {'name': name, 'args': list(error.args)}
+            return {'name': name, 'args': list(error.args), 'attributes': dict(vars(error))}
     return None
 
 
@@ -66,7 +68,17 @@ def unpacked(exception: Any) -> Exception | None:
     cls = _registered.get(name) if isinstance(name, str) else None
     if cls is None or not isinstance(arguments, list):
         return None
-    try:
-        return cls(*arguments)
-    except Exception:  # the other side has another version of it
+    made: Any = None
+    with contextlib.suppress(Exception):
+        made = cls(*arguments)
+    attributes = exception.get('attributes')
+    if not isinstance(attributes, dict):
+        return made if isinstance(made, cls) else None  # the other side has another version of it
+    if not isinstance(made, cls):
+        with contextlib.suppress(Exception):
+            made = cls.__new__(cls, *arguments)
+    if not isinstance(made, cls):
         return None
+    made.args = tuple(arguments)  # its constructor may have made others of them
+    vars(made).update(attributes)
+    return made

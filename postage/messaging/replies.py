@@ -171,14 +171,16 @@ class Reply:
             return
         result = MessageResultException(type(error).__name__, text)
         exception = packed(error)
-        if exception is not None:
+        while exception is not None:
             result.body['_reserved']['exception'] = exception
             try:
                 self(result)
                 return
             except errors.EncodingError as failure:
-                logger.warning('%s travels without its arguments: %s', type(error).__name__, failure)
-                del result.body['_reserved']['exception']
+                left_out = 'attributes' if exception['attributes'] else 'arguments'
+                logger.warning('%s travels without its %s: %s', type(error).__name__, left_out, failure)
+                exception = {**exception, 'attributes': None} if exception['attributes'] else None
+        result.body['_reserved'].pop('exception', None)
         self(result)
 
 

@@ -26,7 +26,6 @@ from postage.amqp import frames
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
-from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
@@ -365,7 +364,7 @@ class RpcClient:
         """Why the broker may not have taken a request, as far as that is known; empty where it has."""
         trouble = self._connection.trouble
         if self._withdraw(call):
-            return f', and it could not be sent: {trouble or "the broker has closed its channel"}'
+            return f', and it could not be sent: {trouble or "its channel was not open in that time"}'
         return f', though it was sent; {trouble}' if trouble else ''
 
     def _end_gathering(self, call: Call) -> Callable[[], None]:
@@ -624,7 +623,7 @@ def bodies_in(
     next one.
     """
     arrived = threading.Semaphore(0)
-    channel = ConsumingChannel(connection, Topology(), prefetch=count)
+    channel = ConsumingChannel(connection, Topology(), prefetch=min(count, 0xFFFF))
     channel.notify = arrived.release
     try:
         connection.ask(lambda: channel.consumers.begin_steps(queue))
@@ -667,20 +666,9 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
 
 
-_lock = threading.Lock()
-
-
 def client_of(connection: Connection) -> RpcClient:
     """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
-    with _lock:
+    with connection.lock:
         if connection.rpc_client is None:
             connection.rpc_client = RpcClient(connection)
         return connection.rpc_client  # type: ignore[no-any-return]
-
-
-def _lock_anew() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-call_in_child(Stage.LOCKS, _lock_anew)

@@ -7,6 +7,8 @@ from typing import Any
 
 from postage.amqp.cancelled import cancelled
 
+UNWANTED = 'its caller wants no answer any more'
+
 
 def why_unwanted(header: Any, tolerance: float, cancel_id: str | None) -> str:
     """Why a request is not worth to be handled, in words; empty where it is.
@@ -16,7 +18,7 @@ def why_unwanted(header: Any, tolerance: float, cancel_id: str | None) -> str:
     :param cancel_id: what it is called where it is cancelled
     """
     if cancel_id in cancelled.until:
-        return 'its caller wants no answer any more'
+        return UNWANTED
     deadline = header.deadline
     if deadline is None:
         return ''

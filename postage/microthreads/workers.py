@@ -40,9 +40,9 @@ class Workers:
     def executor(self, threads: int) -> ThreadPoolExecutor:
         """The pool, of so many threads when it is made."""
         if self._threads is None:
-            from concurrent.futures import ThreadPoolExecutor
+            from postage.microthreads.pool import Pool
 
-            self._threads = ThreadPoolExecutor(threads, 'postage-worker')
+            self._threads = Pool(threads, 'postage-worker')
         return self._threads
 
     def close(self) -> None:

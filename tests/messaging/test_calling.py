@@ -103,11 +103,12 @@ def test_a_queue_without_a_consumer_is_waited_for(bench):
     assert future.result(TIMEOUT)
 
 
-def test_a_mandatory_call_by_queue_that_no_queue_takes_raises_and_leaves_no_queue(bench):
+@pytest.mark.parametrize('options', [{}, {'_queue_only': True}], ids=['rpc_queue', '_queue_only'])
+def test_a_call_by_queue_that_no_queue_takes_raises_and_leaves_no_queue(bench, options):
     producer = bench.producer()
-    producer.mandatory = True
+    call = producer.rpc_echo if options else producer.rpc_queue_echo
     with pytest.raises(messaging.Unroutable, match='echo-exchange'):
-        producer.rpc_queue_echo()
+        call(**options)
     eventually(lambda: not bench.broker.queues())
 
 

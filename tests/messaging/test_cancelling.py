@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import signal
 import threading
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from postage import messaging, microthreads
 from postage.amqp.cancelled import cancelled
 from postage.broker.users import Permissions
+from postage.messaging.cancelling import Canceller
 from support.canaries import canary
-from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, eventually
+from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, echo_producer, eventually
 from support.users import add_user, delete_user
 
 
@@ -55,6 +57,21 @@ class Working(Processor):
         eventually(lambda: messaging.current_delivery().cancelled)
         self.seen.put('closed')
         return 'too late'
+
+    @messaging.RpcHandler('command', 'tidy')
+    def rpc_tidy(self, content, reply_func):
+        self.seen.put('begun')
+        try:
+            yield microthreads.sleep(60)
+        finally:
+            yield self.seen.put('a generator that is closed must not wait')
+
+    @messaging.RpcHandler('command', 'queue')
+    @messaging.Threaded
+    def rpc_queue_up(self, content, reply_func):
+        self.seen.put(content['parameters'])
+        assert self.go_on.wait(TIMEOUT)
+        return content['parameters']
 
     @messaging.RpcHandler('command', 'note')
     def rpc_note(self, content, reply_func):
@@ -159,6 +176,109 @@ def test_a_request_that_was_not_delivered_yet_is_dropped(bench):
     other.add_eqk([(EchoExchange, [(queue, 'echo-rk')])])
     assert producer.rpc_note('next').value == 'next'
     assert other.seen.next() == 'next'
+
+
+def test_a_request_that_waits_for_a_thread_is_dropped(bench, working):
+    working.scheduler.threads = 1
+    producer = bench.producer()
+    begun = producer.rpc_future_queue('begun', _timeout=60)
+    assert working.seen.next() == 'begun'
+    waiting = producer.rpc_future_queue('waiting', _timeout=60)
+    entry = next(entry for entry in working.figures.handlers if entry.label.endswith('rpc_queue_up'))
+    eventually(lambda: len(entry.begun) == 2)
+    waiting.cancel()
+    bench.log.expect('INFO', 'rpc_queue_up was dropped before it began: its caller wants no answer any more')
+    eventually(lambda: len(entry.begun) == 1)
+    working.go_on.set()
+    assert begun.value(TIMEOUT) == 'begun'
+    assert producer.rpc_note('next').value == 'next'
+    assert working.seen.next() == 'next', 'the handler never ran'
+    assert entry.cancelled == 1
+
+
+def test_a_request_whose_deadline_passes_while_it_waits_for_a_thread_is_dropped(bench, working, monkeypatch):
+    """Though its caller could not say so."""
+    monkeypatch.setattr(Canceller, 'add', lambda *_: None)
+    working._dispatcher.tolerance = 0.1
+    working.scheduler.threads = 1
+    producer = bench.producer()
+    begun = producer.rpc_future_queue('begun', _timeout=60)
+    assert working.seen.next() == 'begun'
+    assert producer.rpc_queue('waiting', _timeout=0.2).value == 'TimeoutError'
+    bench.log.expect('INFO', 'rpc_queue_up was dropped before it began: its deadline has passed')
+    working.go_on.set()
+    assert begun.value(TIMEOUT) == 'begun'
+    assert producer.rpc_note('next').value == 'next'
+    assert working.seen.next() == 'next'
+
+
+@pytest.mark.parametrize('kind', ['generator', 'coroutine'])
+def test_a_handler_is_closed_after_the_deadline_though_its_caller_was_killed(bench, working, kind, monkeypatch):
+    """A caller that is killed sends no cancel."""
+    monkeypatch.setattr(Canceller, 'add', lambda *_: None)
+    working._dispatcher.tolerance = 0.1
+    getattr(bench.producer(), f'rpc_future_{kind}')(_timeout=0.3)
+    assert working.seen.take(2) == ['begun', 'closed']
+    bench.log.expect('INFO', f'rpc_{kind} was closed: its deadline has passed')
+    eventually(lambda: not working.is_busy)
+    assert bench.count('echo-queue') == 0
+
+
+def test_a_generator_that_waits_once_more_when_it_is_closed_harms_nothing(bench, working):
+    producer = bench.producer()
+    future = producer.rpc_future_tidy(_timeout=60)
+    assert working.seen.next() == 'begun'
+    future.cancel()
+    bench.log.expect('ERROR', 'Working.rpc_tidy raised while it was closed', 'generator ignored GeneratorExit')
+    eventually(lambda: not working.is_busy)
+    assert not bench.log.find('is rejected')
+    assert bench.count('echo-queue') == 0
+
+
+def test_a_caller_that_is_interrupted_ends_its_handler(bench, working):
+    """Ctrl-C while a blocking call waits."""
+    producer = bench.producer()
+    main = threading.main_thread().ident
+    ringing = threading.Thread(
+        target=lambda: (working.seen.next(), signal.pthread_kill(main, signal.SIGINT)), daemon=True
+    )
+    ringing.start()
+    with pytest.raises(KeyboardInterrupt):
+        producer.rpc_generator(_timeout=60)
+    ringing.join(TIMEOUT)
+    assert working.seen.next() == 'closed'
+
+
+def test_what_a_handler_gathers_is_cancelled_with_it(bench, working):
+    class Asking(Processor):
+        @messaging.RpcHandler('command', 'ask')
+        def rpc_ask(self, content, reply_func):
+            return (yield inner.rpc_gather_generator(_timeout=60))
+
+    inner = bench.producer()
+    asking = Asking([(EchoExchange, [('asking-queue', 'asking')])])
+    bench.run(asking)
+    listening(asking)
+    future = bench.producer(echo_producer('asking')).rpc_future_ask(_timeout=60)
+    assert working.seen.next() == 'begun'
+    future.cancel()
+    assert working.seen.next() == 'closed'
+
+
+def test_hooks_and_figures_tell_a_cancelled_request(bench):
+    class Watched(Working):
+        def after_handling(self, handling):
+            self.seen.put((handling.outcome, handling.exception))
+
+    watched = Watched()
+    bench.run(watched)
+    listening(watched)
+    future = bench.producer().rpc_future_generator(_timeout=60)
+    assert watched.seen.next() == 'begun'
+    future.cancel()
+    assert watched.seen.take(2) == ['closed', ('cancelled', None)]
+    entry = next(entry for entry in watched.figures.handlers if entry.label.endswith('rpc_generator'))
+    assert (entry.cancelled, entry.handled, entry.failed) == (1, 0, 0)
 
 
 def test_a_late_reply_is_dropped_and_counted(bench, working):

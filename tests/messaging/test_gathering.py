@@ -263,6 +263,28 @@ def test_leaving_its_with_ends_it(bench):
     assert gathering.result(0) == []
 
 
+@pytest.mark.parametrize('how', ['for', 'async for'])
+def test_leaving_its_loop_ends_it(bench, how):
+    _, silent = instances(bench, 2, silent=[1])
+    eventually(lambda: silent.consumer.conn_broker.cancels.is_open)
+    gathering = bench.producer(AskingProducer).rpc_gather_ask(_timeout=60)
+    assert silent.seen.next() == 'asked'
+
+    async def first():
+        async for reply in gathering:
+            assert reply.value == 'instance-0'
+            break
+
+    if how == 'for':
+        for reply in gathering:
+            assert reply.value == 'instance-0'
+            break
+    else:
+        asyncio.run(first())
+    assert gathering.done()
+    assert silent.seen.next() == 'ended'
+
+
 def test_cancelling_it_tells_who_waits(bench):
     silent = instances(bench, 1, silent=[0])[0]
     gathering = bench.producer(AskingProducer).rpc_gather_ask(_timeout=60)

@@ -276,6 +276,9 @@ def test_a_filter_may_stand_on_either_side_of_the_handlers_decorator(bench, orde
 
 
 def test_a_decorator_of_ones_own_may_set_its_data(bench):
+    class Event(messaging.Message):
+        type = 'event'
+
     class EventHandler(messaging.MessageHandler):
         def __init__(self, name):
             self.handler_data = ('message', 'event', name, 'fingerprint')
@@ -555,7 +558,10 @@ def test_two_rpc_handlers_for_every_other_name_are_told_as_well():
         ('statuses', None, "is 'status' meant"),
         ('result ', None, "is 'result' meant"),
         ('echo', 'command', 'the type comes first'),
+        ('echo', None, 'the type comes first'),
         ('', 'echo', 'the type comes first'),
+        ('event', 'door', "msg_echo takes messages of type 'event', which no messages have. The types are 'command', "),
+        ('rpc', 'echo', 'one of your own is that of a class derived from messaging.Message'),
     ],
 )
 def test_a_type_that_is_mistyped_is_told_with_the_method(type, name, fault):
@@ -577,12 +583,26 @@ def test_a_type_of_ones_own_may_be_like_another_one():
         def msg_commando(self, content):
             """Never called."""
 
-        @messaging.MessageHandler('event', 'door')
-        def msg_door(self, content):
-            """Never called."""
+    with Handling.test_client() as client:
+        client.send(Commando())
+        assert len(client.acked) == 1
 
-    with Handling.test_client():
-        pass
+
+@pytest.mark.parametrize('kind', [staticmethod, classmethod])
+@pytest.mark.parametrize('is_outer', [True, False])
+def test_a_class_method_and_a_static_one_are_handlers_in_any_order_of_decorators(kind, is_outer):
+    rpc, own = messaging.RpcHandler('command', 'echo'), () if kind is staticmethod else (Echo,)
+    parameters = ', '.join(['cls'] * len(own) + ['content', 'reply_func'])
+    for names in (parameters, 'content'):
+        function = eval(f'lambda {names}: content["parameters"]')
+        method = kind(rpc(function)) if is_outer else rpc(kind(function))
+        handling = type('Handling', (messaging.MessageProcessor,), {'rpc_echo': method})
+        if names == parameters:
+            with handling.test_client() as client:
+                assert client.send(messaging.RpcCommand('echo', 'heard')).value == 'heard'
+        else:
+            with pytest.raises(messaging.ConfigurationError, match=r'rpc_echo.* does not fit its decorator'):
+                handling.test_client()
 
 
 def test_a_method_that_does_not_fit_its_decorator_is_told():

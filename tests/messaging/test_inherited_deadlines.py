@@ -159,9 +159,9 @@ def test_a_block_ends_where_an_exception_leaves_it_and_one_object_may_be_used_ag
     assert messaging.remaining() is None
 
 
-@pytest.mark.parametrize('seconds', [-1, 'x', None, True, float('nan')])
+@pytest.mark.parametrize('seconds', [-1, 'x', None, True, float('nan'), 10**400])
 def test_a_deadline_that_is_no_number_of_seconds_is_refused(seconds):
-    with pytest.raises(messaging.ConfigurationError, match='a deadline must be a number of seconds'):
+    with pytest.raises(messaging.ConfigurationError, match='a deadline in seconds must be a number, 0 or more'):
         messaging.deadline(seconds)
 
 
@@ -235,12 +235,20 @@ class Telling(Processor):
     def rpc_threaded(self, content, reply_func):
         return messaging.remaining()
 
+    @messaging.RpcHandler('command', 'pool')
+    def rpc_pool(self, content, reply_func):
+        return (yield self.scheduler.executor.submit(messaging.remaining))
+
+    @messaging.RpcHandler('command', 'on_loop')
+    def rpc_on_loop(self, content, reply_func):
+        return (yield self.scheduler.run_coroutine(asyncio.to_thread(messaging.remaining)))
+
     @messaging.MessageHandler('command', 'message')
     def msg_message(self, content):
         self.seen.put(messaging.remaining())
 
 
-@pytest.mark.parametrize('kind', ['plain', 'generator', 'coroutine', 'threaded'])
+@pytest.mark.parametrize('kind', ['plain', 'generator', 'coroutine', 'threaded', 'pool', 'on_loop'])
 def test_a_handler_knows_what_remains_of_its_request(bench, kind):
     bench.run(Telling())
     ask = getattr(bench.producer(), f'rpc_future_{kind}')

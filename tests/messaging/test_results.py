@@ -22,6 +22,38 @@ class Odd(Exception):
     """Its argument cannot be encoded."""
 
 
+@messaging.remote_exception
+class Reworded(Exception):
+    def __init__(self, shelf, row):
+        super().__init__(f'nothing on {shelf}, {row}')
+        self.shelf, self.row = shelf, row
+
+
+@messaging.remote_exception
+class KeywordsAlone(Exception):
+    def __init__(self, *, code):
+        super().__init__(f'code {code}')
+        self.code = code
+
+
+@messaging.remote_exception
+class WithDefault(Exception):
+    def __init__(self, text, code=0):
+        super().__init__(f'{text}!')
+        self.code = code
+
+
+@messaging.remote_exception
+class Plain(Exception):
+    """As most are."""
+
+
+@messaging.remote_exception
+class Elusive(Exception):
+    def __new__(cls, *args):
+        return 'no exception'
+
+
 class Failing(Processor):
     @messaging.RpcHandler('command', 'fail')
     def rpc_fail(self, content, reply_func):
@@ -103,6 +135,36 @@ def test_an_exception_that_both_sides_registered_is_raised_as_itself(bench, fail
         reply.unwrap()
     assert (raised.value.shelf, raised.value.row) == ('upper', 3)
     assert isinstance(raised.value.__cause__, messaging.RemoteError)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [Reworded('upper', 3), KeywordsAlone(code=7), WithDefault('lost', code=7), Plain('as it is'), Plain()],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_exception_is_itself_whatever_its_constructor_takes_and_makes_of_it(bench, failing, error):
+    failing.error = error
+    with pytest.raises(type(error)) as raised:
+        bench.producer().rpc_fail().unwrap()
+    assert str(raised.value) == str(error)
+    assert raised.value.args == error.args
+    assert vars(raised.value) == vars(error)
+
+
+def test_an_attribute_that_cannot_be_encoded_does_not_keep_the_exception_back(bench, failing):
+    failing.error = Plain('all the same')
+    failing.error.lock = object()
+    with pytest.raises(Plain, match='all the same'):
+        bench.producer().rpc_fail().unwrap()
+    bench.log.expect('WARNING', 'Plain travels without its attributes')
+
+
+def test_a_class_that_makes_something_else_is_a_remote_error(bench):
+    told = result('Elusive', type='exception', message='told')
+    exception = {'name': 'Elusive', 'args': ['x'], 'attributes': {}}
+    responder_of_results(bench, [{**told, '_reserved': {'exception': exception}}])
+    with pytest.raises(messaging.RemoteError, match='Elusive: told'):
+        bench.producer().rpc_echo().unwrap()
 
 
 def test_a_subclass_that_is_not_registered_is_a_remote_error(bench, failing):

@@ -163,9 +163,60 @@ def test_a_time_out_or_a_retry_count_of_the_wrong_kind_raises(bench):
         ({'_timeout': -1}, '_timeout must be a number, 0 or more, not -1'),
         ({'_max_retry': 1.5}, '_max_retry must be a whole number, 0 or more, not 1.5'),
         ({'_max_retry': -1}, '_max_retry must be a whole number, 0 or more, not -1'),
+        ({'_timeout': float('nan')}, '_timeout must be a number, 0 or more, not nan'),
+        ({'_timeout': 10**400}, '_timeout must be a number, 0 or more, not 1000'),
+        ({'_max_retry': 10**400}, '_max_retry must be a whole number, 0 or more, not 1000'),
     ]:
         with pytest.raises(messaging.ConfigurationError, match=fault):
             producer.rpc_echo(**options)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('rpc_timeout', None),
+        ('rpc_timeout', 'long'),
+        ('gather_timeout', -1),
+        ('max_retry', 1.5),
+        ('max_retry', -1),
+        ('rpc_queue_expires', True),
+    ],
+)
+def test_a_setting_of_the_class_that_is_no_such_number_is_told_when_a_producer_is_made(bench, name, value):
+    with pytest.raises(messaging.ConfigurationError, match=rf'Wrong\.{name} must be a .*number, 0 or more, not '):
+        type('Wrong', (EchoProducer,), {name: value})()
+
+
+@pytest.mark.parametrize('timeout', [float('inf'), 1e300, 10**300, 5])
+def test_a_call_may_wait_for_ever_and_be_given_up(bench, timeout):
+    bench.run(Silent())
+    producer = bench.producer()
+    calls = [producer.rpc_future_note(_timeout=timeout, _max_retry=10**300), producer.rpc_gather_note(_timeout=timeout)]
+    assert all(call.cancel() for call in calls)
+    left = producer.rpc_future_note(_timeout=timeout)
+    producer.close()
+    with pytest.raises(messaging.Closed):
+        left.result(TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ('options', 'fault'),
+    [
+        ({'timeout': 'long'}, "timeout must be a number, 0 or more, not 'long'"),
+        ({'timeout': float('nan')}, 'timeout must be a number, 0 or more, not nan'),
+        ({'result_len': -1}, 'result_len must be a whole number, 0 or more, not -1'),
+        ({'result_len': '2'}, "result_len must be a whole number, 0 or more, not '2'"),
+    ],
+)
+def test_what_is_collected_has_to_be_a_number_in_a_time(bench, options, fault):
+    bench.run(Echo())
+    producer = bench.producer()
+    queue = producer.rpc_queue_echo('there')
+    with pytest.raises(messaging.ConfigurationError, match=fault):
+        producer.consume_rpc(queue, **options)
+    with pytest.raises(messaging.TimeoutError) as raised:
+        producer.consume_rpc(queue, 100_000, timeout=0.5)
+    assert raised.value.results[0].value == 'there'
 
 
 def test_four_threads_ask_through_one_producer_and_each_gets_its_own_answers(bench):
@@ -496,6 +547,7 @@ def test_each_call_has_a_queue_of_its_own(bench):
 
 
 def test_a_queue_that_nobody_reads_expires(bench):
+    bench.collect()
     producer = bench.producer(type('BriefProducer', (EchoProducer,), {'rpc_queue_expires': 0.05}))
     queue = producer.rpc_queue_echo()
     eventually(lambda: queue not in bench.broker.queues())
@@ -510,6 +562,7 @@ def test_the_request_of_a_queue_call_carries_its_correlation_id(bench):
 
 
 def test_consume_rpc_returns_as_many_results_as_asked_for_and_leaves_the_rest(bench):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     for number in range(3):
@@ -519,6 +572,7 @@ def test_consume_rpc_returns_as_many_results_as_asked_for_and_leaves_the_rest(be
 
 
 def test_consume_rpc_calls_back_with_each_decoded_body(bench):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     bodies = []
@@ -529,6 +583,7 @@ def test_consume_rpc_calls_back_with_each_decoded_body(bench):
 
 
 def test_too_few_results_raise_a_time_out_that_holds_those_that_came(bench):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     bench.publish(result('one'), queue, '')
@@ -539,6 +594,7 @@ def test_too_few_results_raise_a_time_out_that_holds_those_that_came(bench):
 
 
 def test_the_time_to_collect_is_by_default_that_of_an_rpc(bench):
+    bench.collect()
     producer = bench.producer(type('HastyProducer', (EchoProducer,), {'rpc_timeout': 0.05}))
     with pytest.raises(messaging.TimeoutError, match='0 of 1'):
         producer.consume_rpc(producer.rpc_queue_echo())
@@ -546,6 +602,7 @@ def test_the_time_to_collect_is_by_default_that_of_an_rpc(bench):
 
 @pytest.mark.parametrize('come', [0, 1])
 def test_consume_rpc_leaves_no_consumer_behind(bench, come):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     for _ in range(come):
@@ -559,6 +616,7 @@ def test_consume_rpc_leaves_no_consumer_behind(bench, come):
 
 
 def test_a_callback_that_raises_ends_consume_rpc_and_leaves_no_consumer_behind(bench):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     bench.publish(result(1), queue, '')
@@ -569,6 +627,7 @@ def test_a_callback_that_raises_ends_consume_rpc_and_leaves_no_consumer_behind(b
 
 
 def test_a_malformed_result_is_collected_as_an_error(bench):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     bench.publish(b'{"type"', queue, '')
@@ -579,6 +638,7 @@ def test_a_malformed_result_is_collected_as_an_error(bench):
 
 
 def test_a_malformed_result_does_not_stop_a_callback_from_getting_the_others(bench):
+    bench.collect()
     producer = bench.producer()
     queue = producer.rpc_queue_echo()
     bodies = []
