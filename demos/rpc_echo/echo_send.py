@@ -15,4 +15,4 @@ reply = producer.rpc_echo('RPC test message')
 if reply:
     print(reply.body['content']['value'])
 else:
-    print('RPC failed')
+    print('RPC failed:', reply.text)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pika.spec
 
-from postage.amqp.frames import FRAME_OVERHEAD, encode_all, encode_table, short_string
+from postage.amqp.frames import FRAME_OVERHEAD, HEADER_OVERHEAD, encode_all, encode_table, short_string
 from postage.errors import EncodingError
 from postage.printable import shown
 
@@ -20,7 +20,6 @@ SHORT_STRINGS: Final = frozenset(
 )
 BITS: Final[Mapping[str, int]] = {'delivery_tag': 64, 'prefetch_count': 16, 'prefetch_size': 32}
 OTHER_FIELDS = 32  # bytes that the bits and numbers of a method take at most
-CONTENT_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
 
 
 def fit(arguments: Mapping[str, Any], doing: str, frame_max: int) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def _has_default(name: str, arguments: Mapping[str, Any]) -> bool:
 
 def _fit_properties(properties: pika.spec.BasicProperties, doing: str, frame_max: int) -> pika.spec.BasicProperties:
     size = len(encode_all(properties))
-    if size > frame_max - CONTENT_OVERHEAD:
+    if size > frame_max - HEADER_OVERHEAD:
         raise EncodingError(f'cannot {doing}: its properties are {size} bytes, and a frame holds {frame_max}')
     if not properties.headers:
         return properties

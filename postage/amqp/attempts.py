@@ -100,8 +100,6 @@ class Attempts:
         if self._is_over:
             link.end()
             return
-        link.add_on_connection_blocked_callback(self._on_blocked)
-        link.add_on_connection_unblocked_callback(self._on_unblocked)
         link.note_agreement()
         link.watch_for_silence()
         self._failures.clear()
@@ -149,15 +147,6 @@ class Attempts:
         self._failures.clear()
         self._round += 1
         return PAUSES[min(self._round, len(PAUSES)) - 1] * random.uniform(0.5, 1.0)
-
-    def _on_blocked(self, link: Link, frame: Any) -> None:
-        link.blocked_at = link.blocked_at or time.monotonic()
-        text = 'the broker at %s takes no messages at present: %s'
-        self._sparingly.log(logging.WARNING, text, self._settings, printable(str(frame.method.reason), 200))
-
-    def _on_unblocked(self, link: Link, _frame: Any) -> None:
-        link.blocked_at = 0.0
-        self._sparingly.log(logging.INFO, 'the broker at %s takes messages again', self._settings)
 
 
 def quieten_pika() -> None:

@@ -280,7 +280,11 @@ class Channel:
             self._reopen()
 
     def _reopen(self) -> None:
-        when_done(self.ensure_open_steps(), self.on_reopened)
+        when_done(self._reopen_steps(), self.on_reopened)
+
+    def _reopen_steps(self) -> Steps:
+        """Open the channel after the broker has closed it."""
+        yield from self.ensure_open_steps()
 
     def on_reopened(self, error: BaseException | None) -> None:
         """An attempt to open it again has ended. Where the connection was lost, its return is the next attempt."""
@@ -355,8 +359,12 @@ class Channel:
         """
         operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
-        self._next_operation()
+        self._go_on()
         return operation.future
+
+    def _go_on(self) -> None:
+        """Have the next operation begun, if none is under way."""
+        self._next_operation()
 
     def _next_operation(self) -> None:
         while self._operation is None and self._operations:
@@ -452,6 +460,10 @@ class Operation:
     def doing(self) -> str:
         """What it is for, as in "declare queue 'jobs'"."""
         return self.future.doing
+
+
+def never_called(*_: object) -> None:
+    """For pika, which wants a callback for deliveries and confirms: the cutter brings both."""
 
 
 WITHOUT_ANSWER = frozenset({'basic_publish', 'basic_ack', 'basic_nack', 'basic_reject'})

@@ -63,6 +63,7 @@ class Connection:
     :ivar topologies: what is declared again after every loss
     :ivar upkeep: what looks after that meanwhile
     :ivar server: which broker it is, or was last; :data:`UNKNOWN` before that
+    :ivar lock: guards what is made on it at the first use
     :ivar heartbeat: seconds between heartbeats, as agreed with the broker last; 0 for none
     :ivar outbox: where channels say that they have something to send
     :ivar readership: the threads that wait for what it brings
@@ -102,8 +103,7 @@ class Connection:
         self.tick = Tick(self._loop, self.io.call_soon)
         self.outbox = Outbox(self._loop, self.tick, self.io.call_soon)
         self.readership.start_over(self._loop, self.tick, self.outbox)
-        self._was_open = self._is_to_close = False
-        self._lost_at = 0.0
+        self._is_to_close = False
         self._attempts = Attempts(
             self.settings,
             self.role,
@@ -114,6 +114,7 @@ class Connection:
             self._on_refused,
         )
         self._control: ControlChannel | None = None
+        self.lock = threading.RLock()
         self.rpc_client: Any = None  # of those that publish here, which messaging.rpc makes
         self.cancels: Any = None  # the channel of those that consume here, which messaging.cancelling makes
 
@@ -154,12 +155,13 @@ class Connection:
     @property
     def trouble(self) -> str:
         """What keeps the broker from taking messages, in words; empty where nothing is known to. Any thread."""
-        link, now = self.link, time.monotonic()
-        if link is None or not self.is_open:
-            return f'the broker has been away for {now - self._lost_at:.1f} s'
-        if link.blocked_at:
-            return f'the broker has taken no messages for {now - link.blocked_at:.1f} s, to save memory or disk space'
-        silence = now - link.read_at if link.read_at else 0.0
+        link, standing, now = self.link, self.standing, time.time()
+        if link is None or not standing.is_open:
+            return f'the broker has been away for {now - standing.lost_at:.1f} s'
+        blocked_at = standing.blocked_at
+        if blocked_at is not None:
+            return f'the broker has taken no messages for {now - blocked_at:.1f} s, to save memory or disk space'
+        silence = time.monotonic() - link.read_at if link.read_at else 0.0
         return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
 
     @property
@@ -261,7 +263,7 @@ class Connection:
 
     def publisher(self, confirms: bool) -> PublishingChannel:
         """The channel through which messages leave, with confirms or without. Blocks at its first use."""
-        with _lock:
+        with self.lock:
             channel = self.publishers.get(confirms)
             if channel is None or not channel.is_wanted:
                 channel = self.publishers[confirms] = PublishingChannel(self, confirms)
@@ -294,8 +296,8 @@ class Connection:
     def _on_open(self, link: Link) -> None:
         self.link = self.outbox.link = self.readership.link = link
         self.heartbeat, self.server = link.heartbeat, link.server
-        link.add_on_connection_blocked_callback(lambda *_: self.standing.block(True))
-        link.add_on_connection_unblocked_callback(lambda *_: self.standing.block(False))
+        link.add_on_connection_blocked_callback(lambda _, frame: self.standing.block(str(frame.method.reason)))
+        link.add_on_connection_unblocked_callback(lambda *_: self.standing.unblock())
         self.standing.enter(State.RESTORING)
         when_done(self._restore_steps(), self._on_restored)
 
@@ -317,15 +319,14 @@ class Connection:
         if error is not None:
             logger.error('could not restore what was on the connection to %s', self.settings, exc_info=error)
         self.standing.enter(State.OPEN)
-        was_open, self._was_open = self._was_open, True
-        if not was_open:
+        if not self.standing.reconnects:
             logger.debug('connected to %s (%s)', self.settings, self.role)
         else:
             logger.info(
                 'connected to %s again (%s) after %.1f s: %d channels, %d queues restored',
                 self.settings,
                 self.role,
-                time.monotonic() - self._lost_at,
+                time.time() - self.standing.lost_at,
                 len(self.channels),
                 sum(len(topology.queues) for topology in self.topologies),
             )
@@ -343,7 +344,6 @@ class Connection:
         if self.is_closed:
             self._loop.stop()
             return
-        self._lost_at = time.monotonic()
         logger.warning(
             'the connection to %s (%s) was lost: %s', self.settings, self.role, describe(link.reason or error)
         )
@@ -390,13 +390,7 @@ def _nothing() -> Steps:
     yield from ()
 
 
-_lock = threading.RLock()
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()
-
-
-def _lock_anew() -> None:
-    global _lock
-    _lock = threading.RLock()
 
 
 def _after_fork_in_child() -> None:
@@ -405,5 +399,4 @@ def _after_fork_in_child() -> None:
         connection._after_fork()
 
 
-call_in_child(Stage.LOCKS, _lock_anew)
 call_in_child(Stage.CONNECTIONS, _after_fork_in_child)

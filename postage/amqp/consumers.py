@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from postage import errors
-from postage.amqp.channel import Channel
+from postage.amqp.channel import Channel, never_called
 from postage.amqp.origins import Origins
 from postage.amqp.steps import Steps
 from postage.amqp.topology import Topology
@@ -177,7 +177,7 @@ class Consumers:
             'basic_consume',
             f'consume from queue {queue!r}',
             queue=queue,
-            on_message_callback=_never_called,
+            on_message_callback=never_called,
             consumer_tag=tag,
             arguments=self.origins.consume_arguments(queue, self._channel.host.server),
         )
@@ -190,7 +190,3 @@ class Consumers:
 
 
 _tags = itertools.count(1)
-
-
-def _never_called(*_: Any) -> None:
-    """pika wants a callback; it is the cutter that brings deliveries."""

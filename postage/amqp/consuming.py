@@ -164,10 +164,7 @@ class ConsumingChannel(Channel):
         else:
             self.on_refused(error)
 
-    def _reopen(self) -> None:
-        when_done(self._declare_and_open_steps(), self.on_reopened)
-
-    def _declare_and_open_steps(self) -> Steps:
+    def _reopen_steps(self) -> Steps:
         # A queue that went in that very moment is the likeliest reason to be closed: see that all are there.
         yield from replay(self.host.control, self.topology)
         yield from self.open_again_steps()

@@ -19,7 +19,7 @@ import pika.channel
 import pika.exceptions
 
 from postage import errors
-from postage.amqp.channel import WITHOUT_ANSWER, Channel, Host, Operation
+from postage.amqp.channel import WITHOUT_ANSWER, Channel, Host
 from postage.amqp.steps import Steps, when_done
 from postage.amqp.topology import DELAYED_RETRY, Binding, Queue, Topology
 from postage.printable import shown_half_built
@@ -28,17 +28,10 @@ logger = logging.getLogger('postage')
 
 
 class ControlChannel(Channel):
-    """The channel on which things are declared. It is opened when there is something to do."""
+    """The channel on which things are declared. It is opened when there is something to do.
 
-    def operate(self, method: str, doing: str = '', generation: int | None = None, **arguments: Any) -> Future[Any]:
-        """As :meth:`Channel.operate`, with the channel opened first where it has to be.
-
-        A refused operation of others never fails this one.
-        """
-        operation = Operation(method, arguments, doing or method, generation)
-        self._operations.append(operation)
-        self._go_on()
-        return operation.future
+    A refused operation never fails another one that waits behind it.
+    """
 
     def _go_on(self) -> None:
         if self.is_open:

@@ -30,6 +30,7 @@ METHOD, HEADER, BODY = 1, 2, 3
 FRAME_END = b'\xce'
 FRAME_END_BYTE = 0xCE
 FRAME_OVERHEAD = 8
+HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
 FRAME_MIN = 4096  # bytes that every peer accepts in a frame (section 4.2.3)
 
 CHANNEL_CLOSE = (20 << 16) | 40
@@ -105,7 +106,7 @@ def encode_properties(**properties: Any) -> bytes:
         value = properties.get(name)
         if value is not None:
             flags |= flag
-            parts.append(write(value, name))
+            parts.append(write(value, f'the message property {name}'))
     parts[0] = _flags.pack(flags)
     return b''.join(parts)
 
@@ -115,30 +116,21 @@ def encode_all(properties: pika.BasicProperties) -> bytes:
     return encode_properties(**{name: getattr(properties, name) for _, name, _, _ in _PROPERTIES})
 
 
-def _write_short_string(value: Any, name: str) -> bytes:
-    if not isinstance(value, str):
-        raise EncodingError(f'the message property {name} must be text, not {shown(value)}')
-    data = _utf8(value, f'the message property {name}')
-    if len(data) > 255:
-        raise EncodingError(f'the message property {name} is {len(data)} bytes long, AMQP allows 255: {value[:60]!r}…')
-    return bytes((len(data),)) + data
-
-
-def _write_octet(value: Any, name: str) -> bytes:
+def _write_octet(value: Any, what: str) -> bytes:
     if not isinstance(value, int) or not 0 <= value <= 255:
-        raise EncodingError(f'the message property {name} must be a number from 0 to 255, not {shown(value)}')
+        raise EncodingError(f'{what} must be a number from 0 to 255, not {shown(value)}')
     return bytes((value,))
 
 
-def _write_timestamp(value: Any, name: str) -> bytes:
+def _write_timestamp(value: Any, what: str) -> bytes:
     if not isinstance(value, int) or not 0 <= value < 2**64:
-        raise EncodingError(f'the message property {name} must be whole seconds since 1970, not {shown(value)}')
+        raise EncodingError(f'{what} must be whole seconds since 1970, not {shown(value)}')
     return _uint64.pack(value)
 
 
-def _write_table(value: Any, name: str) -> bytes:
+def _write_table(value: Any, what: str) -> bytes:
     if not isinstance(value, Mapping):
-        raise EncodingError(f'the message {name} must be a dictionary, not {shown(value)}')
+        raise EncodingError(f'{what} must be a dictionary, not {shown(value)}')
     return encode_table(value, 'header')
 
 
@@ -173,7 +165,9 @@ def reply_properties(content_type: str, own_id: str, correlation_id: str) -> byt
         return usual_properties(content_type, 1, own_id)
     head = _usual_head(_CORRELATION_ID | _MESSAGE_ID, content_type, 1)
     id_bytes = own_id.encode()
-    return b''.join((head, _write_short_string(correlation_id, 'correlation_id'), bytes((len(id_bytes),)), id_bytes))
+    return b''.join(
+        (head, short_string(correlation_id, 'the message property correlation_id'), bytes((len(id_bytes),)), id_bytes)
+    )
 
 
 def with_headers(encoded: bytes, headers: Mapping[str, Any]) -> bytes:
@@ -374,7 +368,7 @@ def salvage_answerable(data: bytes) -> Answerable:
         position = 2
         for flag, name, read, _ in _PROPERTIES:
             if flags & flag and name == 'headers':
-                position += 4 + _length.unpack_from(data, position)[0]
+                position = _end_of(data, position)
             elif flags & flag and name != 'reply_to':
                 found[name], position = read(data, position)
             elif flags & flag:
@@ -401,14 +395,19 @@ def _read_timestamp(data: bytes, position: int) -> tuple[int, int]:
     return _uint64.unpack_from(data, position)[0], position + 8
 
 
-def _read_table(data: bytes, position: int, depth: int = 0) -> tuple[dict[str, Any], int]:
+def _end_of(data: bytes, position: int, depth: int = 0) -> int:
+    """Where a table, array or long string ends that begins with its size at this position."""
     if depth > READ_DEPTH_MAX:
         raise ValueError(f'the headers are nested more than {READ_DEPTH_MAX} deep')
-    (size,) = _length.unpack_from(data, position)
-    position += 4
-    end = position + size
+    end = position + 4 + int(_length.unpack_from(data, position)[0])
     if end > len(data):
-        raise ValueError('a table reaches beyond the end')
+        raise ValueError('a string, table or array reaches beyond the end')
+    return end
+
+
+def _read_table(data: bytes, position: int, depth: int = 0) -> tuple[dict[str, Any], int]:
+    end = _end_of(data, position, depth)
+    position += 4
     table: dict[str, Any] = {}
     while position < end:
         name, position = _read_short_string(data, position)
@@ -417,13 +416,8 @@ def _read_table(data: bytes, position: int, depth: int = 0) -> tuple[dict[str, A
 
 
 def _read_array(data: bytes, position: int, depth: int) -> tuple[list[Any], int]:
-    if depth > READ_DEPTH_MAX:
-        raise ValueError(f'the headers are nested more than {READ_DEPTH_MAX} deep')
-    (size,) = _length.unpack_from(data, position)
+    end = _end_of(data, position, depth)
     position += 4
-    end = position + size
-    if end > len(data):
-        raise ValueError('an array reaches beyond the end')
     array = []
     while position < end:
         value, position = _read_field(data, position, depth)
@@ -432,10 +426,7 @@ def _read_array(data: bytes, position: int, depth: int) -> tuple[list[Any], int]
 
 
 def _read_long_bytes(data: bytes, position: int) -> tuple[bytes, int]:
-    (size,) = _length.unpack_from(data, position)
-    end = position + 4 + size
-    if end > len(data):
-        raise ValueError('a string reaches beyond the end')
+    end = _end_of(data, position)
     return data[position + 4 : end], end
 
 
@@ -487,20 +478,20 @@ _NUMBERS = {
 _Write = Callable[[Any, str], bytes]
 _Read = Callable[[bytes, int], tuple[Any, int]]
 _PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
-    (1 << 15, 'content_type', _read_short_string, _write_short_string),
-    (1 << 14, 'content_encoding', _read_short_string, _write_short_string),
+    (1 << 15, 'content_type', _read_short_string, short_string),
+    (1 << 14, 'content_encoding', _read_short_string, short_string),
     (1 << 13, 'headers', _read_table, _write_table),
     (1 << 12, 'delivery_mode', _read_octet, _write_octet),
     (1 << 11, 'priority', _read_octet, _write_octet),
-    (1 << 10, 'correlation_id', _read_short_string, _write_short_string),
-    (1 << 9, 'reply_to', _read_short_string, _write_short_string),
-    (1 << 8, 'expiration', _read_short_string, _write_short_string),
-    (1 << 7, 'message_id', _read_short_string, _write_short_string),
+    (1 << 10, 'correlation_id', _read_short_string, short_string),
+    (1 << 9, 'reply_to', _read_short_string, short_string),
+    (1 << 8, 'expiration', _read_short_string, short_string),
+    (1 << 7, 'message_id', _read_short_string, short_string),
     (1 << 6, 'timestamp', _read_timestamp, _write_timestamp),
-    (1 << 5, 'type', _read_short_string, _write_short_string),
-    (1 << 4, 'user_id', _read_short_string, _write_short_string),
-    (1 << 3, 'app_id', _read_short_string, _write_short_string),
-    (1 << 2, 'cluster_id', _read_short_string, _write_short_string),
+    (1 << 5, 'type', _read_short_string, short_string),
+    (1 << 4, 'user_id', _read_short_string, short_string),
+    (1 << 3, 'app_id', _read_short_string, short_string),
+    (1 << 2, 'cluster_id', _read_short_string, short_string),
 )
 """Bit, name, reader and writer of each property, in the order in which the values follow the flags."""
 

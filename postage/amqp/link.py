@@ -208,7 +208,6 @@ class Link(pika.SelectConnection):
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar may_lag: whether bytes may be waiting here; where it is false none are. Guarded by :attr:`writing`
     :ivar read_at: when something was last read, on the monotonic clock; 0 where pika's transport reads
-    :ivar blocked_at: since when the broker has taken no messages, on the same clock; 0 where it takes them
     :ivar reason: why it was given up, where pika does not know
     """
 
@@ -224,7 +223,7 @@ class Link(pika.SelectConnection):
         self.server: Server = UNKNOWN
         self.frame_max, self.heartbeat = FRAME_MIN, 0.0
         self.may_lag = True
-        self.read_at = self.blocked_at = 0.0
+        self.read_at = 0.0
         self.reason: Exception | None = None
         self._may_be_direct = is_direct and CAN_READ
         self._services = services

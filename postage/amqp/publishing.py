@@ -24,11 +24,11 @@ from typing import Any
 
 from postage import errors
 from postage.amqp import frames as codec
-from postage.amqp.channel import Channel, Host
+from postage.amqp.channel import Channel, Host, never_called
 from postage.amqp.cutter import Content
 from postage.amqp.durations import BOUNDS, Durations
 from postage.amqp.forks import Stage, call_in_child
-from postage.amqp.steps import Steps, done, when_done
+from postage.amqp.steps import Steps, done
 from postage.amqp.threads import this_thread
 from postage.printable import shown, shown_half_built
 
@@ -37,8 +37,7 @@ logger = logging.getLogger('postage')
 WINDOW_MESSAGES = 4096  # accepted and not yet confirmed, all producers of a connection together
 WINDOW_BYTES = 32 * 1024 * 1024  # of bodies; one message is always let in
 FAILURES_KEPT = 1000  # a producer that is never asked must not remember its failures for ever
-HEADER_OVERHEAD = 22  # bytes of a content header beside the properties, its frame included
-SAFE_PROPERTIES = codec.FRAME_MIN - HEADER_OVERHEAD  # bytes that fit into a frame on every connection
+SAFE_PROPERTIES = codec.FRAME_MIN - codec.HEADER_OVERHEAD  # bytes that fit into a frame on every connection
 
 
 class Ledger:
@@ -501,7 +500,7 @@ class PublishingChannel(Channel):
 
     def _set_up(self) -> Steps:
         if self.confirms:
-            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=_nothing)
+            yield self.operate('confirm_delivery', 'turn on confirms', ack_nack_callback=never_called)
         # Without the lock: the channel is not open yet, so no thread sends on it, and there is nothing to confirm.
         self._tag = 0
         self._oldest = 1
@@ -541,10 +540,7 @@ class PublishingChannel(Channel):
         if again:
             logger.warning('%d unconfirmed messages will be sent again', len(again))
 
-    def _reopen(self) -> None:
-        when_done(self._declare_and_open_steps(), self.on_reopened)
-
-    def _declare_and_open_steps(self) -> Steps:
+    def _reopen_steps(self) -> Steps:
         # An exchange that was deleted is the usual reason (404): declare ours again before going on.
         yield from self.host.restore_exchanges(self._lost_by)
         yield from self.ensure_open_steps()
@@ -595,16 +591,12 @@ def _sent_as(unconfirmed: Iterable[Outgoing], exchange: str, routing_key: str, c
 
 def _check_fits(outgoing: Outgoing, frame_max: int) -> None:
     """See that a content header fits into one frame: AMQP has no way to split it (section 4.2.6)."""
-    limit = frame_max - HEADER_OVERHEAD
+    limit = frame_max - codec.HEADER_OVERHEAD
     if len(outgoing.properties) > limit:
         raise errors.EncodingError(
             f'the properties and headers of {outgoing} are {len(outgoing.properties)} bytes, and a frame on this '
             f'connection holds {limit}'
         )
-
-
-def _nothing(*_: object) -> None:
-    """What pika is to call with each confirm or delivery: the cutter brings them, and it is never called."""
 
 
 class MessageIds:

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable
 
 from postage import errors
-from postage.amqp.channel import Host
+from postage.amqp.channel import Host, never_called
 from postage.amqp.cutter import Content
-from postage.amqp.publishing import PublishingChannel, _nothing
+from postage.amqp.publishing import PublishingChannel
 from postage.amqp.steps import Steps
 
 
@@ -52,7 +52,7 @@ class ReplyChannel(PublishingChannel):
                 'queue_declare', 'declare a queue for replies', queue=self.address, exclusive=True, auto_delete=True
             )
         yield self.operate(
-            'basic_consume', 'receive replies', queue=self.address, on_message_callback=_nothing, auto_ack=True
+            'basic_consume', 'receive replies', queue=self.address, on_message_callback=never_called, auto_ack=True
         )
 
     def too_large(self, content: Content) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import enum
+import logging
 import time
 from concurrent.futures import Future
 from typing import Any
 
 from postage import errors
+from postage.printable import printable
+from postage.sparingly import Sparingly
+
+logger = logging.getLogger('postage')
 
 
 class State(enum.Enum):
@@ -40,7 +45,7 @@ class Standing:
     :ivar state: what it is at
     :ivar error: what no attempt can cure, in state REFUSED
     :ivar opened_at: since when it is open, or was last, as ``time.time()`` has it; ``None`` before that
-    :ivar lost_at: since when attempts to connect are made, or were last, on the same clock
+    :ivar lost_at: since when it is not open, or was not last, on the same clock
     :ivar reconnects: how often it was open again after a loss
     :ivar blocked_at: since when the broker takes no messages on it, as it has said; ``None`` where it does
     """
@@ -51,9 +56,10 @@ class Standing:
         self.error: errors.BrokerError | None = None
         self.opened_at: float | None = None
         self.blocked_at: float | None = None
-        self.lost_at = 0.0
+        self.lost_at = time.time()
         self.reconnects = 0
         self._waiting: list[Future[Any]] = []
+        self._sparingly = Sparingly(logger)
 
     @property
     def is_closed(self) -> bool:
@@ -90,9 +96,16 @@ class Standing:
                 else:
                     future.set_result(None)
 
-    def block(self, is_blocked: bool) -> None:
-        """The broker has said that it takes no messages, or that it does again. On the I/O thread."""
-        self.blocked_at = time.time() if is_blocked else None
+    def block(self, reason: str) -> None:
+        """The broker has said that it takes no messages, and why. On the I/O thread."""
+        self.blocked_at = self.blocked_at or time.time()
+        text = 'the broker at %s takes no messages at present: %s'
+        self._sparingly.log(logging.WARNING, text, self._where, printable(reason, 200))
+
+    def unblock(self) -> None:
+        """The broker has said that it takes messages again. On the I/O thread."""
+        self.blocked_at = None
+        self._sparingly.log(logging.INFO, 'the broker at %s takes messages again', self._where)
 
     def when_open(self) -> Future[Any]:
         """A future that is done once there is a connection with everything on it restored. On the I/O thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -17,6 +18,11 @@ from postage.broker.server import BrokerServer
 from postage.secret import Secret, secret_of_file
 
 COMMAND = 'python -m postage.broker'
+
+_TAKEN = (
+    '. A broker that runs there already will do; for another one give --port 5673, and its programs '
+    'POSTAGE_URL=amqp://guest:guest@localhost:5673/'
+)
 
 
 def parser_of(command: str = COMMAND) -> argparse.ArgumentParser:
@@ -105,7 +111,8 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
         server.listen()
     except (OSError, OverflowError) as error:
         reason = getattr(error, 'strerror', None) or error
-        return _failed(f'cannot listen on {options.host}:{options.port}: {reason}')
+        taken = _TAKEN if getattr(error, 'errno', None) == errno.EADDRINUSE else ''
+        return _failed(f'cannot listen on {options.host}:{options.port}: {reason}{taken}')
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.request_stop())
     address = f'{server.scheme}://{options.user}@{server.address}/'

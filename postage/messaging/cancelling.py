@@ -19,7 +19,7 @@ from typing import Any
 from postage import errors, settings
 from postage.amqp import frames
 from postage.amqp.cancelled import KEPT_SECONDS, cancelled
-from postage.amqp.channel import Channel
+from postage.amqp.channel import Channel, never_called
 from postage.amqp.connection import Connection
 from postage.amqp.control import declare_exchange
 from postage.amqp.cutter import Content
@@ -132,7 +132,7 @@ class CancelChannel(Channel):
         for key in list(self._keys):
             yield self._bind(key)
         yield self.operate(
-            'basic_consume', 'receive cancels', queue=self._queue, on_message_callback=_nothing, auto_ack=True
+            'basic_consume', 'receive cancels', queue=self._queue, on_message_callback=never_called, auto_ack=True
         )
 
     def on_refused(self, error: errors.PostageError) -> None:
@@ -188,7 +188,3 @@ def _listen(connection: Connection, keys: Iterable[str]) -> None:
         connection.attach(channel)
     else:
         channel.bind(keys)
-
-
-def _nothing(*_: object) -> None:
-    """What pika is to call with each delivery: the cutter brings them, and it is never called."""

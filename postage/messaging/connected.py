@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from postage import errors
 from postage.amqp.connection import Connection, Role
@@ -16,6 +16,8 @@ from postage.messaging.signing import Signatures
 from postage.program import global_hup, program_settings
 from postage.secret import Secret, revealed
 from postage.settings import apply_debug_mode, broker_settings, debug_mode
+
+C = TypeVar('C', bound='Connected')
 
 
 class Connected(Encoding):
@@ -80,7 +82,7 @@ class Connected(Encoding):
         if not self._closed:
             self._give_back()
 
-    def __enter__(self) -> Any:
+    def __enter__(self: C) -> C:
         return self
 
     def __exit__(

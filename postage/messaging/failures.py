@@ -15,8 +15,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp.deliveries import Delivery
-from postage.amqp.frames import encode_all
-from postage.amqp.publishing import HEADER_OVERHEAD
+from postage.amqp.frames import HEADER_OVERHEAD, encode_all
 from postage.amqp.retries import DELIVERY_COUNT, count_of
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes

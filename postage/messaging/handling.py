@@ -17,10 +17,11 @@ from postage import errors
 from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
+from postage.amqp.durations import BOUNDS
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
-from postage.messaging.counting import BOUNDS, Figures
+from postage.messaging.counting import Figures
 from postage.messaging.deadlines import limit_of
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final

@@ -27,7 +27,6 @@ from postage.amqp import frames
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
-from postage.amqp.forks import Stage, call_in_child
 from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.topology import Topology
@@ -675,20 +674,9 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
 
 
-_lock = threading.Lock()
-
-
 def client_of(connection: Connection) -> RpcClient:
     """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
-    with _lock:
+    with connection.lock:
         if connection.rpc_client is None:
             connection.rpc_client = RpcClient(connection)
         return connection.rpc_client  # type: ignore[no-any-return]
-
-
-def _lock_anew() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-call_in_child(Stage.LOCKS, _lock_anew)

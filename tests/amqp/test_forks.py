@@ -70,10 +70,8 @@ def test_every_module_that_has_to_start_over_has_its_stage_whatever_is_imported_
         assert set(callbacks) == set(found[0])
     assert {
         'LOCKS:postage.amqp.registry',
-        'LOCKS:postage.amqp.connection',
         'LOCKS:postage.amqp.publishing',
         'THREAD:postage.amqp.threads',
         'ALARMS:postage.amqp.turns',
         'CONNECTIONS:postage.amqp.connection',
-        'LOCKS:postage.messaging.rpc',
     } <= set(found[0])

@@ -99,7 +99,7 @@ def test_ps_names_those_that_are_silent(start: Any, postage: Any) -> None:
 
 def test_ps_of_an_address_shows_those_there(start: Any, postage: Any) -> None:
     start(Shop('b', 8), Shop('a', 9, [(EchoExchange, [('other', 'other')])]))
-    output = finished(postage('ps', '9@here', '--timeout', LONG))
+    output = finished(postage('ps', '9@here', '--timeout', '3'))
     assert output.splitlines()[1].startswith('a ')
     assert len(output.splitlines()) == 2
 
@@ -128,7 +128,7 @@ def test_ps_has_a_component_whose_handler_computes_for_ever(bench: Bench, start:
     try:
         (stats,) = json.loads(finished(postage('ps', '--json', '--expect', 'shop', '--timeout', LONG)))
         assert stats['messages']['in_hand'] == 1
-        assert 'in msg_busy' in finished(postage('stacks', '7@here', '--timeout', LONG))
+        assert 'in msg_busy' in finished(postage('stacks', '7@here', '--expect', '1', '--timeout', LONG))
     finally:
         shop.go.set()
 

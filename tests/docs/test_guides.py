@@ -12,11 +12,11 @@ import trustme
 
 from postage.broker.server import BrokerServer
 from support.brokers import Broker
-from support.pages import DOCS, assert_prints_what_it_says, blocks, parse, promised
+from support.pages import DOCS, ROOT, assert_prints_what_it_says, blocks, parse, promised
 from support.programs import Program
 
 GUIDES = DOCS / 'guides'
-ALONE = ('asyncio_and_threads', 'coming_from', 'tls')
+ALONE = ('asyncio_and_threads', 'coming_from', 'tls', 'types')
 TOGETHER = sorted(path for path in GUIDES.glob('*.rst') if path.stem not in ALONE)
 
 
@@ -44,6 +44,16 @@ def test_the_programs_of_both_libraries_do_the_same(
     running = run_program(block.astext(), environment={'POSTAGE_URL': broker.url})
     assert running.wait() == 0, running.output
     assert running.lines == promised(block.astext()) == ['Hello Ada']
+
+
+def test_the_programs_with_types_print_what_the_guide_says(broker: Broker, run_program: Callable[..., Program]) -> None:
+    programs, _ = blocks(GUIDES / 'types.rst', 'sh')
+    answering, asking = (ROOT / 'demos' / 'typed_calls' / line.split()[1] for line in programs.splitlines())
+    running = run_program(answering, environment={'POSTAGE_URL': broker.url})
+    running.expect('Waiting for messages')
+    caller = run_program(asking, environment={'POSTAGE_URL': broker.url})
+    assert caller.wait() == 0, caller.output
+    assert [caller.output.rstrip()] == blocks(GUIDES / 'types.rst', 'text')
 
 
 def test_the_program_of_the_guide_on_tls_connects(tmp_path: Path, run_program: Callable[..., Program]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,11 @@ import postage
 from support.brokers import Broker
 from support.pages import ROOT, blocks, parse, promised
 from support.programs import Program
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 README = ROOT / 'README.rst'
 SCREEN = 70  # lines
@@ -44,12 +50,12 @@ def test_the_first_message_is_answered(
 
 
 def test_the_lines_for_the_shell_start_the_broker_and_both_programs(programs: dict[str, str]) -> None:
-    _, run = blocks(README, 'sh')
+    _, run, _ = blocks(README, 'sh')
     assert run.split('\n') == ['python -m postage.broker', *(f'python {name}' for name in programs)]
 
 
 def test_the_first_message_fits_on_a_screen() -> None:
-    to_the_message, _, _ = README.read_text().partition('Where to read on\n')
+    to_the_message, _, _ = README.read_text().partition('    python ask.py\n')
     assert len(to_the_message.splitlines()) <= SCREEN
 
 
@@ -57,6 +63,14 @@ def test_its_links_are_absolute_and_the_files_that_it_names_are_there() -> None:
     text = README.read_text()
     references = parse(README).findall(docutils.nodes.reference)
     assert all(reference['refuri'].startswith('https://') for reference in references)
-    files = re.findall(r'``((?:docs/)?\w+\.rst|demos|docs)``', text)
+    files = re.findall(r'``((?:docs/(?:\w+/)?)?\w+\.rst|demos|docs)``', text)
     assert len(files) > 5
+    assert 'docs/explanation/delivery.rst' in files
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_the_extras_that_it_names_are_those_of_the_package() -> None:
+    with (ROOT / 'pyproject.toml').open('rb') as file:
+        extras = tomllib.load(file)['project']['optional-dependencies']
+    named = re.findall(r"pip install 'postage\[([a-z,]+)\]'", README.read_text())
+    assert {'cli', 'run'} <= {name for names in named for name in names.split(',')} <= set(extras)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from support.brokers import Broker
 from support.pages import DOCS, ROOT, blocks
+from support.programs import Module, Program
 
 pytestmark = pytest.mark.timeout(300)  # to make the site, on a machine that does much else
 
@@ -24,9 +28,54 @@ def test_every_program_of_the_demo_is_shown() -> None:
 
 
 def test_the_lines_for_the_shell_are_those_of_the_demo() -> None:
-    lines = {line for block in blocks(PAGE, 'sh') for line in block.splitlines()} - {'postage broker'}
+    first, broker, *others, test = blocks(PAGE, 'sh')
     readme = (DEMO / 'README.rst').read_text()
-    assert [line for line in sorted(lines) if f'    {line}\n' not in readme] == []
+    lines = [line for block in others for line in block.splitlines()]
+    assert [line for line in lines if f'    {line}\n' not in readme] == []
+    assert (first.splitlines()[-1], broker) == (f'cd postage-*/{DEMO.relative_to(ROOT)}', 'postage broker')
+    assert test.splitlines()[-1] == 'python -m pytest -q test_orders.py'
+
+
+def masked(output: str) -> list[str]:
+    """Its lines, with one message id and one time for all, and one space between words."""
+    output = re.sub(r'\b[0-9a-f]{16}-\d+', 'ID', re.sub(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d', 'TIME', output))
+    return [' '.join(line.split()) for line in output.strip().splitlines()]
+
+
+def test_the_bad_day_goes_as_the_page_says(
+    tmp_path: Path,
+    broker: Broker,
+    run_program: Callable[..., Program],
+    run_module: Callable[..., Module],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('POSTAGE_URL', broker.url)
+    chapter = PAGE.read_text().partition('Chapter 3')[2].partition('Chapter 4')[0]
+    steps = re.findall(r'code:: (sh|text)\n\n((?:    .*\n)+)', chapter)
+    assert [kind for kind, _ in steps] == ['sh', 'sh', 'sh', 'text', 'sh', 'text', 'sh', 'text']
+
+    def start(line: str) -> Program:
+        name, script, *words = shlex.split(line)
+        return run_module(name, [script, *words]) if name == 'postage' else run_program(DEMO / script, words)
+
+    orders, printed = start('python orders.py .'), ''
+    orders.expect('Waiting for messages')
+    for kind, block in steps:
+        lines = [line.strip() for line in block.splitlines()]
+        if kind == 'text':
+            assert masked(printed) == masked(block)
+            continue
+        printed = ''
+        for line in lines:
+            if line != 'python orders.py .':
+                program = start(line)
+                assert program.wait() == 0, program.output
+                printed += program.output + '\n'
+            awaited = {'item=tea': 'Ada has ordered', 'item=book': 'is letter 1', 'replay': 'Bob has ordered'}
+            for word, text in awaited.items():
+                if word in line:
+                    orders.expect(text)
 
 
 def test_the_pieces_that_are_shown_begin_and_end_where_a_thing_does(site_text: dict[str, str]) -> None:

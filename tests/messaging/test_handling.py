@@ -15,12 +15,12 @@ from postage.messaging.processor import SLICE_MESSAGES
 from postage.microthreads import MicroThread
 from support.handling import (
     COLOURS,
+    KINDS,
+    RPC_KINDS,
+    STOPPABLE_KINDS,
+    UNSTOPPABLE_KINDS,
     Stage,
     of_every_colour,
-    of_every_kind,
-    of_every_rpc_kind,
-    of_every_stoppable_kind,
-    of_every_unstoppable_kind,
 )
 from support.messaging import (
     EQK,
@@ -32,6 +32,26 @@ from support.messaging import (
     Processor,
     eventually,
 )
+from support.soak import IS_SOAK
+
+
+def on_each_broker(kinds):
+    """Run a test with each kind on each broker. On RabbitMQ functions suffice, for no broker sees what a handler is.
+
+    ``make soak`` has classes there, too.
+    """
+    pairs = [
+        pytest.param(broker, kind, id=f'{broker}-{kind}')
+        for broker, kind in itertools.product(('embedded', 'rabbitmq'), kinds)
+        if broker == 'embedded' or IS_SOAK or not kind.is_class
+    ]
+    return pytest.mark.parametrize(('broker', 'kind'), pairs, indirect=['broker'])
+
+
+of_every_kind = on_each_broker(KINDS)
+of_every_rpc_kind = on_each_broker(RPC_KINDS)
+of_every_stoppable_kind = on_each_broker(STOPPABLE_KINDS)
+of_every_unstoppable_kind = on_each_broker(UNSTOPPABLE_KINDS)
 
 
 class DoneProducer(EchoProducer):

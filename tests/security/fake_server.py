@@ -13,7 +13,6 @@ import pika.frame
 from pika import spec
 
 END = b'\xce'
-FLOOD_SECONDS = 0.6
 
 
 class Gone(Exception):
@@ -21,10 +20,14 @@ class Gone(Exception):
 
 
 class Peer:
-    """One connection of a client to the fake server."""
+    """One connection of a client to the fake server.
 
-    def __init__(self, sock: socket.socket) -> None:
+    :param seconds: how long a flood lasts
+    """
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
         self.sock = sock
+        self._seconds = seconds
         self._received = b''
 
     # Out
@@ -45,7 +48,7 @@ class Peer:
         """Send the same over and over, until the client goes, or for a while."""
         block = data * max(1, 65536 // len(data))
         deadline = threading.Event()
-        timer = threading.Timer(FLOOD_SECONDS, deadline.set)
+        timer = threading.Timer(self._seconds, deadline.set)
         timer.start()
         try:
             while not deadline.is_set():
@@ -142,11 +145,13 @@ class FakeServer:
     """Listens on a port of its own, and has each client treated as it is told to.
 
     :param misbehave: what to do to a client
+    :param flood: seconds for which it is flooded, where that is what is done
     :ivar connections: how many there were
     """
 
-    def __init__(self, misbehave: Callable[[Peer], object]) -> None:
+    def __init__(self, misbehave: Callable[[Peer], object], flood: float) -> None:
         self._misbehave = misbehave
+        self._flood = flood
         self._listener = socket.create_server(('127.0.0.1', 0))
         self.port = self._listener.getsockname()[1]
         self.url = f'amqp://guest:guest@127.0.0.1:{self.port}/'
@@ -183,7 +188,7 @@ class FakeServer:
 
     def _treat(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(Gone, OSError):
-            self._misbehave(Peer(sock))
+            self._misbehave(Peer(sock, self._flood))
         self._open.discard(sock)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from postage import messaging
 from support.messaging import EQK, EchoProducer, LogBook, eventually
+from support.soak import IS_SOAK
 
 from .fake_server import AFTER_LOGIN, BEFORE_LOGIN, FakeServer, Peer
 
@@ -21,6 +22,7 @@ MEGABYTES = 20  # that a client may need more than before
 WATCHED = 0.4  # seconds in which the attempts to connect are counted
 ATTEMPTS = 7  # that growing pauses leave room for in that time, at each of two connections
 LINES = 60  # that may be logged meanwhile
+FLOOD = 0.6 if IS_SOAK else 0.2  # seconds
 
 Misbehaviour = Callable[[Peer], None]
 
@@ -60,7 +62,7 @@ def test_a_server_that_misbehaves_before_the_login_is_told_of_and_approached_slo
     misbehave: Misbehaviour, said: str, log: LogBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', str(WATCHED))
-    with FakeServer(misbehave) as server, bounded_memory():
+    with FakeServer(misbehave, FLOOD) as server, bounded_memory():
         monkeypatch.setenv('POSTAGE_URL', server.url)
         with pytest.raises(messaging.BrokerError) as caught:
             messaging.GenericConsumer(EQK)
@@ -75,7 +77,7 @@ def test_a_server_that_misbehaves_later_is_told_of_and_approached_slowly(
     misbehave: Misbehaviour, said: str, lane: str, log: LogBook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('POSTAGE_FAST_LANE', lane)
-    with FakeServer(misbehave) as server, bounded_memory():
+    with FakeServer(misbehave, FLOOD) as server, bounded_memory():
         monkeypatch.setenv('POSTAGE_URL', server.url)
         with client():
             eventually(lambda: server.connections and re.search(said, log.text or 'nothing'))

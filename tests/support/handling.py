@@ -121,10 +121,6 @@ STOPPABLE_KINDS = [kind for kind in KINDS if kind.colour in _WAITING]
 UNSTOPPABLE_KINDS = [kind for kind in KINDS if kind not in STOPPABLE_KINDS]
 COLOURS = [kind for kind in KINDS if not kind.is_class and not kind.is_rpc]
 
-of_every_kind = pytest.mark.parametrize('kind', KINDS, ids=str)
-of_every_rpc_kind = pytest.mark.parametrize('kind', RPC_KINDS, ids=str)
-of_every_stoppable_kind = pytest.mark.parametrize('kind', STOPPABLE_KINDS, ids=str)
-of_every_unstoppable_kind = pytest.mark.parametrize('kind', UNSTOPPABLE_KINDS, ids=str)
 of_every_colour = pytest.mark.parametrize('kind', COLOURS, ids=lambda kind: kind.colour)
 
 

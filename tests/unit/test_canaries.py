@@ -15,13 +15,14 @@ from support.canaries import CANARY, canary, sightings
 
 TESTS = Path(__file__).parents[1]
 
-PROGRAM = """
+IMPORTS = """
 import logging, sys
 import pytest
 from support.canaries import canary, note
 from support.programs import Program
-
-def test_it(capfd):
+"""
+TEST = """
+def test_{name}(capfd):
     {statement}
 """
 CONFTEST = """
@@ -33,11 +34,11 @@ def pytest_configure(config):
 """
 WAYS = {
     'printed': 'print(canary())',
-    'to standard error': 'print(canary(), file=sys.stderr)',
+    'to_standard_error': 'print(canary(), file=sys.stderr)',
     'logged': "logging.getLogger('postage').warning('%s', [canary()])",
     'raised': 'raise ValueError(canary())',
-    'by a program': "p = Program('\\nfrom support.canaries import canary; print(canary())'); p.wait(); p.stop()",
-    'by a command': (
+    'by_a_program': "p = Program('\\nfrom support.canaries import canary; print(canary())'); p.wait(); p.stop()",
+    'by_a_command': (
         'import click; from click.testing import CliRunner; '
         "CliRunner().invoke(click.Command('c', callback=lambda: click.echo(canary())))"
     ),
@@ -45,9 +46,11 @@ WAYS = {
 }
 
 
-def run(directory: Path, statement: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, *options: str, **statements: str) -> subprocess.CompletedProcess[str]:
+    """Run a test for each statement, by its name, in a pytest of their own."""
     (directory / 'conftest.py').write_text(CONFTEST)
-    (directory / 'test_it.py').write_text(PROGRAM.format(statement=statement))
+    tests = [TEST.format(name=name, statement=statement) for name, statement in statements.items()]
+    (directory / 'test_it.py').write_text(IMPORTS + ''.join(tests))
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', *options, str(directory)]
     path = ':'.join([str(TESTS), *filter(None, sys.path)])
     return subprocess.run(
@@ -55,23 +58,27 @@ def run(directory: Path, statement: str, *options: str) -> subprocess.CompletedP
     )
 
 
-@pytest.mark.parametrize('way', WAYS)
-def test_a_run_in_which_a_password_is_written_fails_and_says_where(way: str, tmp_path: Path) -> None:
-    ran = run(tmp_path, WAYS[way])
+def said_of(ran: subprocess.CompletedProcess[str]) -> set[str]:
+    """Return the tests that the last lines of a run's output name."""
     assert ran.returncode == 1, ran.stdout
-    assert 'passwords or keys that were written' in ran.stdout
-    assert 'test_it.py::test_it' in ran.stdout.rpartition('that were written')[2]
+    _, heading, told = ran.stdout.rpartition('passwords or keys that were written')
+    assert heading, ran.stdout
+    return set(re.findall(r'test_it\.py::test_(\w+)', told))
+
+
+def test_a_run_in_which_a_password_is_written_fails_and_says_where(tmp_path: Path) -> None:
+    ran = run(tmp_path, **WAYS, not_at_all="print('nothing')")
+    assert said_of(ran) == set(WAYS)
 
 
 def test_several_processes_tell_the_one_that_reports(tmp_path: Path) -> None:
     pytest.importorskip('xdist')
-    ran = run(tmp_path, WAYS['by a program'], '--numprocesses', '1')
-    assert ran.returncode == 1, ran.stdout
-    assert 'passwords or keys that were written' in ran.stdout
+    ran = run(tmp_path, '--numprocesses', '1', by_a_program=WAYS['by_a_program'])
+    assert said_of(ran) == {'by_a_program'}
 
 
 def test_a_run_in_which_none_is_written_passes(tmp_path: Path) -> None:
-    ran = run(tmp_path, "print('nothing')")
+    ran = run(tmp_path, nothing="print('nothing')")
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 

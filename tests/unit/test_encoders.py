@@ -20,11 +20,14 @@ from hypothesis import strategies as some
 
 from postage.errors import DecodingError, EncodingError
 from postage.messaging.encoders import Encoder, JsonEncoder
+from support.soak import IS_SOAK
 
 encode, decode = JsonEncoder().encode, JsonEncoder().decode
 
 # The same examples in every run; a failing one is printed with what reproduces it.
-settings.register_profile('postage', derandomize=True, print_blob=True, deadline=None, max_examples=300)
+settings.register_profile(
+    'postage', derandomize=True, print_blob=True, deadline=None, max_examples=1000 if IS_SOAK else 100
+)
 PROFILE = settings.get_profile('postage')
 
 

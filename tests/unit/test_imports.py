@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -105,13 +106,16 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield '.'.join(names[:-1] if names[-1] == '__init__' else names), path
 
 
-MODULES = [pytest.param(name, path, id=name) for name, path in modules()]
+@functools.cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Return every node of a module's syntax."""
+    return tuple(ast.walk(ast.parse(path.read_text(), str(path))))
 
 
 def imports_of(module: str, path: Path) -> Iterator[str]:
     """Yield the dotted name of everything that a module imports, anywhere in its text, for type checkers too."""
     package = module if path.name == '__init__.py' else module.rpartition('.')[0]
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -128,13 +132,22 @@ def part_of(name: str) -> str | None:
     return rest[0] if rest and rest[0] in MAY_IMPORT else ''
 
 
-@pytest.mark.parametrize(('module', 'path'), MODULES)
-def test_a_module_imports_only_what_lies_below_it(module: str, path: Path) -> None:
+def imported_from_above(module: str, path: Path) -> Iterator[str]:
+    """Yield what a module imports though it does not lie below it."""
     part = part_of(module) or ''
-    imported = {name: part_of(name) for name in imports_of(module, path)}
     # `postage` itself, for its version, is open to all.
     allowed = {None, '', part, *MAY_IMPORT[part]}
-    assert {name: below for name, below in imported.items() if below not in allowed} == {}
+    return (name for name in imports_of(module, path) if part_of(name) not in allowed)
+
+
+def test_a_module_imports_only_what_lies_below_it() -> None:
+    assert [(module, name) for module, path in modules() for name in imported_from_above(module, path)] == []
+
+
+def test_what_is_imported_from_above_is_found(tmp_path: Path) -> None:
+    source = tmp_path / 'module.py'
+    source.write_text('import postage, postage.errors\nfrom postage.messaging import GenericProducer\nimport pika\n')
+    assert list(imported_from_above('postage.amqp.module', source)) == ['postage.messaging.GenericProducer']
 
 
 def module_of(name: str, known: Mapping[str, object]) -> str | None:
@@ -198,18 +211,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles_of_the_house() == [], 'break the circle: a narrow protocol, or a module below both'
 
 
-@pytest.mark.parametrize(('module', 'path'), MODULES)
-def test_pikas_connections_are_known_in_amqp_alone(module: str, path: Path) -> None:
-    if part_of(module) == 'amqp':
-        return
-    attributes = [
-        ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)
-    ]
-    named = [*imports_of(module, path), *attributes]
+def named_of_pika(module: str, path: Path) -> Iterator[str]:
+    """Yield the names of pika's connections that a module outside `amqp` imports or spells."""
+    attributes = (ast.unparse(node) for node in nodes_of(path) if isinstance(node, ast.Attribute))
     # `pika.connection` is also where pika's parsed parameters live, which settings may know.
     spared = ('pika.connection',) if module == 'postage.settings' else ()
-    found = [name for name in named if name.startswith(PIKA_CONNECTIONS) and not name.startswith(spared)]
-    assert found == []
+    named = (*imports_of(module, path), *attributes)
+    return (name for name in named if name.startswith(PIKA_CONNECTIONS) and not name.startswith(spared))
+
+
+def test_pikas_connections_are_known_in_amqp_alone() -> None:
+    outside = [(module, path) for module, path in modules() if part_of(module) != 'amqp']
+    assert [(module, name) for module, path in outside for name in named_of_pika(module, path)] == []
+
+
+def test_pikas_connections_are_found_wherever_they_are_named(tmp_path: Path) -> None:
+    source = tmp_path / 'module.py'
+    source.write_text('import pika.connection\npika.BlockingConnection(pika.URLParameters())\n')
+    assert list(named_of_pika('postage.program', source)) == ['pika.connection', 'pika.BlockingConnection']
+    assert list(named_of_pika('postage.settings', source)) == ['pika.BlockingConnection']
 
 
 def test_every_part_of_the_package_has_its_place_in_the_order() -> None:

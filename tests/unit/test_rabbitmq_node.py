@@ -13,6 +13,10 @@ import pytest
 from support.brokers import Broker, RabbitMQ, connect
 from support.programs import Program
 from support.rabbitmq_node import START_TIMEOUT, RabbitMQNode, binary
+from support.soak import IS_SOAK
+
+# To start a node takes four seconds of the processor. The tests of reliability do that to theirs all the time.
+soak_only = pytest.mark.skipif(not IS_SOAK, reason='takes long; make soak runs it')
 
 NODE_THAT_IS_KILLED = """
 import sys, time
@@ -119,6 +123,7 @@ def test_a_killed_node_comes_back_with_its_durable_queues(private_rabbitmq: Rabb
     assert private_rabbitmq.queues() == {'kept': 0}
 
 
+@soak_only
 def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None:
     private_rabbitmq.node.restart()
     with connect(private_rabbitmq) as connection:
@@ -126,7 +131,7 @@ def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize('activity', ['waits', 'talks'])
+@pytest.mark.parametrize('activity', ['talks', pytest.param('waits', marks=soak_only)])
 @pytest.mark.usefixtures('rabbitmq')
 def test_a_node_ends_with_the_program_that_started_it(run_program: Callable[..., Program], activity: str) -> None:
     program = run_program(NODE_THAT_IS_KILLED, [activity, *sys.path])

@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.text import Text
 
 from postage.cli.operate import options
-from postage.cli.operate.asking import Answer, Expected, Operator, ask, operator
-from postage.cli.operate.ps import RIGHT, TITLES, in_order, row_of
+from postage.cli.operate.asking import Answer, Expected, Operator, ask, in_order, operator
+from postage.cli.operate.ps import RIGHT, TITLES, row_of
 from postage.cli.output import as_line, console
 from postage.printable import printable
 

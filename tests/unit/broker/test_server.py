@@ -293,14 +293,17 @@ def test_the_command_takes_user_password_and_virtual_hosts(run: Callable[..., su
         pika.BlockingConnection(pika.URLParameters(f'amqp://me:{PASSWORD}@127.0.0.1:{port}/{host}')).close()
 
 
-def test_the_command_tells_in_one_line_that_its_port_is_taken(
+def test_the_command_tells_in_one_line_that_its_port_is_taken_and_what_to_do(
     run: Callable[..., subprocess.Popen[str]], server: BrokerServer
 ) -> None:
     process = run('--port', str(server.port))
     output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert output == ''
-    assert errors == f'postage broker: cannot listen on 127.0.0.1:{server.port}: Address already in use\n'
+    assert errors.startswith(f'postage broker: cannot listen on 127.0.0.1:{server.port}: Address already in use. ')
+    assert '--port 5673' in errors
+    assert 'POSTAGE_URL=amqp://' in errors
+    assert errors.count('\n') == 1
 
 
 def test_the_verbose_command_tells_what_happens(run: Callable[..., subprocess.Popen[str]]) -> None:
