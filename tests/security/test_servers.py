@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import re
 import ssl
@@ -32,8 +33,6 @@ Misbehaviour = Callable[[Peer], None]
 
 @pytest.fixture
 def log() -> Iterator[LogBook]:
-    import logging
-
     book, logger = LogBook(), logging.getLogger('postage')
     logger.addHandler(book)
     yield book
@@ -107,6 +106,7 @@ def test_whatever_servers_send_and_whenever_a_client_can_be_closed_and_needs_no_
     tls: ssl.SSLContext | None, log: LogBook, monkeypatch: pytest.MonkeyPatch, record_note: Callable[[str], None]
 ) -> None:
     monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '0.2')
+    monkeypatch.setattr(logging.getLogger('postage'), 'propagate', False)  # pytest keeps all that it is told
     number = runs(short=20, long=1000)
     with bounded_memory():
         for seed in range(SEED, SEED + number):
