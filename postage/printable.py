@@ -51,6 +51,17 @@ def text_of(error: BaseException) -> str:
         return f'<{type(error).__name__}, whose str() raises {type(failure).__name__}>'
 
 
+def class_of(error: BaseException) -> str:
+    """The name of an exception's class, with its module where that is not Python's own."""
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: what is no character (a lone surrogate) is written as its escape."""
+    return text.encode('utf-8', 'backslashreplace').decode()
+
+
 def shown_half_built(method: Callable[[Any], str]) -> Callable[[Any], str]:
     """Have a ``__repr__`` work on an object whose constructor has not come to its end, too: a debugger shows those."""
 

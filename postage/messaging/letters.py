@@ -12,7 +12,7 @@ from postage.amqp.deliveries import Delivery
 from postage.messaging import properties as notes
 from postage.messaging.outcomes import Failure, Reason
 from postage.messaging.properties import Properties, whole_header
-from postage.printable import text_of
+from postage.printable import class_of, encodable, text_of
 
 TRACEBACK_MAX = 16_000  # characters; its end says the most
 MESSAGE_MAX = 4_000
@@ -79,8 +79,6 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
     headers = properties.headers or {}
     failed_before, unfinished = whole_header(headers, notes.ATTEMPTS), whole_header(headers, notes.DELIVERIES)
     error = failure.error
-    kind = type(error)
-    name = kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
     return DeadLetter(
         body=delivery.body,
         properties=notes.as_plain(notes.original(properties)),
@@ -88,9 +86,9 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
         exchange=delivery.exchange,
         routing_key=delivery.routing_key,
         reason=failure.reason,
-        exception=_storable(name),
-        message=_storable(text_of(error)[:MESSAGE_MAX]),
-        traceback=_storable(''.join(traceback.format_exception(error))[-TRACEBACK_MAX:]),
+        exception=encodable(class_of(error)),
+        message=encodable(text_of(error)[:MESSAGE_MAX]),
+        traceback=encodable(''.join(traceback.format_exception(error))[-TRACEBACK_MAX:]),
         attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries', 'refused')),
         first_attempt_at=first_attempt_at(properties),
         died_at=time.time(),
@@ -103,8 +101,3 @@ def first_attempt_at(properties: Properties) -> float:
     now = time.time()
     noted = whole_header(properties.headers or {}, notes.FIRST_ATTEMPT) / 1000
     return min(noted, now) or now  # any program may write that header
-
-
-def _storable(text: str) -> str:
-    """Text that a store can take: what is no character (a lone surrogate) is written as its escape."""
-    return text.encode('utf-8', 'backslashreplace').decode()

@@ -23,6 +23,7 @@ from postage.amqp.publishing import Receipt
 from postage.messaging import meters
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import ATTEMPTS, whole_header
+from postage.printable import class_of
 from postage.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -72,10 +73,7 @@ class Recorded:
 
     def end(self, error: BaseException | None) -> None:
         """It has ended, with the error where there was one. Any thread."""
-        kind = None if error is None else type(error)
-        name = None
-        if kind is not None:
-            name = kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
+        name = None if error is None else class_of(error)
         if self._histogram is not None:
             measured: dict[str, Any] = {key: self._attributes[key] for key in MEASURED if key in self._attributes}
             if name is not None:
