@@ -25,6 +25,7 @@ from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.printable import shown, shown_half_built
 from postage.secret import Secret
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -61,7 +62,7 @@ class GenericConsumer(QueueBinder, Answering):
     max_age: float | None = None
     signed_for: Any = None
 
-    def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+    def __init__(self, eqk: Any = None, hup: Hup | None = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
         where = f'{type(self).__name__}.eqk'
         if eqk is not None and (not isinstance(eqk, Sequence) or len(eqk)):
@@ -76,7 +77,7 @@ class GenericConsumer(QueueBinder, Answering):
         self._stop = threading.Event()
         self._prefetch = Prefetch(self.prefetch_count, f'{type(self).__name__}.prefetch_count')
         self._queues_warned: set[str] = set()
-        # What the broker has wait nobody can vouch for.
+        # A message that the broker has wait comes back without a voucher.
         self._lets_broker_retry = self.gate is None or self.max_age is None
         self.on_stop: Callable[[], None] | None = None
         with self._connecting('consuming'):

@@ -44,7 +44,7 @@ from postage.messaging.replies import Reply
 from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import MicroThread
 from postage.printable import shown
-from postage.settings import clock_tolerance
+from postage.settings import Hup, clock_tolerance
 
 logger = logging.getLogger('postage')
 
@@ -82,7 +82,13 @@ class Control:
     """
 
     def __init__(
-        self, host: Controlled, table: HandlerTable, dispatcher: Dispatcher, consumer: Any, hup: Any, vhost: Any
+        self,
+        host: Controlled,
+        table: HandlerTable,
+        dispatcher: Dispatcher,
+        consumer: Any,
+        hup: Hup | None,
+        vhost: str | None,
     ) -> None:
         self._host = host
         self._table = table

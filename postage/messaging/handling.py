@@ -238,8 +238,8 @@ class Dispatcher:
             if gate.admits(delivery):
                 Dispatcher._begin(self, delivery)
         except errors.SignatureRefused as error:
-            # An answer with a signature would be one to what anybody has asked, in another's name. One who may know
-            # better, for the request was signed long ago, can have it.
+            # A signed answer would go to any program that asks in another's name. Where the request was signed, though
+            # long ago, a program with the key has asked, and can have one.
             send = self._source.rpc_reply if error.reason == 'stale' else self._source.reply_unsigned
             self._refuse(delivery, 'refused', error, f'the request is refused: {error}', send)
 
@@ -356,7 +356,7 @@ class Dispatcher:
     def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
         """Settle a delivery, and do what its handlers asked for."""
         if outcome.then is not None:
-            self.ends_by = outcome.then  # before it is settled: who learns of that may ask for this
+            self.ends_by = outcome.then  # before it is settled: a thread that learns of that may ask for this
         self._settle(delivery, outcome)
         if outcome.then == 'exit':
             raise ExitScheduler
@@ -611,7 +611,7 @@ class Handling(MicroThread):
                 resume, value = handler.send, (yield wanted)
             except (_Cut, GeneratorExit):
                 if isinstance(wanted, (RpcFuture, Gathering)):
-                    wanted.cancel()  # nobody waits for it any more
+                    wanted.cancel()  # its handler waits for it no more
                 self._close(handler)
                 raise
             except BaseException as error:

@@ -33,7 +33,7 @@ from postage.messaging.reply_addresses import check_accepted
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
 from postage.printable import shown_half_built
 from postage.secret import Secret, revealed
-from postage.settings import clock_tolerance
+from postage.settings import Hup, clock_tolerance
 
 if TYPE_CHECKING:
     from postage.messaging.local_client import LocalClient
@@ -119,7 +119,9 @@ class MessageProcessor(MicroThread):
     control: bool = False
     version: str | None = None
 
-    def __init__(self, fingerprint: Any = None, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+    def __init__(
+        self, fingerprint: Any = None, eqk: Any = None, hup: Hup | None = None, vhost: str | None = None
+    ) -> None:
         hup = Secret.of(hup)
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint)
         self.state: Any = State()

@@ -18,6 +18,7 @@ from postage.messaging.messages import Message, MessageCommand
 from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
 from postage.printable import shown_half_built
 from postage.secret import Secret
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -58,7 +59,7 @@ class GenericProducer(Caller):
 
     confirms: bool = True
 
-    def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+    def __init__(self, fingerprint: Any = None, hup: Hup | None = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
         self._check_class()
         super().__init__(fingerprint, hup, vhost)

@@ -20,6 +20,7 @@ from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M, Message, UnreadableMessage
 from postage.missive.processor import Processor
 from postage.secret import Secret, revealed
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -192,7 +193,7 @@ class AdapterConsumer(messaging.GenericConsumer):
     """The consumer of one adapter."""
 
     def __init__(
-        self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None, accept_reply_to: Any = None
+        self, eqk: Any, hup: Hup | None, vhost: str | None, prefetch_count: int | None, accept_reply_to: Any = None
     ) -> None:
         hup = Secret.of(hup)
         self.prefetch_count = prefetch_count
