@@ -324,14 +324,14 @@ def decode_answerable(data: bytes) -> Answerable:
     try:
         flags, position = data[0] << 8 | data[1], 2
         if flags & ~_PLAIN:
-            return _answerable_of(decode_properties(data))
+            return answerable_of(decode_properties(data))
         if flags & _CONTENT_TYPE:
             position += 1 + data[position]
         if flags & _CONTENT_ENCODING:
             position += 1 + data[position]
         if flags & _HEADERS:
             if not data.startswith(_DEADLINE_TABLE, position):
-                return _answerable_of(decode_properties(data))
+                return answerable_of(decode_properties(data))
             position += len(_DEADLINE_TABLE) + 8
             (deadline,) = _int64.unpack_from(data, position - 8)
         if flags & _DELIVERY_MODE:
@@ -351,7 +351,8 @@ def decode_answerable(data: bytes) -> Answerable:
     return tuple.__new__(Answerable, (correlation_id, reply_to, deadline))
 
 
-def _answerable_of(properties: pika.BasicProperties) -> Answerable:
+def answerable_of(properties: pika.BasicProperties) -> Answerable:
+    """The same of properties that are decoded already."""
     deadline = (properties.headers or {}).get(DEADLINE)
     is_number = isinstance(deadline, int) and not isinstance(deadline, bool)
     return Answerable(properties.correlation_id, properties.reply_to, deadline if is_number else None)

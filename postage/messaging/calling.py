@@ -32,7 +32,6 @@ from postage.messaging.routed import Routed
 from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
 
-CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes tries to tell responders
 _stamp = Message.fingerprint
 
 
@@ -204,9 +203,8 @@ class Caller(Routed):
     def _end_calls(self) -> None:
         """End the calls under way, and tell their responders. Blocks for a moment where there are any."""
         client = self._connection.rpc_client
-        if client is not None and client.end_calls_of(self, errors.Closed(f'this {type(self).__name__} was closed')):
-            with contextlib.suppress(errors.BrokerError):
-                self._connection.ask(client.canceller.send_steps, CANCEL_TIMEOUT)
+        if client is not None:
+            client.end_calls(errors.Closed(f'this {type(self).__name__} was closed'), self)
 
     def _rpc_queue(self, name: str, message: Message, options: dict[str, Any]) -> str:
         """Send the request once, and return the queue that its answer will be in.

@@ -181,6 +181,9 @@ class GenericProducer(Caller):
             properties = b''  # made for each exchange and key
         elif further is None:
             properties = frames.usual_properties(content_type, delivery_mode, message_id)
+        elif further.keys() == {'headers'}:  # as of a message that is traced
+            usual_ones = frames.usual_properties(content_type, delivery_mode, message_id)
+            properties = frames.with_headers(usual_ones, further['headers'])
         else:
             usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
             properties = frames.encode_properties(**usual, **further)
