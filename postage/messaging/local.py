@@ -124,6 +124,11 @@ class LocalSource(Encoding):
         """There is no broker to leave them to."""
 
     @property
+    def source(self) -> LocalSource:
+        """Itself."""
+        return self
+
+    @property
     def conn_broker(self) -> Any:
         """There is no connection.
 
