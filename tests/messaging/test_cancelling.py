@@ -225,6 +225,16 @@ def test_a_handler_is_closed_after_the_deadline_though_its_caller_was_killed(ben
     assert bench.count('echo-queue') == 0
 
 
+@pytest.mark.parametrize('kind', ['threaded', 'plain'])
+def test_other_handlers_see_that_the_deadline_has_passed_though_their_caller_was_killed(
+    bench, working, kind, monkeypatch
+):
+    monkeypatch.setattr(Canceller, 'add', lambda *_: None)
+    monkeypatch.setenv('POSTAGE_CLOCK_TOLERANCE', '0.1')
+    getattr(bench.producer(), f'rpc_future_{kind}')(_timeout=0.3)
+    assert working.seen.take(2) == ['begun', 'closed']
+
+
 def test_a_generator_that_waits_once_more_when_it_is_closed_harms_nothing(bench, working):
     producer = bench.producer()
     future = producer.rpc_future_tidy(_timeout=60)
