@@ -549,7 +549,8 @@ class RpcClient:
 
 def _is_signed(call: Call, channel: ReplyChannel, content: Content, correlation_id: str | None) -> bool:
     """Whether a reply has the signature that its caller wants. The call goes on waiting for one that has."""
-    assert call.signatures is not None and call.replied is not None
+    assert call.signatures is not None
+    assert call.replied is not None
     try:
         if correlation_id != call.correlation_id:
             raise errors.SignatureRefused('it does not say which request it answers')
