@@ -35,6 +35,7 @@ from postage.messaging.cancelling import Canceller
 from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 from postage.messaging.signing import Signatures
+from postage.printable import shown
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
@@ -672,7 +673,7 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
     except errors.PostageError as error:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error}')
     except Exception as error:  # a user's own encoder
-        return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
+        return MessageResultError(f'Malformed reply {body[:200]!r}: {shown(error)}')
 
 
 def client_of(connection: Connection) -> RpcClient:
