@@ -15,8 +15,8 @@ help: ## list the targets
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_URL or $POSTAGE_HOST
-	@$(BIN)/python demos/run_all.py
+demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_URL or $POSTAGE_HOST; DEMO="basic rpc" for some
+	@$(BIN)/python demos/run_all.py $(DEMO)
 
 docs: $(VENV)/.docs ## make the site of the pages in docs: build/docs/index.html
 	@$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs

@@ -47,40 +47,32 @@ def embedded() -> Iterator[Embedded]:
 
 @pytest.fixture
 def rabbitmq(rabbitmq_node: RabbitMQNode) -> Iterator[RabbitMQ]:
-    """An empty virtual host of the RabbitMQ node that all tests share."""
+    """An empty virtual host of the RabbitMQ node that the tests share."""
     with rabbitmq_node.new_vhost() as vhost:
         yield RabbitMQ(rabbitmq_node, vhost)
 
 
 @pytest.fixture
-def private_rabbitmq(private_rabbitmq_node: RabbitMQNode) -> Iterator[RabbitMQ]:
-    """An empty virtual host of a RabbitMQ node that the test may stop, kill and restart (``.node``)."""
-    private_rabbitmq_node.start()
-    with private_rabbitmq_node.new_vhost() as vhost:
-        yield RabbitMQ(private_rabbitmq_node, vhost)
+def private_rabbitmq(rabbitmq: RabbitMQ) -> RabbitMQ:
+    """The same, for a test that stops, kills or restarts the node (``.node``). It may leave it down."""
+    return rabbitmq
+
+
+@pytest.fixture
+def rabbitmq_node(the_node: RabbitMQNode) -> RabbitMQNode:
+    """The RabbitMQ node of this process's tests; it runs, whatever the test before has done to it."""
+    the_node.start()
+    return the_node
 
 
 @pytest.fixture(scope='session')
-def rabbitmq_node() -> Iterator[RabbitMQNode]:
-    """The RabbitMQ node of this test run, started for the first test that needs it. No test may stop it."""
-    yield from running_node()
-
-
-@pytest.fixture(scope='session')
-def private_rabbitmq_node() -> Iterator[RabbitMQNode]:
-    """A second node, for the tests that stop it; take ``private_rabbitmq``, which starts it where it is down."""
-    yield from running_node()
-
-
-def running_node() -> Iterator[RabbitMQNode]:
+def the_node() -> Iterator[RabbitMQNode]:
+    """The node, not yet started. Processes that run tests have one each."""
     if find_server() is None:
         pytest.skip(not_installed())
     node = RabbitMQNode()
-    try:
-        node.start()
-        yield node
-    finally:
-        node.close()
+    yield node
+    node.close()
 
 
 # Programs
@@ -161,7 +153,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(item, 'callspec', None)
         values = parameters.params.values() if parameters else ()
         names = {*getattr(item, 'fixturenames', ()), *(value for value in values if isinstance(value, str))}
-        if names & {'rabbitmq', 'private_rabbitmq', 'rabbitmq_node', 'private_rabbitmq_node'}:
+        if names & {'rabbitmq', 'rabbitmq_node'}:
             item.add_marker('on_rabbitmq')
     places = {path: place_of(path) for path in {item.path for item in items}}
     items.sort(key=lambda item: places[item.path])

@@ -9,6 +9,8 @@ Bytes, without state or I/O:
     pika's is given seen to
 ``server.py``
     which broker it is, and what depends on that
+``durations.py``, ``seen.py``
+    how long things took, by buckets; a message as a test sees it
 
 Threads and one socket:
 
@@ -22,10 +24,12 @@ What is on a connection, and the connection:
 ``channel.py``, ``streams.py``, ``topology.py``, ``retries.py``, ``control.py``
     a channel that is opened again; how far a stream was handled; what was declared; retries that the broker delays;
     declaring, and blocking access
-``publishing.py``, ``replies.py``, ``deliveries.py``, ``origins.py``, ``consuming.py``
-    messages out; requests out and replies in; one delivery; what is known of its queue; messages in
-``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
-    the thread of a connection; attempts to connect; bindings that went away; the connection; all of them
+``publishing.py``, ``replies.py``, ``cancelled.py``
+    messages out; requests out and replies in; the requests whose answer is wanted no more
+``deliveries.py``, ``origins.py``, ``consumers.py``, ``consuming.py``
+    one delivery; what is known of its queue; from which queues, and how far ahead; messages in
+``states.py``, ``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
+    what a connection is at; its thread; attempts to connect; bindings that went away; the connection; all of them
 ``recording.py``
     connections that lead nowhere, to learn what a program declares
 

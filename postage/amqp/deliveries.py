@@ -14,7 +14,13 @@ import pika.spec
 from postage import errors
 from postage.amqp.cancelled import cancelled
 from postage.amqp.cutter import Content
-from postage.amqp.frames import Answerable, decode_answerable, decode_properties, salvage_answerable
+from postage.amqp.frames import (
+    Answerable,
+    answerable_of,
+    decode_answerable,
+    decode_properties,
+    salvage_answerable,
+)
 from postage.amqp.publishing import Receipt
 from postage.amqp.retries import DelayedRetries
 from postage.amqp.streams import OFFSET, Position
@@ -155,7 +161,8 @@ class Delivery:
 
         :raises errors.DecodingError: where these cannot be decoded
         """
-        return decode_answerable(self._content.properties)
+        known = self._properties
+        return decode_answerable(self._content.properties) if known is None else answerable_of(known)
 
     @property
     def salvaged(self) -> Answerable:

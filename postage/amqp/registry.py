@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 
+from postage import errors
 from postage.amqp.connection import CLOSE_TIMEOUT, Connection, Role
 from postage.amqp.forks import Stage, call_in_child
 from postage.settings import BrokerSettings
@@ -95,12 +96,18 @@ def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:
 
 
 def close_all(timeout: float = CLOSE_TIMEOUT) -> None:
-    """Send what is pending on every connection and close it: the normal end of a program, bounded."""
+    """Send what is pending on every connection and close it: the normal end of a program, bounded.
+
+    RPC calls that are under way end, and their responders are told.
+    """
     with _lock:
         # Those that publish come first: acknowledgements wait for what their handlers published.
         connections = sorted(_shared.values(), key=lambda connection: connection.role, reverse=True)
         _shared.clear()
     deadline = time.monotonic() + timeout
+    for connection in connections:
+        if connection.rpc_client is not None:
+            connection.rpc_client.end_calls(errors.Closed('the program ends'))
     for connection in connections:
         connection.close(max(0.5, deadline - time.monotonic()))
 

@@ -10,69 +10,16 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Final
 
+from postage.amqp.durations import BOUNDS, Durations, quantile
 from postage.messaging.outcomes import Outcome, Reason
-from postage.printable import printable, text_of
+from postage.printable import class_of, printable, text_of
 
-BOUNDS: Final = tuple(
-    round(mantissa * 10.0**exponent, 9) for exponent in range(-5, 3) for mantissa in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7.5)
-)
-"""Seconds, the upper bounds of the buckets: nine to a power of ten, from 10 µs to 750 s.
-
-Those of the OpenTelemetry conventions (0.005, 0.01, 0.025, … 10) are among them, so that a histogram by those bounds is
-exact (https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/).
-"""
 RATE_SECONDS: Final = 10.0  # over which a rate is taken
 ERROR_LENGTH: Final = 300  # characters of an error's text that are kept
-
-
-class Histogram:
-    """How long things took, by buckets.
-
-    :ivar buckets: how many took no longer than each of :data:`BOUNDS`, and longer than the one before; the last is for
-        those that took longer than all
-    :ivar seconds: all of them together
-    """
-
-    __slots__ = ('buckets', 'seconds')
-
-    def __init__(self) -> None:
-        self.buckets = [0] * (len(BOUNDS) + 1)
-        self.seconds = 0.0
-
-    @property
-    def count(self) -> int:
-        """How many there were."""
-        return sum(self.buckets)
-
-    def quantile(self, part: float) -> float | None:
-        """Seconds within which that part of them, 0 to 1, were done: a bound, or :data:`BOUNDS`' last for longer ones.
-
-        ``None`` where there were none.
-        """
-        return quantile((self,), part)
-
-    def by(self, bounds: Sequence[float]) -> list[int]:
-        """How many took no longer than each of these bounds, cumulated, all of them last. Exact for such of ours."""
-        buckets = list(self.buckets)
-        return [sum(buckets[: bisect_left(BOUNDS, bound * (1 + 1e-9))]) for bound in bounds] + [sum(buckets)]
-
-
-def quantile(histograms: Iterable[Histogram], part: float) -> float | None:
-    """As :meth:`Histogram.quantile`, of several together."""
-    buckets = [sum(column) for column in zip(*(histogram.buckets for histogram in histograms), strict=True)]
-    wanted = part * sum(buckets)
-    if not wanted:
-        return None
-    reached = 0
-    for bound, number in zip((*BOUNDS, BOUNDS[-1]), buckets, strict=True):
-        reached += number
-        if reached >= wanted:
-            return bound
-    return BOUNDS[-1]
 
 
 class Rate:
@@ -137,7 +84,7 @@ class HandlerFigures:
     def __init__(self, label: str) -> None:
         self.label = label
         self.failed = self.retried = self.dead = self.dropped = self.cancelled = 0
-        self.durations = Histogram()
+        self.durations = Durations()
         self.rate = Rate()
         self.next_mark = self.began = 0.0
         self.begun: dict[Any, float] = {}
@@ -174,7 +121,7 @@ class HandlerFigures:
             self.dead += 1
         error = outcome.error
         if error is not None:
-            self.last_error = (time.time(), type(error).__name__, printable(text_of(error), ERROR_LENGTH))
+            self.last_error = (time.time(), class_of(error), printable(text_of(error), ERROR_LENGTH))
 
     @property
     def total(self) -> int:
@@ -251,7 +198,7 @@ class Figures:
         return sum(handler.rate.of(handler.total) for handler in self.handlers)
 
     def quantile(self, part: float) -> float | None:
-        """As :meth:`Histogram.quantile`, of all handlers. Any thread."""
+        """As :meth:`Durations.quantile`, of all handlers. Any thread."""
         return quantile([handler.durations for handler in self.handlers], part) if self.handlers else None
 
     @property

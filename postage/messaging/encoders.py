@@ -22,7 +22,8 @@ from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from postage.errors import DecodingError, EncodingError
+from postage.errors import ConfigurationError, DecodingError, EncodingError
+from postage.printable import shown
 
 
 class Encoder:
@@ -74,12 +75,16 @@ class JsonEncoder(Encoder):
         """
         try:
             packed = _encode_msgpack(body)
-            has_float = _FLOAT in packed
-            if not has_float or not _find_not_finite(packed):
+            floats = packed.count(_FLOAT)
+            if floats == 1 and _DURATION in packed:
+                duration = body['_reserved']['duration']
+                if type(duration) is float and 0 <= duration < _ALL_TIME:
+                    floats = 0  # none but this one, which every reply has: to search for more takes a tenth of its time
+            if not floats or not _find_not_finite(packed):
                 # Two results of a megabyte alive at once cost five times as much as one after the other.
                 del packed
                 encoded = _encode_json(body)
-                if not has_float or not _find_float_key(encoded):
+                if not floats or not _find_digit_key(encoded) or not _find_float_key(encoded):
                     return encoded
         except Exception:
             pass  # the careful way says why
@@ -100,7 +105,8 @@ class JsonEncoder(Encoder):
 class Encoding:
     """Base of what encodes and decodes bodies by its :attr:`encoder`.
 
-    :cvar encoder_class: makes the encoder; one that is set later makes another
+    :cvar encoder_class: makes the encoder, or is one; one that is set later makes another
+    :raises ConfigurationError: it lacks ``encode``, ``decode`` or ``content_type``
     """
 
     encoder_class: ClassVar[Any] = JsonEncoder
@@ -109,8 +115,17 @@ class Encoding:
         self._make_encoder()
 
     def _make_encoder(self) -> None:
-        self.encoder = self.encoder_class()
-        self._encoder_class = self.encoder_class
+        given = self.encoder_class
+        where = f'{type(self).__name__}.encoder_class'
+        try:
+            encoder = given() if callable(given) else given
+        except TypeError as error:
+            raise ConfigurationError(f'{where} is called without arguments, and raised {shown(error)}') from error
+        is_one = all(callable(getattr(encoder, name, None)) for name in ('encode', 'decode'))
+        if not is_one or not isinstance(getattr(encoder, 'content_type', None), str):
+            raise ConfigurationError(f'{where} must have encode, decode, and content_type as text, not {shown(given)}')
+        self.encoder: Any = encoder
+        self._encoder_class = given
 
     def encode(self, body: Any) -> bytes:
         """Encode a message's body.
@@ -142,7 +157,7 @@ class Encoding:
         except DecodingError:
             raise
         except Exception as error:  # a user's own encoder
-            raise DecodingError(f'{type(self.encoder).__name__} cannot decode it: {error!r}') from error
+            raise DecodingError(f'{type(self.encoder).__name__} cannot decode it: {shown(error)}') from error
 
 
 # The quick way
@@ -156,10 +171,13 @@ _decode_json = msgspec.json.Decoder().decode
 _encode_msgpack = msgspec.msgpack.Encoder(decimal_format='number').encode
 
 # MessagePack marks every 64-bit float with this byte; an exponent of all ones makes it NaN or infinity.
-_FLOAT = 0xCB
+_FLOAT = b'\xcb'
+_DURATION = b'\xa8duration\xcb'
+_ALL_TIME = 1e9  # seconds
 _find_not_finite = re.compile(rb'\xcb[\x7f\xff][\xf0-\xff]').search
 # A float as a key: msgspec writes 1e16 where the standard library, and so every older Postage, writes 1e+16.
 _find_float_key = re.compile(rb'"-?[0-9]+[.e][0-9.e-]*":').search
+_find_digit_key = re.compile(rb'":(?<=[0-9]":)').search  # which it is one of; found in a third of the time
 
 
 # The careful way

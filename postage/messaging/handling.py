@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from asyncio import CancelledError
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -17,10 +18,11 @@ from postage import errors
 from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import CLOSE_TIMEOUT
 from postage.amqp.deliveries import Delivery, current
+from postage.amqp.durations import BOUNDS
 from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
-from postage.messaging.counting import BOUNDS, Figures
+from postage.messaging.counting import Figures
 from postage.messaging.deadlines import limit_of
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final
@@ -37,7 +39,7 @@ from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
 from postage.messaging.unwanted import UNWANTED, why_unwanted
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread, Timer
-from postage.printable import shown, text_of
+from postage.printable import class_of, shown, text_of
 from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
@@ -445,7 +447,7 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
         if began >= figures.next_mark:
             figures.mark(began)
         return HANDLED
-    except Exception as error:
+    except (Exception, CancelledError) as error:
         figures.took(monotonic() - began)
         figures.began = 0.0
         outcome = raised(error, entry.label, reply, delivery, entry.retries)
@@ -517,7 +519,7 @@ class Handling(MicroThread):
             return CANCELLED
         except _TimeIsUp:
             return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
-        except Exception as error:
+        except (Exception, CancelledError) as error:
             return self._raised(entry, error)
         finally:
             self._can_be_closed = False
@@ -539,7 +541,7 @@ class Handling(MicroThread):
                 timers.append(later(seconds, functools.partial(self._close_cancelled, 'its deadline has passed')))
         return timers
 
-    def _raised(self, entry: Entry, error: Exception) -> Outcome:
+    def _raised(self, entry: Entry, error: BaseException) -> Outcome:
         entry.figures.ended(self._delivery)
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
         entry.figures.raised(outcome)
@@ -647,7 +649,7 @@ class _Cancelled(_Cut):
 
 
 def raised(
-    error: Exception, label: str, reply: Reply | None, delivery: Delivery, retries: Sequence[Retry] = ()
+    error: BaseException, label: str, reply: Reply | None, delivery: Delivery, retries: Sequence[Retry] = ()
 ) -> Outcome:
     """The outcome of a handler or hook that raised. It is logged; an RPC's caller is told after its last attempt.
 
@@ -659,7 +661,7 @@ def raised(
         outcome = dataclasses.replace(outcome, pause=pause_after(retries, error, delivery))
     if outcome.pause is not None:
         wait = f'it is handled again in about {outcome.pause.seconds:.3g} s'
-        logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, text_of(error))
+        logger.warning('%s raised %s on %r, %s: %s', label, class_of(error), delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:
         tried = attempt_of(delivery)

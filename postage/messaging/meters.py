@@ -11,7 +11,7 @@ from sys import modules
 from typing import TYPE_CHECKING, Any
 
 from postage import __version__
-from postage.amqp.durations import BOUNDS
+from postage.amqp.durations import CONVENTIONAL
 from postage.messaging.metrics import METRICS, samples
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _begin() -> None:
     for name, metric in METRICS.items():
         known: dict[str, Any] = {'unit': metric.unit, 'description': metric.text}
         if metric.kind == 'histogram':
-            _histograms[name] = meter.create_histogram(name, explicit_bucket_boundaries_advisory=BOUNDS, **known)
+            _histograms[name] = meter.create_histogram(name, explicit_bucket_boundaries_advisory=CONVENTIONAL, **known)
         elif metric.kind == 'counter':
             meter.create_observable_counter(name, [_observe(name)], **known)
         else:

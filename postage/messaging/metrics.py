@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from postage.amqp.connection import Connection
-from postage.amqp.durations import BOUNDS
+from postage.amqp.durations import Durations
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.registry import connections
 from postage.messaging.health import counted
@@ -46,7 +46,7 @@ METRICS: dict[str, Metric] = {
 class Sample(NamedTuple):
     """One number, or one histogram.
 
-    :ivar value: of a histogram the counts by :data:`BOUNDS`, each for itself, and the sum
+    :ivar value: of a histogram the counts by :data:`postage.amqp.durations.CONVENTIONAL`, each for itself, and the sum
     """
 
     name: str
@@ -78,10 +78,8 @@ def _of_processors() -> Iterator[Sample]:
             yield Sample('postage.messages.dead', {**about, 'postage.reason': reason}, number)
         for handler in figures.handlers:
             if handler.total:
-                cumulated = handler.durations.by(BOUNDS)
-                counts = [after - before for before, after in zip([0, *cumulated], cumulated, strict=False)]
-                value = {'counts': counts, 'sum': handler.durations.seconds}
-                yield Sample('messaging.process.duration', {**about, 'postage.handler': handler.label}, value)
+                labelled = {**about, 'postage.handler': handler.label}
+                yield _histogram('messaging.process.duration', labelled, handler.durations)
 
 
 def _of_connections() -> Iterator[Sample]:
@@ -94,10 +92,12 @@ def _of_connections() -> Iterator[Sample]:
             sent = {**about, 'messaging.operation.name': 'send'}
             for channel in list(connection.channels):
                 if isinstance(channel, PublishingChannel):
-                    counts = list(channel.durations.buckets)
-                    value = {'counts': counts, 'sum': channel.durations.seconds}
-                    yield Sample('messaging.client.operation.duration', sent, value)
-                    yield Sample('messaging.client.sent.messages', sent, sum(counts))
+                    yield _histogram('messaging.client.operation.duration', sent, channel.durations)
+                    yield Sample('messaging.client.sent.messages', sent, channel.durations.count)
+
+
+def _histogram(name: str, attributes: dict[str, str], durations: Durations) -> Sample:
+    return Sample(name, attributes, {'counts': durations.by_convention(), 'sum': durations.seconds})
 
 
 def _server(connection: Connection) -> dict[str, str]:

@@ -15,7 +15,14 @@ from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.messaging import tracing
 from postage.messaging.calling import Caller
 from postage.messaging.messages import Message, MessageCommand
-from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
+from postage.messaging.options import (
+    PUBLISH_OPTIONS,
+    check_settings,
+    further_properties,
+    pack,
+    refuse_unknown,
+    take_options,
+)
 from postage.printable import shown_half_built
 from postage.secret import Secret
 
@@ -60,7 +67,7 @@ class GenericProducer(Caller):
 
     def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
-        self._check_class()
+        check_settings(self)
         super().__init__(fingerprint, hup, vhost)
         with self._connecting('publishing'):
             self._publisher = self._connection.publisher(self.confirms)
@@ -180,6 +187,9 @@ class GenericProducer(Caller):
             properties = b''  # made for each exchange and key
         elif further is None:
             properties = frames.usual_properties(content_type, delivery_mode, message_id)
+        elif further.keys() == {'headers'}:  # as of a message that is traced
+            usual_ones = frames.usual_properties(content_type, delivery_mode, message_id)
+            properties = frames.with_headers(usual_ones, further['headers'])
         else:
             usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
             properties = frames.encode_properties(**usual, **further)

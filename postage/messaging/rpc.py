@@ -10,6 +10,7 @@ thread, which keeps the time. One lock guards it; futures are done, and their ca
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -34,10 +35,13 @@ from postage.messaging.cancelling import Canceller
 from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 from postage.messaging.signing import Signatures
+from postage.printable import shown
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
 _sparingly = Sparingly(logger)
+
+CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes, or a program that ends, tries to tell responders
 
 
 class RpcFuture(Future[MessageResult]):
@@ -402,21 +406,26 @@ class RpcClient:
                     self._finish(call, None)
                     return
 
-    def end_calls_of(self, owner: object, error: errors.PostageError) -> bool:
-        """End the calls of a producer that closes. Any thread. Returns whether there were any that had been sent."""
+    def end_calls(self, error: errors.PostageError, owner: object = None) -> None:
+        """End calls under way, and tell their responders. Any thread; blocks for a moment where there are any.
+
+        :param owner: the producer whose calls they are; by default all, for the program ends
+        """
         over: list[Callable[[], None]] = []
         with self._lock:
             for address in list(self._addresses.values()):
-                for call in [call for call in address.calls.values() if call.owner is owner]:
+                for call in [call for call in address.calls.values() if owner is None or call.owner is owner]:
                     self._cancel(call)
                     over.append(self._finish(call, None, error))
         _call_all(over)
-        return bool(self.canceller.waiting)
+        if self.canceller.waiting:
+            with contextlib.suppress(errors.BrokerError):
+                self._connection.ask(self.canceller.send_steps, CANCEL_TIMEOUT)
 
     def _cancel(self, call: Call) -> None:
         """Tell the responder of a call that no answer is wanted any more, if the request was sent at all."""
         self._withdraw(call)
-        if call.sent > 0:
+        if call.sent > 0 or call.is_lost:
             signatures, own_id = call.signatures, call.correlation_id
             cancel_id = own_id if signatures is None else signatures.cancel_id(own_id)
             self.canceller.add(call.exchange, call.routing_key, cancel_id, call.gives_up_at)
@@ -663,7 +672,7 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
     except errors.PostageError as error:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error}')
     except Exception as error:  # a user's own encoder
-        return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
+        return MessageResultError(f'Malformed reply {body[:200]!r}: {shown(error)}')
 
 
 def client_of(connection: Connection) -> RpcClient:

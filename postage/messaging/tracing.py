@@ -23,6 +23,7 @@ from postage.amqp.publishing import Receipt
 from postage.messaging import meters
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import ATTEMPTS, whole_header
+from postage.printable import class_path_of, printable, text_of
 from postage.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -32,23 +33,7 @@ if TYPE_CHECKING:
 NEEDED: Final = 'opentelemetry.trace'
 TRACEPARENT: Final = 'traceparent'
 SYSTEM: Final = 'rabbitmq'
-
-_tracer: Tracer | None = None
-
-
-def _tracer_now() -> Tracer | None:
-    """The tracer, once there is a provider that records; no provider is ever replaced."""
-    global _tracer
-    if _tracer is None:
-        trace: Any = modules[NEEDED]  # without an import statement, which takes longer than all the rest
-        if getattr(trace, '_TRACER_PROVIDER', trace) is None:  # as the public function finds, too
-            return None
-        provider = trace.get_tracer_provider()
-        if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
-            return None
-        _tracer = provider.get_tracer('postage', __version__)
-    return _tracer
-
+MOST_ROUTES: Final = 1000  # that are remembered; a routing key may be another one for each message
 
 MEASURED: tuple[str, ...] = (
     *('messaging.system', 'messaging.operation.name', 'messaging.destination.name', 'server.address', 'server.port'),
@@ -56,10 +41,44 @@ MEASURED: tuple[str, ...] = (
 """Of the attributes of a span, those that a duration has as well; the others differ with each message."""
 
 
+class Tracing:
+    """What spans are made with: a tracer, and of OpenTelemetry what each message needs.
+
+    It is looked up once: an import statement for each message would take longer than all that is done here.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        from opentelemetry import context, trace
+
+        from postage.messaging import propagation
+
+        self.start_span = tracer.start_span
+        self.sends, self.calls, self.handles = trace.SpanKind.PRODUCER, trace.SpanKind.CLIENT, trace.SpanKind.CONSUMER
+        self.in_context, self.attach, self.detach = trace.set_span_in_context, context.attach, context.detach
+        self.inject, self.extract = propagation.inject, propagation.extract
+
+
+_tracing: Tracing | None = None
+
+
+def _tracing_now() -> Tracing | None:
+    """The same once there is a provider that records; no provider is ever replaced."""
+    global _tracing
+    if _tracing is None:
+        trace: Any = modules[NEEDED]
+        if getattr(trace, '_TRACER_PROVIDER', trace) is None:  # as the public function finds, too
+            return None
+        provider = trace.get_tracer_provider()
+        if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
+            return None
+        _tracing = Tracing(provider.get_tracer('postage', __version__))
+    return _tracing
+
+
 class Recorded:
     """An operation that is under way: its span, and the histogram that its duration goes to; one may be missing.
 
-    :param attributes: of the span
+    :param attributes: those of the duration
     """
 
     __slots__ = ('_attributes', '_began', '_histogram', '_span')
@@ -72,22 +91,66 @@ class Recorded:
 
     def end(self, error: BaseException | None) -> None:
         """It has ended, with the error where there was one. Any thread."""
-        kind = None if error is None else type(error)
-        name = None
-        if kind is not None:
-            name = kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
+        name = None if error is None else class_path_of(error)
         if self._histogram is not None:
-            measured: dict[str, Any] = {key: self._attributes[key] for key in MEASURED if key in self._attributes}
-            if name is not None:
-                measured['error.type'] = name
-            self._histogram.record(time.monotonic() - self._began, measured)
+            attributes = self._attributes if name is None else {**self._attributes, 'error.type': name}
+            self._histogram.record(time.monotonic() - self._began, attributes)
         if self._span is not None:
-            if name is not None:
+            if error is not None and name is not None:
                 from opentelemetry.trace import Status, StatusCode
 
                 self._span.set_attribute('error.type', name)
-                self._span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+                self._span.set_status(Status(StatusCode.ERROR, printable(text_of(error), 200)))
             self._span.end()
+
+
+class Route:
+    """What all messages of one way have in common.
+
+    :ivar name: of their spans
+    :ivar attributes: of their spans
+    :ivar measured: attributes of their durations
+    """
+
+    __slots__ = ('attributes', 'measured', 'name')
+
+    def __init__(self, operation: str, destination: str, key: str, host: str | None, port: int | None) -> None:
+        known = {
+            'messaging.system': SYSTEM,
+            'messaging.operation.name': operation,
+            'messaging.operation.type': operation,
+            'messaging.destination.name': destination,
+            'messaging.rabbitmq.destination.routing_key': key or None,
+            'server.address': host,
+            'server.port': port,
+        }
+        self.name = f'{operation} {destination}'
+        self.attributes: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+        self.measured = {name: value for name, value in self.attributes.items() if name in MEASURED}
+
+    def attributes_of(self, message_id: str | None, conversation_id: str | None) -> dict[str, Any]:
+        """The attributes of one message's span: a dictionary of its own."""
+        attributes = self.attributes.copy()
+        if message_id is not None:
+            attributes['messaging.message.id'] = message_id
+        if conversation_id is not None:
+            attributes['messaging.message.conversation_id'] = conversation_id
+        return attributes
+
+
+_routes: dict[tuple[Any, ...], Route] = {}
+
+
+def _route(operation: str, settings: BrokerSettings | None, exchange: str, key: str, queue: str | None) -> Route:
+    endpoint = settings.endpoints[0] if settings is not None else None
+    host, port = (endpoint.host, endpoint.port) if endpoint is not None else (None, None)
+    known = operation, host, port, exchange, key, queue
+    route = _routes.get(known)
+    if route is None:
+        if len(_routes) >= MOST_ROUTES:
+            _routes.clear()
+        route = _routes[known] = Route(operation, destination_of(exchange, key, queue), key, host, port)
+    return route
 
 
 def destination_of(exchange: str, routing_key: str, queue: str | None = None) -> str:
@@ -113,50 +176,32 @@ def sending(
     :param correlation_id: where it is not in those
     :return: what is recorded, ``None`` for nothing, and the properties with the headers
     """
-    tracer, histogram = _tracer_now(), meters.histogram('messaging.client.operation.duration')
-    if tracer is None and histogram is None:
+    tracing, histogram = _tracing_now(), meters.histogram('messaging.client.operation.duration')
+    if tracing is None and histogram is None:
         return None, further
-    exchange, key = route
-    conversation_id = correlation_id or (further or {}).get('correlation_id')
-    attributes = _attributes('send', settings, destination_of(exchange, key), key, message_id, conversation_id)
-    if tracer is None:
-        return Recorded(None, histogram, attributes), further
-    from opentelemetry import propagate, trace
-
-    headers = dict((further or {}).get('headers') or {})
+    found = _route('send', settings, route[0], route[1], None)
+    if tracing is None:
+        return Recorded(None, histogram, found.measured), further
+    given: dict[str, Any] = further or {}
+    headers = dict(given.get('headers') or ())
     is_injected = TRACEPARENT in headers
-    span = tracer.start_span(
-        f'send {destination_of(exchange, key)}',
-        kind=trace.SpanKind.CLIENT if is_injected else trace.SpanKind.PRODUCER,
-        attributes=attributes,
+    span = tracing.start_span(
+        found.name,
+        kind=tracing.calls if is_injected else tracing.sends,
+        attributes=found.attributes_of(message_id, correlation_id or given.get('correlation_id')),
     )
     if not is_injected:
-        propagate.inject(headers, trace.set_span_in_context(span))
-        further = {**(further or {}), 'headers': headers}
-    return Recorded(span, histogram, attributes), further
+        tracing.inject(span, headers)
+        further = {**given, 'headers': headers}
+    return _recorded(span, histogram, found), further
 
 
-def _attributes(
-    operation: str,
-    settings: BrokerSettings | None,
-    destination: str,
-    routing_key: str,
-    message_id: str | None,
-    conversation_id: str | None,
-) -> dict[str, Any]:
-    endpoint = settings.endpoints[0] if settings is not None else None
-    attributes = {
-        'messaging.system': SYSTEM,
-        'messaging.operation.name': operation,
-        'messaging.operation.type': operation,
-        'messaging.destination.name': destination,
-        'messaging.rabbitmq.destination.routing_key': routing_key or None,
-        'messaging.message.id': message_id,
-        'messaging.message.conversation_id': conversation_id,
-        'server.address': endpoint.host if endpoint is not None else None,
-        'server.port': endpoint.port if endpoint is not None else None,
-    }
-    return {name: value for name, value in attributes.items() if value is not None}
+def _recorded(span: Span, histogram: Histogram | None, route: Route) -> Recorded | None:
+    """What has to be told of the end: nothing of a span that the sampler has left out."""
+    is_recording = span.is_recording()
+    if not is_recording and histogram is None:
+        return None
+    return Recorded(span if is_recording else None, histogram, route.measured)
 
 
 def sent(recorded: Recorded, receipt: Receipt) -> None:
@@ -172,37 +217,37 @@ def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: Broker
 
     :param settings: the broker that it came from; ``None`` where there is none, as in ``test_client()``
     """
-    tracer, histogram = _tracer_now(), meters.histogram('messaging.process.duration')
-    if tracer is None and histogram is None:
+    tracing, histogram = _tracing_now(), meters.histogram('messaging.process.duration')
+    if tracing is None and histogram is None:
         begin(delivery)
         return
-    destination = destination_of(delivery.exchange, delivery.routing_key, delivery.queue)
-    conversation_id = delivery.salvaged.correlation_id or None
-    attributes = _attributes(
-        'process', settings, destination, delivery.routing_key, _message_id(delivery), conversation_id
-    )
-    if tracer is None:
-        delivery.span = Recorded(None, histogram, attributes)
-        try:
-            begin(delivery)
-        finally:
-            if delivery.is_handled:
-                settled(delivery, None)
+    route = _route('process', settings, delivery.exchange, delivery.routing_key, delivery.queue)
+    if tracing is None:
+        delivery.span = Recorded(None, histogram, route.measured)
+        _begin(begin, delivery)
         return
-    from opentelemetry import context, trace
-
-    parent, links = _origin_of(delivery)
+    try:
+        properties: Any = delivery.properties
+    except errors.DecodingError:  # none but those that an answer depends on
+        properties = delivery.salvaged
+    headers = getattr(properties, 'headers', None) or {}
+    parent, links = _origin_of(headers, tracing)
+    attributes = route.attributes_of(getattr(properties, 'message_id', None), properties.correlation_id or None)
     attributes['messaging.rabbitmq.message.delivery_tag'] = delivery.delivery_tag
-    span = tracer.start_span(
-        f'process {destination}', context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, links=links
-    )
-    delivery.span = Recorded(span, histogram, attributes)
+    span = tracing.start_span(route.name, parent, tracing.handles, attributes, links)
+    delivery.span = _recorded(span, histogram, route)
     # What begins here takes a copy of the context with it: a handler that runs as a microthread, or in a thread.
-    token = context.attach(trace.set_span_in_context(span, parent))
+    token = tracing.attach(tracing.in_context(span, parent))
+    try:
+        _begin(begin, delivery)
+    finally:
+        tracing.detach(token)
+
+
+def _begin(begin: Callable[[Delivery], None], delivery: Delivery) -> None:
     try:
         begin(delivery)
     finally:
-        context.detach(token)
         if delivery.is_handled:
             settled(delivery, None)
 
@@ -214,34 +259,22 @@ def settled(delivery: Delivery, failure: Failure | None) -> None:
         recorded.end(None if failure is None else failure.error)
 
 
-def _message_id(delivery: Delivery) -> str | None:
-    try:
-        message_id: str | None = delivery.properties.message_id
-        return message_id
-    except errors.DecodingError:
-        return None
-
-
-def _origin_of(delivery: Delivery) -> tuple[Any, Sequence[Any]]:
+def _origin_of(headers: Mapping[str, Any], tracing: Tracing) -> tuple[Any, Sequence[Any]]:
     """The context that a delivery is handled in, and links to others."""
-    from opentelemetry import propagate, trace
+    linked = headers.get(LINKED)
+    if not isinstance(linked, str):
+        origin = tracing.extract(headers)
+        if not _is_again(headers):
+            return origin, ()
+    else:
+        origin = tracing.extract({**headers, TRACEPARENT: linked})
+    from opentelemetry import trace
     from opentelemetry.context import Context
 
-    try:
-        headers = delivery.headers
-    except errors.DecodingError:
-        headers = {}
-    carrier = {name: value for name, value in headers.items() if isinstance(value, str)}
-    linked = carrier.pop(LINKED, None)
-    if linked is not None:
-        carrier[TRACEPARENT] = linked
-    origin = propagate.extract(carrier, Context())
-    if linked is None and not _is_again(headers):
-        return origin, ()
-    context_of_sender = trace.get_current_span(origin).get_span_context()
-    return Context(), [trace.Link(context_of_sender)] if context_of_sender.is_valid else ()
+    sender = trace.get_current_span(origin).get_span_context()
+    return Context(), [trace.Link(sender)] if sender.is_valid else ()
 
 
 def _is_again(headers: Mapping[str, Any]) -> bool:
     """Whether a message has been handled before, or given up elsewhere."""
-    return 'x-death' in headers or whole_header(headers, ATTEMPTS) > 0
+    return 'x-death' in headers or (ATTEMPTS in headers and whole_header(headers, ATTEMPTS) > 0)

@@ -25,11 +25,11 @@ from postage.broker.rules import RULES
 from postage.broker.server import BrokerServer
 from support.brokers import Embedded, RabbitMQ
 from support.rabbitmq_node import RabbitMQNode
-from support.rabbitmq_versions import find_server, not_installed
+from support.rabbitmq_versions import WANTED, find_server, not_installed
 from support.soak import IS_SOAK
 from support.twins import Client, Outcome
 
-SEQUENCES = int(os.environ.get('POSTAGE_SEQUENCES') or (2000 if IS_SOAK else 40))
+SEQUENCES = int(os.environ.get('POSTAGE_SEQUENCES') or (2000 if IS_SOAK else 20))
 SEQUENCES_AT_ONCE = 20
 STEPS = 50
 PATIENCE = 5.0
@@ -311,9 +311,13 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[str]:
     version: str = request.param
     if find_server(version) is None:
         pytest.skip(not_installed(version))
-    node = RabbitMQNode(version)
-    try:
-        node.start()
+    with contextlib.ExitStack() as end:
+        if version == WANTED:
+            node: RabbitMQNode = request.getfixturevalue('rabbitmq_node')
+        else:
+            node = RabbitMQNode(version)
+            end.callback(node.close)
+            node.start()
         if node.rules != version:
             pytest.skip(f'the installed RabbitMQ is {node.version}, for which the embedded broker has no rules')
         with node.new_vhost() as vhost, BrokerServer(virtual_hosts=[vhost], rules=version) as server:
@@ -321,8 +325,6 @@ def brokers(request: pytest.FixtureRequest) -> Iterator[str]:
             Twins.embedded.vhost = vhost
             Twins.steps = Twins.sequences = 0
             yield version
-    finally:
-        node.close()
 
 
 @pytest.mark.on_rabbitmq

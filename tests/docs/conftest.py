@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 from pathlib import Path
 
@@ -15,11 +17,18 @@ __all__ = ['bench', 'site', 'site_text']
 
 @pytest.fixture(scope='session')
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The finished site."""
-    folder = tmp_path_factory.mktemp('site')
-    made = make_site(DOCS, folder)
-    assert made.returncode == 0, made.stdout + made.stderr
-    return folder
+    """The finished site, which the processes that run tests share."""
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    site, is_made = folder / 'site', folder / 'site-is-made'
+    with (folder / 'site.lock').open('w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        if not is_made.exists():
+            made = make_site(DOCS, site)
+            assert made.returncode == 0, made.stdout + made.stderr
+            is_made.touch()
+    return site
 
 
 @pytest.fixture(scope='session')

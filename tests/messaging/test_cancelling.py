@@ -15,6 +15,7 @@ from postage.broker.users import Permissions
 from postage.messaging.cancelling import Canceller
 from support.canaries import canary
 from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, echo_producer, eventually
+from support.proxy import Proxy
 from support.users import add_user, delete_user
 
 
@@ -247,6 +248,35 @@ def test_a_caller_that_is_interrupted_ends_its_handler(bench, working):
         producer.rpc_generator(_timeout=60)
     ringing.join(TIMEOUT)
     assert working.seen.next() == 'closed'
+
+
+def test_a_caller_whose_program_ends_ends_its_handlers(bench, working, run_program):
+    """By its normal end, without closing its producer."""
+    program = run_program("""
+from postage import messaging
+
+class EchoExchange(messaging.Exchange):
+    name = 'echo-exchange'
+
+class EchoProducer(messaging.GenericProducer):
+    eks = [(EchoExchange, 'echo-rk')]
+
+producer = EchoProducer()
+future = producer.rpc_future_generator(_timeout=60)
+print(producer.rpc_note('after it').value)
+""")
+    assert program.wait() == 0
+    assert program.lines == ['after it']
+    assert sorted(working.seen.take(3)) == ['after it', 'begun', 'closed']
+
+
+def test_a_caller_that_loses_its_connection_ends_its_handler(bench, working):
+    with Proxy.before(bench.broker) as proxy, EchoProducer(hup=proxy.url(bench.broker.url)) as producer:
+        future = producer.rpc_future_generator(_timeout=60, _max_retry=0)
+        assert working.seen.next() == 'begun'
+        proxy.cut()
+        assert future.result(TIMEOUT).value == 'TimeoutError'
+        assert working.seen.next() == 'closed'
 
 
 def test_what_a_handler_gathers_is_cancelled_with_it(bench, working):

@@ -1,15 +1,12 @@
-"""What is counted of messages: durations by buckets, a rate, and what became of them."""
+"""What is counted of messages: a rate, and what became of them."""
 
 from __future__ import annotations
 
 import pytest
 
 from postage.messaging import counting
-from postage.messaging.counting import BOUNDS, Figures, HandlerFigures, Histogram, Rate
+from postage.messaging.counting import Figures, HandlerFigures, Rate
 from postage.messaging.outcomes import HANDLED, Failure, Outcome, Pause
-
-CONVENTION = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""The buckets of the OpenTelemetry conventions."""
 
 
 class Clock:
@@ -23,34 +20,6 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
-
-
-def histogram(*seconds: float) -> Histogram:
-    figures = HandlerFigures('handler')
-    for each in seconds:
-        figures.took(each)
-    return figures.durations
-
-
-def test_the_bounds_rise_and_have_those_of_the_convention() -> None:
-    assert list(BOUNDS) == sorted(set(BOUNDS))
-    assert set(CONVENTION) <= set(BOUNDS)
-
-
-def test_a_quantile_is_the_bound_of_its_bucket() -> None:
-    found = histogram(*[0.0012] * 98, 0.3, 3.3)
-    assert (found.quantile(0.5), found.quantile(0.99), found.quantile(1)) == (0.0015, 0.3, 4)
-    assert found.count == 100
-    assert found.seconds == pytest.approx(98 * 0.0012 + 3.6)
-
-
-def test_a_quantile_of_nothing_is_none_and_of_what_is_beyond_all_bounds_the_last() -> None:
-    assert Histogram().quantile(0.5) is None
-    assert histogram(10_000).quantile(0.5) == BOUNDS[-1]
-
-
-def test_durations_may_be_told_by_other_bounds() -> None:
-    assert histogram(0.004, 0.005, 0.006, 0.3, 11).by(CONVENTION) == [2, 3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4, 4, 5]
 
 
 def test_a_rate_is_that_of_the_last_seconds(clock: Clock) -> None:

@@ -257,3 +257,100 @@ def test_destinations_are_named_as_the_convention_has_it(exchange: str, key: str
     from postage.messaging.tracing import destination_of
 
     assert destination_of(exchange, key, queue) == name
+
+
+PROPAGATED = """
+from opentelemetry import baggage, context, propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.composite import CompositePropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from postage.messaging import propagation
+
+def span(**more):
+    known = {'trace_id': 1, 'span_id': 2 ** 64 - 1, 'is_remote': False, **more}
+    return trace.NonRecordingSpan(trace.SpanContext(**known))
+
+def as_it_is(found):
+    return trace.get_current_span(found).get_span_context(), dict(baggage.get_all(found)), len(found)
+
+own = 'ab' * 16, 'cd' * 8
+stated = trace.TraceState([('vendor', 'x')])
+arounds = {
+    'nothing': Context(),
+    'a span': trace.set_span_in_context(span(), Context()),
+    'baggage': baggage.set_baggage('user', '7', Context()),
+    'both': baggage.set_baggage('user', '7', trace.set_span_in_context(span(), Context())),
+    'something': context.set_value('what', 1, Context()),
+}
+spans = [span(), span(trace_flags=trace.TraceFlags(3)), span(trace_state=stated), trace.INVALID_SPAN]
+headers = [
+    {}, {'x': 1}, {'traceparent': 5}, {'traceparent': ''}, {'traceparent': '00-' + 'ab' * 30},
+    *({'traceparent': form.format(*own)} for form in (
+        '00-{}-{}-01', '00-{}-{}-00', '00-{}-{}-fe', '01-{}-{}-01', '01-{}-{}-01-more', '00-{}-{}-01-more',
+        'ff-{}-{}-01', ' 00-{}-{}-01', '00-{}-{}-01 ', '00-{}-{}-1', '00-{}-{}-zz', '00-{}{}-01',
+    )),
+    {'traceparent': f"00-{'0' * 32}-{own[1]}-01"}, {'traceparent': f"00-{own[0]}-{'0' * 16}-01"},
+    {'traceparent': f'00-{own[0].upper()}-{own[1]}-01'},
+    {'traceparent': f'00-{own[0]}-{own[1]}-01', 'tracestate': 'vendor=x'},
+    {'traceparent': f'00-{own[0]}-{own[1]}-01', 'baggage': 'user=7'}, {'baggage': 'user=7', 'n': b'1'},
+]
+usual = propagate.get_global_textmap()
+for propagator in (usual, CompositePropagator([TraceContextTextMapPropagator()]), usual):
+    propagate.set_global_textmap(propagator)
+    for name, around in arounds.items():
+        token = context.attach(around)
+        for each in spans:
+            ours, theirs = {'h': 1}, {'h': 1}
+            propagation.inject(each, ours)
+            propagate.inject(theirs, trace.set_span_in_context(each))
+            assert ours == theirs, (name, each, ours, theirs)
+        context.detach(token)
+    for each in headers:
+        text = {key: value for key, value in each.items() if isinstance(value, str)}
+        ours, theirs = propagation.extract(each), propagate.extract(text, Context())
+        assert as_it_is(ours) == as_it_is(theirs), each
+print('the same')
+"""
+
+
+def test_contexts_travel_as_the_programs_propagators_have_it(run_program: Callable[..., Program]) -> None:
+    program = run_program(PROPAGATED)
+    assert program.wait() == 0, program.output
+    program.expect('the same')
+
+
+UNSAMPLED = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider, sampling
+
+class Attentive(sampling.Sampler):
+    seen = []
+    def should_sample(self, parent, trace_id, name, kind=None, attributes=None, links=None, trace_state=None):
+        self.seen.append((name, dict(attributes)))
+        return sampling.SamplingResult(sampling.Decision.DROP)
+    def get_description(self):
+        return 'attentive'
+
+trace.set_tracer_provider(TracerProvider(sampler=Attentive()))
+from postage.messaging import tracing
+from postage.settings import broker_settings
+
+settings = broker_settings()
+for number in range(tracing.MOST_ROUTES * 2 + 5):
+    recorded, further = tracing.sending(settings, ('shop', f'key-{number}'), f'id-{number}', {'correlation_id': 'c'})
+    assert recorded is None
+    assert further['headers']['traceparent'].endswith(('-00', '-02'))
+assert len(tracing._routes) <= tracing.MOST_ROUTES
+ids = [attributes['messaging.message.id'] for _, attributes in Attentive.seen]
+assert ids == [f'id-{number}' for number in range(len(ids))]
+name, attributes = Attentive.seen[-1]
+print(name, attributes['messaging.rabbitmq.destination.routing_key'], attributes['messaging.message.conversation_id'])
+"""
+
+
+def test_what_the_sampler_leaves_out_is_not_recorded_and_travels_all_the_same(
+    run_program: Callable[..., Program],
+) -> None:
+    program = run_program(UNSAMPLED)
+    assert program.wait() == 0, program.output
+    program.expect('send shop:key-2004 key-2004 c')

@@ -20,6 +20,7 @@ from postage import messaging
 from postage.broker.server import BrokerServer
 from support.brokers import Broker, RabbitMQ
 from support.messaging import EQK, TIMEOUT, Bench, EchoProducer
+from support.rabbitmq_node import binary
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 
@@ -176,22 +177,21 @@ def test_a_broker_without_tls_gets_no_credentials_of_a_program_that_wants_it(
         messaging.GenericConsumer(EQK, hup=hup_of(files, bench.broker.port), vhost=bench.broker.vhost)
 
 
-def test_a_certificate_says_who_a_program_is(
-    private_rabbitmq: RabbitMQ, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_certificate_says_who_a_program_is(rabbitmq: RabbitMQ, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '10')
-    node = private_rabbitmq.node
-    node.know_by_certificate('component')
-    port = node.listen_with_tls(files.write('server', SERVERS['right'](files)), files.authority_file)
-    hup = hup_of(files, port, 'right', mechanism='EXTERNAL')
-    del hup['user'], hup['password']
-    with EchoProducer(hup=hup, vhost='/') as producer:
-        producer.message_echo(1).wait(TIMEOUT)
-        (user,) = node.evaluate('[U || [{user, U}] <- rabbit_networking:connection_info_all([user])]').split(',')
-        assert user == 'component'
-    node.evaluate('rabbit_auth_backend_internal:delete_user(<<"component">>, <<"tests">>), ""')
-    with pytest.raises(messaging.AuthenticationFailed, match='no user for the certificate'):
-        EchoProducer(hup=hup, vhost='/')
+    node = rabbitmq.node
+    with node.knowing_by_certificate('component', rabbitmq.vhost):
+        port = node.listen_with_tls(files.write('server', SERVERS['right'](files)), files.authority_file)
+        hup = hup_of(files, port, 'right', mechanism='EXTERNAL')
+        del hup['user'], hup['password']
+        with EchoProducer(hup=hup, vhost=rabbitmq.vhost) as producer:
+            producer.message_echo(1).wait(TIMEOUT)
+            vhost = binary(rabbitmq.vhost)
+            users = f'[U || [{{user, U}}, {{vhost, {vhost}}}] <- rabbit_networking:connection_info_all([user, vhost])]'
+            assert node.evaluate(users) == 'component'
+        node.evaluate('rabbit_auth_backend_internal:delete_user(<<"component">>, <<"tests">>), ""')
+        with pytest.raises(messaging.AuthenticationFailed, match='no user for the certificate'):
+            EchoProducer(hup=hup, vhost=rabbitmq.vhost)
 
 
 def test_the_url_can_name_the_mechanism_and_it_needs_tls() -> None:

@@ -82,7 +82,7 @@ def connect(broker: Broker) -> Iterator[pika.BlockingConnection]:
 class RabbitMQ:
     """One virtual host of a :class:`RabbitMQNode`.
 
-    :ivar node: the node, for tests that stop, kill or restart it (those of ``private_rabbitmq`` only)
+    :ivar node: the node, for tests that stop, kill or restart it (those that take ``private_rabbitmq`` only)
     """
 
     name = 'rabbitmq'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import subprocess
 import sys
@@ -50,10 +51,12 @@ for name in ('doc', 'ref', 'mod', 'class', 'meth', 'func', 'exc', 'attr', 'data'
     roles.register_generic_role(name, docutils.nodes.emphasis)
 
 
+@functools.cache
 def parse(path: Path) -> docutils.nodes.document:
     """Parse reStructuredText as the package index does; whatever deserves a warning is an error.
 
-    What only the site knows, such as ``:doc:``, is passed over; it is right for the pages in docs alone.
+    What only the site knows, such as ``:doc:``, is passed over; it is right for the pages in docs alone. The tree is
+    shared: look at it, and leave it as it is.
     """
     settings = {
         'halt_level': 2,

@@ -297,8 +297,9 @@ class RabbitMQNode:
         self.evaluate(f'rabbit_networking:ensure_ssl(), {listen}, ""')
         return port
 
-    def know_by_certificate(self, user: str) -> None:
-        """Let a user log in by a certificate whose common name is its name (the mechanism EXTERNAL)."""
+    @contextlib.contextmanager
+    def knowing_by_certificate(self, user: str, vhost: str) -> Iterator[None]:
+        """Let a user log in by a certificate whose common name is its name (EXTERNAL), in a ``with``."""
         name, all_names = binary(user), ', '.join(['<<".*">>'] * 3)
         self.evaluate(
             # What the plugin does when it is started, which this node cannot be told to enable.
@@ -308,9 +309,18 @@ class RabbitMQNode:
             ' application:set_env(rabbit, ssl_cert_login_from, common_name),'
             ' application:set_env(rabbit, ssl_options, [{verify, verify_peer}, {fail_if_no_peer_cert, true}]),'
             f' rabbit_auth_backend_internal:add_user({name}, <<"unused">>, <<"tests">>),'
-            f' rabbit_auth_backend_internal:set_permissions({name}, <<"/">>, {all_names}, <<"tests">>),'
+            f' rabbit_auth_backend_internal:set_permissions({name}, {binary(vhost)}, {all_names}, <<"tests">>),'
             ' ""'
         )
+        try:
+            yield
+        finally:
+            self.evaluate(
+                f'catch rabbit_auth_backend_internal:delete_user({name}, <<"tests">>),'
+                " application:set_env(rabbit, auth_mechanisms, ['PLAIN', 'AMQPLAIN']),"
+                ' application:set_env(rabbit, ssl_cert_login_from, distinguished_name),'
+                ' application:set_env(rabbit, ssl_options, []), ""'
+            )
 
     def close_all_connections(self, vhost: str | None = None) -> None:
         """Close every connection, or those of one virtual host, as ``rabbitmqctl close_all_connections`` does (320).

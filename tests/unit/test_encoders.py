@@ -477,3 +477,26 @@ def test_it_may_be_overridden_by_methods_of_any_kind(kind):
         encode = kind(encode)
 
     assert Wrapped().encode(1) == b'{"wrapped":1}'
+
+
+@pytest.mark.parametrize(
+    ('reserved', 'content', 'path'),
+    [
+        ({'duration': math.nan}, {}, '_reserved.duration'),
+        ({'duration': -math.inf}, {}, '_reserved.duration'),
+        ({'duration': 1.5}, {'value': math.inf}, 'content.value'),
+        ({'duration': 5}, {'duration': math.nan}, 'content.duration'),
+        ({}, {'duration': math.nan}, 'content.duration'),
+        ({'duration': 1.5}, {'duration': math.nan}, 'content.duration'),
+    ],
+)
+def test_the_duration_of_a_reply_hides_no_other_float(reserved, content, path):
+    with pytest.raises(EncodingError, match=rf'^{path} is -?(nan|inf)'):
+        JsonEncoder.encode({'content': content, '_reserved': reserved})
+
+
+def test_the_duration_of_a_reply_hides_no_key_that_is_a_float():
+    body = {'content': {1e16: 'duration'}, '_reserved': {'duration': 0.5}}
+    assert JsonEncoder.encode(body) == b'{"content":{"1e+16":"duration"},"_reserved":{"duration":0.5}}'
+    assert JsonEncoder.encode({'duration': {1e16: 1}}) == b'{"duration":{"1e+16":1}}'
+    assert JsonEncoder.encode({'x': 'duration', 1e16: 1}) == b'{"x":"duration","1e+16":1}'

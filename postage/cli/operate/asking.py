@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,3 +156,18 @@ def _answer_of(reply: MessageResult, seconds: float) -> Answer:
     if content.get('type') == 'success':
         return Answer(fingerprint, content.get('value'), None, seconds)
     return Answer(fingerprint, None, str(content.get('message')), seconds)
+
+
+def in_order(answers: Iterable[Answer]) -> list[Answer]:
+    """The answers that are no errors, by name, host and process; one that says nothing becomes an error."""
+    told = [answer for answer in answers if answer.error is None]
+    for answer in told:
+        if not isinstance(answer.value, dict):
+            answer.error = 'the answer is malformed'
+    told = [answer for answer in told if answer.error is None]
+    return sorted(told, key=lambda answer: (answer.name, str(answer.fingerprint.get('host')), _pid(answer)))
+
+
+def _pid(answer: Answer) -> int:
+    pid = str(answer.fingerprint.get('pid'))
+    return int(pid) if pid.isdecimal() and len(pid) < 12 else 0

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from postage.cli.operate import options
-from postage.cli.operate.asking import Answer, Expected, ask, operator
+from postage.cli.operate.asking import Answer
 from postage.cli.output import print_json
 
 WHAT = {
@@ -22,24 +22,21 @@ STATUS = 'Exit status: 0 if all that answered obey, and all of --expect; 1 if no
 
 def _command(name: str) -> click.Command:
     @click.command(name, help=f'{WHAT[name]}\n\n{STATUS}')
-    @click.argument('address', metavar='name|@host|name@host|pid@host|name#group|all')
-    @options.expect
-    @options.timeout
-    @options.encoder
-    @options.as_data
-    def command(address: str, expect: str | None, timeout: float, attributes: dict[str, Any], as_data: bool) -> None:
-        whom = '' if address == 'all' else address
-        expected = Expected.of(expect)
-        with operator(timeout, **attributes) as producer:
-            answers = ask(producer, name, whom, timeout, expected)
+    @click.argument('address', metavar='name|@host|name@host|pid@host|name#group|all', callback=_all_or_address)
+    @options.asks(name)
+    def command(answers: list[Answer], as_data: bool) -> None:
         if as_data:
             print_json([_as_data(answer) for answer in answers])
         else:
             rows = [_row_of(answer) for answer in answers if answer.error is None]
             options.print_table(('name', 'host', 'pid', 'state', 'in hand'), rows, ('pid', 'in hand'))
-        options.finish(answers, expected, whom)
 
     return command
+
+
+def _all_or_address(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
+    """An address. To leave it out would be too easy a way to command all components: that takes a word."""
+    return '' if address == 'all' else address
 
 
 def _as_data(answer: Answer) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
-from postage.cli.operate.asking import Expected, ask, operator
-from postage.cli.operate.ps import in_order
+from postage.cli.operate.asking import Answer, in_order
 from postage.cli.output import print_json
 from postage.printable import printable
 
@@ -17,20 +17,12 @@ from postage.printable import printable
 @click.command('describe')
 @click.argument('address', metavar='name|@host|name@host|pid@host|name#group')
 @click.option('--all', 'built_in', is_flag=True, help='Show the handlers that Postage itself defines, too.')
-@options.expect
-@options.timeout
-@options.encoder
-@options.as_data
-def command(
-    address: str, built_in: bool, expect: str | None, timeout: float, attributes: dict[str, Any], as_data: bool
-) -> None:
+@options.asks('info')
+def command(answers: list[Answer], built_in: bool, as_data: bool) -> None:
     """Show what components are: queues and keys, handlers, what becomes of messages that fail.
 
     Exit status: 0 if there are some, and all of --expect; 1 if not.
     """
-    expected = Expected.of(expect)
-    with operator(timeout, **attributes) as producer:
-        answers = ask(producer, 'info', address, timeout, expected)
     told = [answer.value for answer in in_order(answers)]
     if as_data:
         print_json(told)
@@ -40,9 +32,8 @@ def command(
                 click.echo()
             try:
                 _print(info, others, built_in)
-            except options.MALFORMED:
+            except MALFORMED:
                 raise click.ClickException('an answer is malformed') from None
-    options.finish(answers, expected, address)
 
 
 def _alike(told: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:

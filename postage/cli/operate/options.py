@@ -13,14 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from postage.cli.components import present_directory
-from postage.cli.operate.asking import Answer, Expected
+from postage.cli.malformed import MALFORMED
+from postage.cli.operate.asking import Answer, Expected, ask, operator
 from postage.cli.output import console
 from postage.printable import printable
 
 Function = TypeVar('Function', bound=Callable[..., Any])
-
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
-"""What comes of reading an answer that has another shape than it should: any program may send one."""
 
 timeout = click.option(
     '--timeout', type=click.FloatRange(0.05), default=1.0, show_default=True, help='Seconds to wait for answers.'
@@ -53,6 +51,30 @@ def _imported(path: str) -> Any:
         raise click.UsageError(f'--encoder {printable(path)}: {printable(str(error))}') from error
 
 
+def asks(question: str) -> Callable[[Callable[..., None]], Any]:
+    """Have a command ask the components at its address. Its function gets their answers, and shows those in place.
+
+    What is missing, or was refused, is told after that, and is the exit status. Adds ``--expect`` and its kin.
+    """
+
+    def decorate(show: Callable[..., None]) -> Any:
+        @expect
+        @timeout
+        @encoder
+        @as_data
+        @functools.wraps(show)
+        def command(address: str, expect: str | None, timeout: float, attributes: dict[str, Any], **kwds: Any) -> None:
+            expected = Expected.of(expect)
+            with operator(timeout, **attributes) as producer:
+                answers = ask(producer, question, address, timeout, expected)
+            show(answers, **kwds)
+            _finish(answers, expected, address)
+
+        return command
+
+    return decorate
+
+
 def rows_of(answers: Iterable[Answer], row_of: Callable[[Answer], tuple[str, ...]]) -> list[tuple[str, ...]]:
     """A line for each answer; one that is not as it should be becomes an error."""
     rows = []
@@ -64,8 +86,7 @@ def rows_of(answers: Iterable[Answer], row_of: Callable[[Answer], tuple[str, ...
     return rows
 
 
-def finish(answers: Sequence[Answer], expected: Expected, address: str) -> None:
-    """Say on standard error what is missing, and end with status 1 where something is, or was refused."""
+def _finish(answers: Sequence[Answer], expected: Expected, address: str) -> None:
     failed = [answer for answer in answers if answer.error is not None]
     for answer in failed:
         click.echo(printable(f'{answer.who}: {answer.error}'), err=True)

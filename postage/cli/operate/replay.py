@@ -25,7 +25,7 @@ UNDER_WAY = 200  # messages that wait for their confirm
 
 
 @click.command('replay')
-@click.argument('file', type=click.File(encoding='utf-8'))
+@click.argument('file', type=click.File(encoding='utf-8', errors='surrogateescape'))
 @click.option('--rate', type=click.FloatRange(0, min_open=True), help='Messages a second, at most.')
 @click.option('--exchange', metavar='NAME', help='Send them to this exchange, and not to their own.')
 @click.option('--key', metavar='KEY', help='Send them with this routing key.')

@@ -7,26 +7,19 @@ from typing import Any
 import click
 
 from postage.cli.operate import options
-from postage.cli.operate.asking import Answer, Expected, ask, operator
-from postage.cli.operate.ps import in_order
+from postage.cli.operate.asking import Answer, in_order
 from postage.cli.output import print_json
 from postage.printable import printable
 
 
 @click.command('stacks')
 @click.argument('address', metavar='name|@host|name@host|pid@host|name#group')
-@options.expect
-@options.timeout
-@options.encoder
-@options.as_data
-def command(address: str, expect: str | None, timeout: float, attributes: dict[str, Any], as_data: bool) -> None:
+@options.asks('stacks')
+def command(answers: list[Answer], as_data: bool) -> None:
     """Show where components are: the stack of each thread, and what each microthread waits for.
 
     Exit status: 0 if there are some, and all of --expect; 1 if not.
     """
-    expected = Expected.of(expect)
-    with operator(timeout, **attributes) as producer:
-        answers = ask(producer, 'stacks', address, timeout, expected)
     told = in_order(answers)
     if as_data:
         print_json([answer.value for answer in told])
@@ -34,7 +27,6 @@ def command(address: str, expect: str | None, timeout: float, attributes: dict[s
         lines = options.rows_of(told, _lines_of)
         for line in (line for each in lines for line in each):
             click.echo(printable(line))
-    options.finish(answers, expected, address)
 
 
 def _lines_of(answer: Answer) -> tuple[str, ...]:

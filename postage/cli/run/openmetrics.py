@@ -49,7 +49,7 @@ def text_of(sums: Sums) -> tuple[bytes, str]:
 def _families(sums: Sums) -> Iterator[Any]:
     from prometheus_client import core
 
-    from postage.amqp.durations import BOUNDS
+    from postage.amqp.durations import CONVENTIONAL
     from postage.messaging.metrics import METRICS
 
     kinds: dict[str, Any] = {
@@ -68,7 +68,7 @@ def _families(sums: Sums) -> Iterator[Any]:
             values = [str(dict(attributes).get(label, '')) for label in labels]
             if metric.kind == 'histogram':
                 buckets, total = [], 0
-                for bound, count in zip([*map(str, BOUNDS), '+Inf'], value['counts'], strict=True):
+                for bound, count in zip([*map(str, CONVENTIONAL), '+Inf'], value['counts'], strict=True):
                     total += count
                     buckets.append((bound, total))
                 family.add_metric(values, buckets, sum_value=value['sum'])
