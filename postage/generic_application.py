@@ -160,11 +160,15 @@ def _shared(name: str) -> dict[str, Any]:
 
 def _part(identity: dict[str, Any], part: str) -> str:
     value = identity.get(part)
-    if value is None or not str(value):
+    if value is None or value == '':
         raise errors.ConfigurationError(
-            f'a GenericApplication needs a fingerprint with name, pid and host; {part!r} is missing in {identity!r}'
+            'a GenericApplication needs a fingerprint with name, pid and host; '
+            f'{part!r} is missing in {shown(identity, 300)}'
         )
-    return str(value)
+    try:
+        return str(value)
+    except Exception:
+        raise errors.ConfigurationError(f'the {part} of a fingerprint must be text, not {shown(value)}') from None
 
 
 def _checked_groups(groups: Any) -> Sequence[Any]:

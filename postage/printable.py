@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Final
 
+_traceback: Final = BaseException.__dict__['__traceback__']
+LOGGED: Final = 65_536  # characters of a log record's text, and of its traceback: a message may have many more
 SHOWN: Final = 80  # characters of a value in an error's text
 
 # C0 and C1 controls, line and paragraph separators, and what changes the direction of text: a terminal obeys them, and
@@ -39,7 +41,7 @@ def shown(value: object, length: int = SHOWN) -> str:
     try:
         text = repr(value)
     except Exception as error:  # a number of too many digits, too deep, or a class of the user's
-        text = f'<{type(value).__name__}, whose repr() raises {type(error).__name__}>'
+        text = f'<{class_of(value)}, whose repr() raises {class_of(error)}>'
     return printable(text, length)
 
 
@@ -48,13 +50,28 @@ def text_of(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as failure:
-        return f'<{type(error).__name__}, whose str() raises {type(failure).__name__}>'
+        return f'<{class_of(error)}, whose str() raises {class_of(failure)}>'
 
 
-def class_of(error: BaseException) -> str:
-    """The name of an exception's class, with its module where that is not Python's own."""
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an exception, though a user's own may raise something where it is asked for its notes, say."""
+    try:
+        return ''.join(traceback.format_exception(error))
+    except Exception:
+        frames = ''.join(traceback.format_tb(_traceback.__get__(error)))
+        return f'Traceback (most recent call last):\n{frames}{class_of(error)}: {text_of(error)}\n'
+
+
+def class_of(value: object) -> str:
+    """The name of a value's class, whatever a user's own class or metaclass says of itself."""
+    name: str = type.__dict__['__name__'].__get__(type(value))
+    return name
+
+
+def class_path_of(value: object) -> str:
+    """The same with its module, but for what is built in."""
+    module, name = (type.__dict__[part].__get__(type(value)) for part in ('__module__', '__qualname__'))
+    return f'{name}' if module == 'builtins' else f'{module}.{name}'
 
 
 def encodable(text: str) -> str:
@@ -84,18 +101,26 @@ class _Printable(logging.Filter):
             text = record.getMessage()
         except Exception:
             return True  # logging itself tells of it
-        clean = printable(text)
+        clean = _cut(printable(text))
         if clean != text:
             record.msg, record.args = clean, ()
-        if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None and not record.exc_text:
-            record.exc_text = printable_lines(''.join(traceback.format_exception(*record.exc_info)).rstrip('\n'))
+        if isinstance(record.exc_info, tuple) and record.exc_info[1] is not None and not record.exc_text:
+            record.exc_text = _cut(printable_lines(traceback_of(record.exc_info[1]).rstrip('\n')))
         return True
 
 
 _printable = _Printable()
-for _name in ('', '.amqp', '.microthreads', '.broker.channel', '.broker.connection', '.broker.server'):
+_BROKER: Final = ('channel', 'connection', 'delivering', 'node', 'publisher', 'pulse', 'server', 'virtual_host')
+for _name in ('', '.amqp', '.microthreads', '.run', *(f'.broker.{name}' for name in _BROKER)):
     logging.getLogger(f'postage{_name}').addFilter(_printable)
-logging.getLogger('postage.broker.virtual_host').addFilter(_printable)
+
+
+def _cut(text: str) -> str:
+    """Text without its middle, where it is too long: the end of a traceback says what was raised."""
+    if len(text) <= LOGGED:
+        return text
+    half = LOGGED // 2
+    return f'{text[:half]} … {len(text) - 2 * half:,} characters … {text[-half:]}'
 
 
 def _escape(found: re.Match[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pika.spec
 
-from postage.amqp.frames import FRAME_OVERHEAD, HEADER_OVERHEAD, encode_all, encode_table, short_string
+from postage.amqp.frames import FRAME_OVERHEAD, HEADER_OVERHEAD, encode_all, encode_table, short_string, utf8
 from postage.errors import EncodingError
 from postage.printable import shown
 
@@ -43,7 +43,11 @@ def fit(arguments: Mapping[str, Any], doing: str, frame_max: int) -> dict[str, A
             if not isinstance(value, int) or not 0 <= value < 2 ** BITS[name]:
                 raise EncodingError(f'{what} must be a number of {BITS[name]} bits, not {shown(value)}')
         elif name == 'properties' and value is not None:
+            if not isinstance(value, pika.spec.BasicProperties):
+                raise EncodingError(f'{what} must be pika.BasicProperties, not {shown(value)}')
             fitted[name] = _fit_properties(value, doing, frame_max)
+        elif name == 'body' and not isinstance(value, bytes):
+            fitted[name] = _fit_body(value, what)
     if size > frame_max - FRAME_OVERHEAD:
         raise EncodingError(f'cannot {doing}: its arguments are {size} bytes, and a frame holds {frame_max}')
     return fitted
@@ -64,6 +68,14 @@ def _fit_properties(properties: pika.spec.BasicProperties, doing: str, frame_max
     fitted.__dict__.update(properties.__dict__)
     fitted.headers = _plain(properties.headers, 'header')
     return fitted
+
+
+def _fit_body(value: Any, what: str) -> bytes:
+    if isinstance(value, str):
+        return utf8(value, what)
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    raise EncodingError(f'{what} must be bytes or text, not {shown(value)}')
 
 
 def _plain(value: Any, path: str) -> Any:

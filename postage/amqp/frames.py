@@ -76,7 +76,7 @@ def short_string(text: str, what: str) -> bytes:
     """
     if not isinstance(text, str):
         raise EncodingError(f'{what} must be text, not {shown(text)}')
-    data = _utf8(text, what)
+    data = utf8(text, what)
     if len(data) > 255:
         raise EncodingError(f'{what} is {len(data)} bytes long, AMQP allows 255: {text[:60]!r}…')
     return bytes((len(data),)) + data
@@ -203,7 +203,11 @@ def _short_string_of(text: str) -> bytes:
     return short_string(text, 'a property')
 
 
-def _utf8(text: str, what: str) -> bytes:
+def utf8(text: str, what: str) -> bytes:
+    """Text as UTF-8.
+
+    :raises EncodingError: it has lone surrogates, naming ``what`` it was
+    """
     try:
         return text.encode('utf-8')
     except UnicodeEncodeError as error:
@@ -223,7 +227,7 @@ def encode_table(table: Mapping[str, Any], path: str, depth: int = 0) -> bytes:
         where = f'{path} {"→ " if depth else ""}{shown(name, 60)}'
         if not isinstance(name, str):
             raise EncodingError(f'{where}: its name must be text')
-        data = _utf8(name, f'{where}: its name')
+        data = utf8(name, f'{where}: its name')
         if len(data) > 255:
             raise EncodingError(f'{where}: its name is {len(data)} bytes long, AMQP allows 255')
         fields.append(bytes((len(data),)) + data + _field(value, where, depth))
@@ -238,7 +242,7 @@ def _field(value: Any, path: str, depth: int) -> bytes:
     if value is None:
         return b'V'
     if isinstance(value, str):
-        return b'S' + _long_string(_utf8(value, path))
+        return b'S' + _long_string(utf8(value, path))
     if isinstance(value, bool):
         return b't' + bytes((value,))
     if isinstance(value, int) and -(2**63) <= value < 2**63:

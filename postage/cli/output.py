@@ -14,6 +14,7 @@ from typing import Any
 import click
 from rich.console import Console
 
+from postage.errors import DecodingError
 from postage.settings import debug_mode
 
 WIDE = 200  # columns where the output is no terminal, for there it is read by programs
@@ -46,8 +47,14 @@ def print_json(value: Any) -> None:
 
 
 def as_line(value: Any, indent: int | None = None) -> str:
-    """A value as JSON, in which whatever a terminal would obey is an escape of JSON's own."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    """A value as JSON, in which whatever a terminal would obey is an escape of JSON's own.
+
+    :raises DecodingError: it is nested too deep
+    """
+    try:
+        text = json.dumps(value, indent=indent, ensure_ascii=False)
+    except RecursionError:
+        raise DecodingError('what has come is nested too deep to be shown') from None
     return _TERMINAL.sub(lambda found: f'\\u{ord(found.group()):04x}', text)
 
 

@@ -7,6 +7,7 @@ import json
 
 import click
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.run.options import of_project
 from postage.cli.run.status import address_of
 from postage.errors import ConfigurationError
@@ -43,9 +44,9 @@ def command(ctx: click.Context, /, status: str | None, path: str, timeout: float
         connection.request('GET', path)
         response = connection.getresponse()
         body = json.loads(response.read(1_000_000))
-        faults = list(body.get('faults', []))
-    except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
-        click.echo(f'no answer from {status}: {error}', err=True)
+        faults = [str(fault) for fault in body.get('faults', [])]
+    except (OSError, http.client.HTTPException, *MALFORMED) as error:
+        click.echo(printable(f'no answer from {status}: {error}'), err=True)
         ctx.exit(SILENT)
     finally:
         connection.close()
@@ -55,5 +56,5 @@ def command(ctx: click.Context, /, status: str | None, path: str, timeout: float
         print_json(body)
     else:
         for fault in faults:
-            click.echo(printable(str(fault)))
+            click.echo(printable(fault))
     ctx.exit(0 if response.status == 200 else 1)

@@ -20,7 +20,7 @@ from typing import Any, Final
 from postage import errors
 from postage.dead_letters.store import ALL, DeadLetters, Group, GroupBy, Handout, Selection, StoredLetter, edited
 from postage.messaging.letters import DeadLetter
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x706F7374  # says, in the file's header, whose it is
@@ -79,6 +79,8 @@ class SQLiteDeadLetters(DeadLetters):
         create: bool = True,
         max_bytes: int | None = None,
     ) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise errors.ConfigurationError(f'the path of a store must be text or a path, not {shown(path)}')
         self.path = Path(path)
         self.timeout = timeout
         self.create = create

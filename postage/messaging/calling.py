@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from sys import modules
@@ -51,14 +52,6 @@ class Caller(Routed):
     max_retry: int = 4
     reply_queue_per_call: bool = False
     rpc_queue_expires: float = 600.0
-
-    def _check_class(self) -> None:
-        """See that what a class of producers says of its calls makes sense.
-
-        :raises errors.ConfigurationError: it does not
-        """
-        for name in ('rpc_timeout', 'gather_timeout', 'max_retry', 'rpc_queue_expires'):
-            check_number(getattr(self, name), f'{type(self).__name__}.{name}', whole=name == 'max_retry')
 
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, or one of its kin; an exact builder wins over these."""
@@ -260,14 +253,17 @@ class Caller(Routed):
         :param timeout: seconds for all of them; by default, or where it is negative, ``rpc_timeout``
         :return: the results, in the order of their arrival; a malformed one as a ``MessageResultError``
         :raises errors.ConfigurationError: one of these is no such number
+        :raises errors.EncodingError: the name of the queue is no text, or too long
         :raises errors.TimeoutError: too few arrived in time; its ``results`` has those that did
         :raises errors.NotFound: there is no such queue
         """
         self._check_open()
+        frames.short_string(queue, 'the name of the queue')
         results: list[MessageResult] = []
         check_number(result_len, 'result_len', whole=True)
         is_negative = isinstance(timeout, (int, float)) and timeout < 0
-        deadline = time.monotonic() + number({'timeout': None if is_negative else timeout}, 'timeout', self.rpc_timeout)
+        seconds = number({'timeout': None if is_negative else timeout}, 'timeout', self.rpc_timeout)
+        deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)
         replies = bodies_in(queue, self._connection, result_len, deadline, self._signatures)

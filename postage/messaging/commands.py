@@ -41,15 +41,19 @@ def authorise(command: str, decision: Decision, decode: Callable[[bytes], Any]) 
     :param decision: ``True``, ``False``, or what decides from the delivery, and returns nothing but ``True`` to obey
     :param decode: decodes the body of the message
     :raises FilterError: it is not; the message is dropped
+    :raises Exception: what the method has raised; it has decided for nothing
     """
     delivery = current.get()
     if delivery is None:
         return  # the program has called the handler itself
-    is_authorised = (decision(delivery) if callable(decision) else decision) is True
-    level = logging.INFO if is_authorised else logging.WARNING
-    verdict = 'authorised' if is_authorised else 'not authorised'
-    source = f'from fingerprint {shown(_fingerprint_of(delivery, decode), 300)}, user_id {shown(_user_of(delivery))}'
-    logger.log(level, 'command %r is %s: it came %s, exchange %r', command, verdict, source, delivery.exchange)
+    is_authorised = False
+    try:
+        is_authorised = (decision(delivery) if callable(decision) else decision) is True
+    finally:
+        level = logging.INFO if is_authorised else logging.WARNING
+        verdict = 'authorised' if is_authorised else 'not authorised'
+        sender = f'fingerprint {shown(_fingerprint_of(delivery, decode), 300)}, user_id {shown(_user_of(delivery))}'
+        logger.log(level, 'command %r is %s: it came from %s, exchange %r', command, verdict, sender, delivery.exchange)
     if not is_authorised:
         raise FilterError(f'dropped: command {command!r} is not authorised here')
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from postage.amqp.durations import BOUNDS, Durations, quantile
 from postage.messaging.outcomes import Outcome, Reason
-from postage.printable import printable, text_of
+from postage.printable import class_of, printable, text_of
 
 RATE_SECONDS: Final = 10.0  # over which a rate is taken
 ERROR_LENGTH: Final = 300  # characters of an error's text that are kept
@@ -121,7 +121,7 @@ class HandlerFigures:
             self.dead += 1
         error = outcome.error
         if error is not None:
-            self.last_error = (time.time(), type(error).__name__, printable(text_of(error), ERROR_LENGTH))
+            self.last_error = (time.time(), class_of(error), printable(text_of(error), ERROR_LENGTH))
 
     @property
     def total(self) -> int:

@@ -32,7 +32,7 @@ GAPS = 8  # how much of the time that is left lies between two messages which fa
 NAME_BYTES = 255  # of a queue, a short string of AMQP 0-9-1 (section 4.2.5.3)
 
 
-def pause_after(retries: Sequence[Retry], error: Exception, delivery: Delivery) -> Pause | None:
+def pause_after(retries: Sequence[Retry], error: BaseException, delivery: Delivery) -> Pause | None:
     """How long a message waits for its next attempt; ``None`` where there is none.
 
     :param retries: those of the handler that raised; where it has none, that of the queue counts

@@ -22,7 +22,8 @@ from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
-from postage.errors import DecodingError, EncodingError
+from postage.errors import ConfigurationError, DecodingError, EncodingError
+from postage.printable import shown
 
 
 class Encoder:
@@ -104,7 +105,8 @@ class JsonEncoder(Encoder):
 class Encoding:
     """Base of what encodes and decodes bodies by its :attr:`encoder`.
 
-    :cvar encoder_class: makes the encoder; one that is set later makes another
+    :cvar encoder_class: makes the encoder, or is one; one that is set later makes another
+    :raises ConfigurationError: it lacks ``encode``, ``decode`` or ``content_type``
     """
 
     encoder_class: ClassVar[Any] = JsonEncoder
@@ -113,8 +115,17 @@ class Encoding:
         self._make_encoder()
 
     def _make_encoder(self) -> None:
-        self.encoder = self.encoder_class()
-        self._encoder_class = self.encoder_class
+        given = self.encoder_class
+        where = f'{type(self).__name__}.encoder_class'
+        try:
+            encoder = given() if callable(given) else given
+        except TypeError as error:
+            raise ConfigurationError(f'{where} is called without arguments, and raised {shown(error)}') from error
+        is_one = all(callable(getattr(encoder, name, None)) for name in ('encode', 'decode'))
+        if not is_one or not isinstance(getattr(encoder, 'content_type', None), str):
+            raise ConfigurationError(f'{where} must have encode, decode, and content_type as text, not {shown(given)}')
+        self.encoder: Any = encoder
+        self._encoder_class = given
 
     def encode(self, body: Any) -> bytes:
         """Encode a message's body.
@@ -146,7 +157,7 @@ class Encoding:
         except DecodingError:
             raise
         except Exception as error:  # a user's own encoder
-            raise DecodingError(f'{type(self.encoder).__name__} cannot decode it: {error!r}') from error
+            raise DecodingError(f'{type(self.encoder).__name__} cannot decode it: {shown(error)}') from error
 
 
 # The quick way

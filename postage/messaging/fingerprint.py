@@ -8,7 +8,7 @@ from collections.abc import KeysView, Mapping
 from typing import Any
 
 from postage.errors import ConfigurationError
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 from postage.program import program_settings
 from postage.settings import default_vhost
 
@@ -26,7 +26,7 @@ class Fingerprint:
     :param host: by default the name of this host
     :param user: by default the operating system's user who runs this process
     :param vhost: by default the virtual host that ``messaging.global_vhost`` or the environment names
-    :raises ConfigurationError: where the virtual host is looked up and a setting is malformed
+    :raises ConfigurationError: where the virtual host is looked up and a setting is malformed; a value has no text
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class Fingerprint:
         user: object = None,
         vhost: object = None,
     ) -> None:
-        self.name = None if name is None else str(name)
-        self.type = None if type is None else str(type)
-        self.pid = str(os.getpid() if pid is None else pid)
-        self.host = str(socket.gethostname() if host is None else host)
-        self.user = str(_current_user() if user is None else user)
-        self.vhost = str(default_vhost(program_settings()) if vhost is None else vhost)
+        self.name = None if name is None else _text(name, 'name')
+        self.type = None if type is None else _text(type, 'type')
+        self.pid = _text(os.getpid() if pid is None else pid, 'pid')
+        self.host = _text(socket.gethostname() if host is None else host, 'host')
+        self.user = _text(_current_user() if user is None else user, 'user')
+        self.vhost = _text(default_vhost(program_settings()) if vhost is None else vhost, 'vhost')
 
     def as_tuple(self) -> tuple[str | None, str | None, str, str, str, str]:
         """Return name, type, pid, host, user and virtual host."""
@@ -103,6 +103,13 @@ def as_fingerprint_dict(value: Any = None, vhost: str | None = None) -> dict[str
     if fingerprint.keys() >= _KEYS:
         return dict(fingerprint)
     return {**Fingerprint(vhost=fingerprint.get('vhost', vhost)).as_dict(), **fingerprint}
+
+
+def _text(value: object, part: str) -> str:
+    try:
+        return str(value)
+    except Exception:
+        raise ConfigurationError(f'the {part} of a fingerprint must be text, not {shown(value)}') from None
 
 
 def _description(value: object) -> str:

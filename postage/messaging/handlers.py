@@ -13,7 +13,7 @@ from postage.messaging.counting import HandlerFigures
 from postage.messaging.handler_checks import check_alone, check_parameters, check_type
 from postage.messaging.messages import CATEGORIES
 from postage.messaging.outcomes import CONTROL_FLOW, FilterError
-from postage.printable import shown
+from postage.printable import class_of, shown, text_of
 
 Target = TypeVar('Target', bound=Callable[..., Any])
 
@@ -320,7 +320,7 @@ class Entry:
                 data = message_filter.callable(data, *message_filter.args, **message_filter.kwds)
             except Exception as error:
                 name = getattr(message_filter.callable, '__name__', repr(message_filter.callable))
-                raise FilterError(f'dropped by filter {name}: {type(error).__name__}: {error}') from error
+                raise FilterError(f'dropped by filter {name}: {class_of(error)}: {text_of(error)}') from error
         return data
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+from asyncio import CancelledError
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
@@ -22,7 +23,6 @@ from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
 from postage.messaging.counting import Figures
-from postage.messaging.deadlines import limit_of
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures
 from postage.messaging.forwarding import is_final
@@ -39,7 +39,7 @@ from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
 from postage.messaging.unwanted import UNWANTED, why_unwanted
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread, Timer
-from postage.printable import shown, text_of
+from postage.printable import class_of, shown, text_of
 from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
@@ -449,7 +449,7 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
         if began >= figures.next_mark:
             figures.mark(began)
         return HANDLED
-    except Exception as error:
+    except (Exception, CancelledError) as error:
         figures.took(monotonic() - began)
         figures.began = 0.0
         outcome = raised(error, entry.label, reply, delivery, entry.retries)
@@ -521,7 +521,7 @@ class Handling(MicroThread):
             return CANCELLED
         except _TimeIsUp:
             return self._raised(entry, errors.HandlerTimeout(f'{entry.label} was closed after {entry.timeout:g} s'))
-        except Exception as error:
+        except (Exception, CancelledError) as error:
             return self._raised(entry, error)
         finally:
             self._can_be_closed = False
@@ -535,15 +535,17 @@ class Handling(MicroThread):
         later, timers = self.scheduler.call_later, []
         if entry.timeout is not None:
             timers.append(later(entry.timeout, functools.partial(self._time_is_up, entry)))
-        until = limit_of(self._delivery) if self._reply is not None else None
-        if until is not None:
+        if self._reply is not None and self._reply.header.deadline is not None:
             # At its deadline the caller itself cancels it, unless it was killed, or cannot reach the broker.
-            seconds = until - monotonic() + self._dispatcher.tolerance
+            seconds = self._reply.header.deadline / 1000 - time() + self._dispatcher.tolerance
             if seconds < TIMEOUT_MAX:
-                timers.append(later(seconds, functools.partial(self._close_cancelled, 'its deadline has passed')))
+                timers.append(later(seconds, self._deadline_has_passed))
         return timers
 
-    def _raised(self, entry: Entry, error: Exception) -> Outcome:
+    def _deadline_has_passed(self) -> None:
+        self._close_cancelled('its deadline has passed')
+
+    def _raised(self, entry: Entry, error: BaseException) -> Outcome:
         entry.figures.ended(self._delivery)
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
         entry.figures.raised(outcome)
@@ -651,7 +653,7 @@ class _Cancelled(_Cut):
 
 
 def raised(
-    error: Exception, label: str, reply: Reply | None, delivery: Delivery, retries: Sequence[Retry] = ()
+    error: BaseException, label: str, reply: Reply | None, delivery: Delivery, retries: Sequence[Retry] = ()
 ) -> Outcome:
     """The outcome of a handler or hook that raised. It is logged; an RPC's caller is told after its last attempt.
 
@@ -663,7 +665,7 @@ def raised(
         outcome = dataclasses.replace(outcome, pause=pause_after(retries, error, delivery))
     if outcome.pause is not None:
         wait = f'it is handled again in about {outcome.pause.seconds:.3g} s'
-        logger.warning('%s raised %s on %r, %s: %s', label, type(error).__name__, delivery, wait, text_of(error))
+        logger.warning('%s raised %s on %r, %s: %s', label, class_of(error), delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:
         tried = attempt_of(delivery)

@@ -77,7 +77,7 @@ def around_message(before: Hook, after: Hook, context: MessageContext) -> Genera
         yield
 
 
-def failed_by(error: Exception) -> Outcome:
+def failed_by(error: BaseException) -> Outcome:
     """What comes of a message when this is raised, where nothing is tried again."""
     outcome = outcome_of(error)
     if outcome.acknowledge:

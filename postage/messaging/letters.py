@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ from postage.amqp.deliveries import Delivery
 from postage.messaging import properties as notes
 from postage.messaging.outcomes import Failure, Reason
 from postage.messaging.properties import Properties, whole_header
-from postage.printable import class_of, encodable, text_of
+from postage.printable import class_path_of, encodable, text_of, traceback_of
 
 TRACEBACK_MAX = 16_000  # characters; its end says the most
 MESSAGE_MAX = 4_000
@@ -86,9 +85,9 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
         exchange=delivery.exchange,
         routing_key=delivery.routing_key,
         reason=failure.reason,
-        exception=encodable(class_of(error)),
+        exception=encodable(class_path_of(error)),
         message=encodable(text_of(error)[:MESSAGE_MAX]),
-        traceback=encodable(''.join(traceback.format_exception(error))[-TRACEBACK_MAX:]),
+        traceback=encodable(traceback_of(error)[-TRACEBACK_MAX:]),
         attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries', 'refused')),
         first_attempt_at=first_attempt_at(properties),
         died_at=time.time(),

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Generic, TypeVar
 
-from postage.errors import EnvelopeError, PostageError, RemoteError
+from postage.errors import EncodingError, EnvelopeError, PostageError, RemoteError
 from postage.messaging.remote import unpacked
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 
 VERSION: Final = '2'
 CATEGORIES: Final = ('message', 'rpc')
@@ -96,9 +96,13 @@ class MessageCommand(Message):
 
     def __init__(self, command: Any, parameters: Any = _LEFT_OUT) -> None:
         # Spelled out, as the result below: these are made for each message.
+        try:
+            name = str(command)
+        except Exception:
+            raise EncodingError(f'the name of a command must be text, not {shown(command)}') from None
         self.body = {
             'type': self.type,
-            'name': str(command),
+            'name': name,
             'category': self.category,
             'version': VERSION,
             'fingerprint': {},
@@ -131,7 +135,11 @@ class MessageStatus(Message):
         if not isinstance(content, Mapping | None):
             raise TypeError(f'the content of a status must be a dictionary, not {_type_name(content)}')
         content = {**({} if isinstance(status, str) else {'status': status}), **(content or {})}
-        self.body = _envelope(self.type, str(status), self.category, content)
+        try:
+            name = str(status)
+        except Exception:
+            raise EncodingError(f'a status must have a text, not {shown(status)}') from None
+        self.body = _envelope(self.type, name, self.category, content)
 
 
 T = TypeVar('T')

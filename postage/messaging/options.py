@@ -86,6 +86,24 @@ def check_eks(eks: Any, where: str) -> list[ExchangeKey]:
     return routes
 
 
+def check_settings(producer: Any) -> None:
+    """See that what a class of producers says of itself makes sense.
+
+    :raises errors.ConfigurationError: it does not
+    """
+    where = type(producer).__name__
+    for name in ('persistent', 'mandatory', 'confirms', 'reply_queue_per_call'):
+        value = getattr(producer, name, False)
+        if not isinstance(value, int) or value not in (True, False):
+            raise errors.ConfigurationError(f'{where}.{name} must be True or False, not {shown(value)}')
+    for name in ('publish_timeout', 'rpc_timeout', 'gather_timeout', 'max_retry'):
+        check_number(getattr(producer, name), f'{where}.{name}', whole=name == 'max_retry')
+    expires = check_number(producer.rpc_queue_expires, f'{where}.rpc_queue_expires')
+    if not 0.001 <= expires <= EXPIRATION_MAX / 1000:
+        most = f'{EXPIRATION_MAX // 1000:,}'
+        raise errors.ConfigurationError(f'{where}.rpc_queue_expires must be from 0.001 to {most} seconds')
+
+
 def further_properties(options: dict[str, Any]) -> dict[str, Any] | None:
     """What the options add, by the names of ``frames.encode_properties``; ``None`` where they add nothing."""
     properties: dict[str, Any] = {}

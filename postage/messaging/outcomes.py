@@ -124,19 +124,19 @@ class Outcome:
 HANDLED = Outcome(acknowledge=True)
 CANCELLED = Outcome(acknowledge=True, is_cancelled=True)
 
-_OUTCOMES: tuple[tuple[type[Exception], Outcome], ...] = (
+_OUTCOMES: tuple[tuple[type[BaseException], Outcome], ...] = (
     (FilterError, HANDLED),
     (RejectMessage, Outcome(acknowledge=False)),
     (AckAndRestart, Outcome(acknowledge=True, then='restart')),
     (ExitScheduler, Outcome(acknowledge=True, then='exit')),
     (StopIteration, Outcome(acknowledge=True, then='end')),
-    (Exception, Outcome(acknowledge=False, traceback=True)),
+    (BaseException, Outcome(acknowledge=False, traceback=True)),
 )
 
-CONTROL_FLOW = tuple(kind for kind, _ in _OUTCOMES if kind is not Exception)
+CONTROL_FLOW = tuple(kind for kind, _ in _OUTCOMES if kind is not BaseException)
 """What handlers raise to say something; it is no failure, and never tried again."""
 
 
-def outcome_of(error: Exception) -> Outcome:
+def outcome_of(error: BaseException) -> Outcome:
     """What a handler meant by raising this."""
-    return next(outcome for kind, outcome in _OUTCOMES if isinstance(error, kind))
+    return next(outcome for kind, outcome in _OUTCOMES if issubclass(type(error), kind))

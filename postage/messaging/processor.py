@@ -31,7 +31,7 @@ from postage.messaging.letters import DeadLetterStore
 from postage.messaging.outcomes import AckAndRestart
 from postage.messaging.reply_addresses import check_accepted
 from postage.microthreads import ExitScheduler, MicroThread, Signal, Timer, running_scheduler
-from postage.printable import shown_half_built
+from postage.printable import shown, shown_half_built
 from postage.secret import Secret, revealed
 from postage.settings import Hup, clock_tolerance
 
@@ -412,7 +412,7 @@ def _check_settings(processor: MessageProcessor) -> None:
         check_timeout(f'{name}.timeout', processor.timeout)
     at_once = processor.concurrency
     if not isinstance(at_once, int) or isinstance(at_once, bool) or at_once < 1:
-        raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {at_once!r:.80}')
+        raise errors.ConfigurationError(f'{name}.concurrency must be 1 or more, not {shown(at_once)}')
     check_decision(f'{name}.remote_commands', processor.remote_commands)
     keys_of(f'{name}.signing_keys', processor.signing_keys)
     check_max_age(f'{name}.max_age', processor.max_age)
@@ -421,8 +421,8 @@ def _check_settings(processor: MessageProcessor) -> None:
     clock_tolerance()
     most = processor.max_deliveries
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
-        raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {most!r:.80}')
+        raise errors.ConfigurationError(f'{name}.max_deliveries must be 1 or more, or None, not {shown(most)}')
     if processor.dead_letters is not None and not callable(getattr(processor.dead_letters, 'put', None)):
         raise errors.ConfigurationError(
-            f'{name}.dead_letters must be a store, which has put(letter), or None, not {processor.dead_letters!r:.80}'
+            f'{name}.dead_letters must be a store, which has put(letter), or None, not {shown(processor.dead_letters)}'
         )

@@ -15,7 +15,14 @@ from postage.amqp.publishing import Ledger, Outgoing, Receipt, ids
 from postage.messaging import tracing
 from postage.messaging.calling import Caller
 from postage.messaging.messages import Message, MessageCommand
-from postage.messaging.options import PUBLISH_OPTIONS, further_properties, pack, refuse_unknown, take_options
+from postage.messaging.options import (
+    PUBLISH_OPTIONS,
+    check_settings,
+    further_properties,
+    pack,
+    refuse_unknown,
+    take_options,
+)
 from postage.printable import shown_half_built
 from postage.secret import Secret
 from postage.settings import Hup
@@ -61,7 +68,7 @@ class GenericProducer(Caller):
 
     def __init__(self, fingerprint: Any = None, hup: Hup | None = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
-        self._check_class()
+        check_settings(self)
         super().__init__(fingerprint, hup, vhost)
         with self._connecting('publishing'):
             self._publisher = self._connection.publisher(self.confirms)

@@ -52,7 +52,7 @@ def _register(exception: Any, name: str | None) -> Any:
     return exception
 
 
-def packed(error: Exception) -> dict[str, Any] | None:
+def packed(error: BaseException) -> dict[str, Any] | None:
     """What travels of a registered exception; ``None`` for all others."""
     for name, exception in _registered.items():
         if type(error) is exception:

@@ -19,7 +19,7 @@ from postage.messaging.outcomes import FilterError
 from postage.messaging.remote import packed
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.messaging.signing import DIRECT_REPLY_TO, Signatures
-from postage.printable import encodable, text_of
+from postage.printable import class_of, encodable, text_of
 from postage.settings import BrokerSettings
 
 logger = logging.getLogger('postage')
@@ -159,17 +159,18 @@ class Reply:
                 body['fingerprint'].update(self._fingerprint)
             reserved = body.setdefault('_reserved', {})
             reserved['fingerprint'] = self._fingerprint
-            reserved['duration'] = round(time.monotonic() - self._began, 6)
+            # Microseconds; round() would take five times as long.
+            reserved['duration'] = int(1e6 * (time.monotonic() - self._began)) / 1e6
         self._send(self.header, message)
         self.sent = True
 
-    def tell(self, error: Exception) -> None:
+    def tell(self, error: BaseException) -> None:
         """Answer with what a handler raised, whatever is in its text."""
         text = encodable(text_of(error))
         if isinstance(error, FilterError):
             self(MessageResultError(text))
             return
-        result = MessageResultException(type(error).__name__, text)
+        result = MessageResultException(class_of(error), text)
         exception = packed(error)
         while exception is not None:
             result.body['_reserved']['exception'] = exception
@@ -178,7 +179,7 @@ class Reply:
                 return
             except errors.EncodingError as failure:
                 left_out = 'attributes' if exception['attributes'] else 'arguments'
-                logger.warning('%s travels without its %s: %s', type(error).__name__, left_out, failure)
+                logger.warning('%s travels without its %s: %s', class_of(error), left_out, failure)
                 exception = {**exception, 'attributes': None} if exception['attributes'] else None
         result.body['_reserved'].pop('exception', None)
         self(result)

@@ -35,6 +35,7 @@ from postage.messaging.cancelling import Canceller
 from postage.messaging.gathering import Gathering, Sink
 from postage.messaging.messages import MessageResult, MessageResultError, MessageResultException, result_from_body
 from postage.messaging.signing import Signatures
+from postage.printable import shown
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
@@ -147,7 +148,7 @@ class Call(Outgoing):
     :param owner: the producer that calls
     :param signatures: sign the request and verify the reply, where there are keys
     :ivar refused: why a reply was dropped, if one was
-    :ivar replied: the signatures of the replies that have come
+    :ivar replied: the signatures of the replies that have come, where they are signed
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar span: until its end, where that is traced
@@ -195,7 +196,7 @@ class Call(Outgoing):
         self.queue_per_call = queue_per_call
         self.signatures = signatures
         self.refused = ''
-        self.replied: set[bytes] = set()
+        self.replied: set[bytes] | None = None if signatures is None else set()
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.limit = limit
@@ -550,6 +551,7 @@ class RpcClient:
 def _is_signed(call: Call, channel: ReplyChannel, content: Content, correlation_id: str | None) -> bool:
     """Whether a reply has the signature that its caller wants. The call goes on waiting for one that has."""
     assert call.signatures is not None
+    assert call.replied is not None
     try:
         if correlation_id != call.correlation_id:
             raise errors.SignatureRefused('it does not say which request it answers')
@@ -671,7 +673,7 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
     except errors.PostageError as error:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {error}')
     except Exception as error:  # a user's own encoder
-        return MessageResultError(f'Malformed reply {body[:200]!r}: {error!r}')
+        return MessageResultError(f'Malformed reply {body[:200]!r}: {shown(error)}')
 
 
 def client_of(connection: Connection) -> RpcClient:

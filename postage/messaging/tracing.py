@@ -23,7 +23,7 @@ from postage.amqp.publishing import Receipt
 from postage.messaging import meters
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import ATTEMPTS, whole_header
-from postage.printable import class_of
+from postage.printable import class_path_of, printable, text_of
 from postage.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -91,16 +91,16 @@ class Recorded:
 
     def end(self, error: BaseException | None) -> None:
         """It has ended, with the error where there was one. Any thread."""
-        name = None if error is None else class_of(error)
+        name = None if error is None else class_path_of(error)
         if self._histogram is not None:
             attributes = self._attributes if name is None else {**self._attributes, 'error.type': name}
             self._histogram.record(time.monotonic() - self._began, attributes)
         if self._span is not None:
-            if name is not None:
+            if error is not None and name is not None:
                 from opentelemetry.trace import Status, StatusCode
 
                 self._span.set_attribute('error.type', name)
-                self._span.set_status(Status(StatusCode.ERROR, str(error)[:200]))
+                self._span.set_status(Status(StatusCode.ERROR, printable(text_of(error), 200)))
             self._span.end()
 
 

@@ -63,12 +63,18 @@ class AsyncioThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._is_over = False
         self._thread = threading.Thread(target=self._run, name='postage-asyncio', daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while not self._is_over:
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt):
+                # Of a coroutine: whoever waits for its end is given it, and the others go on.
+                continue
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -78,8 +84,12 @@ class AsyncioThread:
 
     def close(self) -> None:
         """Cancel the coroutines that run on it, and end it. Blocks until their ``finally`` clauses have run."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.loop.call_soon_threadsafe(self._end)
         self._thread.join()
+
+    def _end(self) -> None:
+        self._is_over = True
+        self.loop.stop()
 
 
 async def drive(scheduler: Driven) -> None:

@@ -10,6 +10,7 @@ from postage.messaging.hooks import State, between
 from postage.missive.adapters.base import Adapter
 from postage.missive.errors import DeadLetterError, ProcessorEnded, UndecidedMessage, UnhandledMessage
 from postage.missive.messages import M, Message, UnreadableMessage
+from postage.printable import class_of, text_of
 
 logger = logging.getLogger('postage')
 
@@ -129,13 +130,12 @@ class ProcessingContext(Generic[M]):
         """Store a message whose handling failed; then, and only then, acknowledge it."""
         message, dlq = handling.message, self.processor.dlq
         assert dlq is not None
-        reason = error.reason if isinstance(error, UnhandledMessage) else str(error) or type(error).__name__
+        reason = error.reason if isinstance(error, UnhandledMessage) else text_of(error) or class_of(error)
         try:
             dlq[message.message_id] = (message, reason)
         except Exception as failure:
-            raise DeadLetterError(
-                f'{message!r} is not acknowledged, for the dead letter queue failed: {failure} (reason: {reason})'
-            ) from failure
+            why = f'the dead letter queue failed: {text_of(failure)} (reason: {reason})'
+            raise DeadLetterError(f'{message!r} is not acknowledged, for {why}') from failure
         expected = isinstance(error, (UnhandledMessage, UndecidedMessage))
         logger.warning('%r is a dead letter: %s', message, reason, exc_info=None if expected else error)
         if handling.decision is None:

@@ -73,6 +73,7 @@ def test_a_decision_that_raises_authorises_nothing(bench: Bench) -> None:
     bench.publish(command(parameters='after'))
     assert processor.seen.next() == 'after'
     bench.log.expect('ERROR', 'msg_quit raised')
+    bench.log.expect('WARNING', "command 'quit' is not authorised: it came from fingerprint")
 
 
 @pytest.mark.parametrize('decision', [None, 0, 'yes'])

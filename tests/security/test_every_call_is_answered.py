@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from postage import messaging
+from postage import messaging, microthreads
 from support.brokers import Broker, RabbitMQ
 from support.messaging import EQK, HOSTILE, TIMEOUT, Bench, EchoProducer, Hostile, Processor, command
 
@@ -65,6 +66,88 @@ def test_whatever_its_handler_raises_a_call_is_answered(bench: Bench, error: Exc
     reply = bench.producer().rpc_echo()
     assert isinstance(reply, (messaging.MessageResultError, messaging.MessageResultException))
     assert 'TimeoutError' not in str(reply)
+
+
+class Nameless(type):
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError('never')
+
+
+class OfNoName(Exception, metaclass=Nameless):
+    pass
+
+
+class OfNoAttributes(Exception):
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError('never')
+
+
+class OfNoRepr(Exception):
+    def __repr__(self) -> str:
+        raise RuntimeError('never')
+
+
+HOSTILE_ERRORS: dict[str, Callable[[], BaseException]] = {
+    'a class of no name': OfNoName,
+    'no attribute can be had': OfNoAttributes,
+    'no repr': lambda: OfNoRepr(OfNoRepr()),
+    'a group of these': lambda: ValueError(Unsayable(), OfNoAttributes()),
+    'a name of 100,000 letters': lambda: type('N' * 100_000, (Exception,), {})('x' * 1_000_000),
+    'a task of its own was cancelled': asyncio.CancelledError,
+}
+
+
+def of_colour(colour: str) -> Processor:
+    """A processor whose ``echo``, a handler of that colour, raises what it is asked for."""
+
+    def plain(self: Any, content: Any, reply_func: Any) -> Any:
+        if content['parameters'] == 'good':
+            return 'good'
+        raise HOSTILE_ERRORS[content['parameters']]()
+
+    def generator(self: Any, content: Any, reply_func: Any) -> Any:
+        yield
+        return plain(self, content, reply_func)
+
+    async def coroutine(self: Any, content: Any, reply_func: Any) -> Any:
+        return plain(self, content, reply_func)
+
+    made: Any = {'generator': generator, 'coroutine': coroutine}.get(colour, plain)
+    handler = messaging.RpcHandler('command', 'echo')(made)
+    if colour == 'threaded':
+        handler = messaging.Threaded(handler)
+    return type('OfColour', (Processor,), {'rpc_echo': handler})(EQK)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize('colour', ['plain', 'generator', 'coroutine', 'threaded'])
+def test_whatever_is_raised_in_whatever_handler_its_caller_is_told_and_the_next_one_answered(
+    bench: Bench, colour: str
+) -> None:
+    bench.run(of_colour(colour))
+    producer = bench.producer()
+    for name in HOSTILE_ERRORS:
+        told = producer.rpc_echo(name)
+        assert isinstance(told, messaging.MessageResultException), name
+        assert 'TimeoutError' not in str(told), name
+        assert producer.rpc_echo('good').body['content']['value'] == 'good', name
+    assert all(len(line) < 200_000 for line in bench.log.lines)
+
+
+def test_a_coroutine_that_exits_ends_the_loop_as_any_handler_does(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(HOSTILE_ERRORS, 'exit', lambda: SystemExit(3))
+    processor = of_colour('coroutine')
+    scheduler = microthreads.MicroScheduler()
+    scheduler.add_microthread(processor)
+    bench.producer().rpc_future_echo('exit')
+    try:
+        with pytest.raises(SystemExit):
+            for _ in scheduler.main():
+                pass
+    finally:
+        processor.close()
 
 
 VALUES: dict[str, Any] = {

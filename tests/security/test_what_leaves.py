@@ -13,6 +13,8 @@ import pytest
 from conformance.version_table import says
 from postage import messaging
 from postage.amqp.publishing import Receipt
+from postage.dead_letters import SQLiteDeadLetters
+from postage.generic_application import GenericApplication
 from support.messaging import EQK, TIMEOUT, Bench, Echo, EchoExchange, EchoProducer
 
 
@@ -160,6 +162,13 @@ def test_an_rpc_that_may_take_years_is_sent(bench: Bench, timeout: float) -> Non
     assert producer.rpc_future_echo(3, _timeout=timeout).result(TIMEOUT).body['content']['value'] == 3
 
 
+class Unsayable:
+    def __repr__(self) -> str:
+        raise RuntimeError('never')
+
+    __str__ = __repr__
+
+
 # Whatever is given, wherever: an error of ours, or it is sent
 
 
@@ -187,11 +196,29 @@ ANYTHING: list[Any] = [
     {b'b': 1},
     {1, 2},
     1j,
+    math.inf,
+    {},
+    int,
+    Unsayable(),
 ]
 
 
 def exchange(**attributes: Any) -> Any:
     return type('Given', (messaging.Exchange,), {'name': 'given', **attributes})
+
+
+WHO = {'name': 'app', 'pid': '1', 'host': 'h'}
+
+
+def set_up(**attributes: Any) -> None:
+    """Make a producer of such a class, and send a message."""
+    with type('Given', (EchoProducer,), attributes)() as producer:
+        producer.message_echo(1).wait(TIMEOUT)
+
+
+def component(**attributes: Any) -> None:
+    """Make a processor of such a class."""
+    type('Given', (Echo,), attributes)(EQK).close()
 
 
 PLACES: dict[str, Callable[[Any, Any, Any], Any]] = {
@@ -221,6 +248,29 @@ PLACES: dict[str, Callable[[Any, Any, Any], Any]] = {
     'exchange of a channel': lambda producer, _, value: producer.channel.basic_publish(value, 'k', b''),
     'key of a channel': lambda producer, _, value: producer.channel.basic_publish('', value, b''),
     'fingerprint': lambda _producer, _consumer, value: EchoProducer(fingerprint=value).close(),
+    'body of a channel': lambda producer, _, value: producer.channel.basic_publish('', 'echo-queue', value),
+    'properties of a channel': lambda producer, _, value: producer.channel.basic_publish('', 'echo-queue', b'', value),
+    'property of a channel': lambda producer, _, value: producer.channel.basic_publish(
+        '', 'echo-queue', b'', pika.BasicProperties(type=value, timestamp=value, user_id=value)
+    ),
+    'encoder': lambda _producer, _consumer, value: set_up(encoder_class=value),
+    'flags of a producer': lambda _producer, _consumer, value: set_up(confirms=value, mandatory=value),
+    'persistent': lambda _producer, _consumer, value: set_up(persistent=value),
+    'publish_timeout': lambda _producer, _consumer, value: set_up(publish_timeout=value),
+    'rpc_queue_expires': lambda _producer, _consumer, value: set_up(rpc_queue_expires=value),
+    'queue of results': lambda producer, _, value: producer.consume_rpc(value, timeout=0),
+    'number of results': lambda producer, _, value: producer.consume_rpc('echo-queue', value, timeout=0),
+    'time-out of results': lambda producer, _, value: producer.consume_rpc('echo-queue', 0, timeout=value),
+    'command': lambda producer, _, value: producer.forward(messaging.MessageCommand(value, 1)),
+    'status': lambda producer, _, value: producer.forward(messaging.MessageStatus(value)),
+    'pid of an application': lambda _producer, _consumer, value: GenericApplication({**WHO, 'pid': value}).close(),
+    'name of an application': lambda _producer, _consumer, value: GenericApplication({**WHO, 'name': value}).close(),
+    'group': lambda _producer, _consumer, value: GenericApplication(WHO, groups=[value]).close(),
+    'field of a fingerprint': lambda _producer, _consumer, value: messaging.Fingerprint(value, value, value, value),
+    'concurrency': lambda _producer, _consumer, value: component(concurrency=value),
+    'max_deliveries': lambda _producer, _consumer, value: component(max_deliveries=value),
+    'dead_letters': lambda _producer, _consumer, value: component(dead_letters=value),
+    'path of a store': lambda _producer, _consumer, value: None if isinstance(value, str) else SQLiteDeadLetters(value),
     'virtual host': lambda _producer, _consumer, value: EchoProducer(vhost=value).close(),
     'user': lambda _producer, _consumer, value: EchoProducer(hup={'user': value}).close(),
 }

@@ -78,6 +78,25 @@ def test_no_log_line_has_what_a_terminal_obeys(bench: Bench) -> None:
     assert not OBEYED & set(bench.log.text)
 
 
+def test_every_logger_of_the_package_has_its_text_made_printable() -> None:
+    for module in pkgutil.walk_packages(postage.__path__, 'postage.'):
+        if not module.name.endswith('__main__'):
+            importlib.import_module(module.name)
+    ours = [name for name in logging.root.manager.loggerDict if name.partition('.')[0] == 'postage']
+    used = [name for name in ours if isinstance(logging.root.manager.loggerDict[name], logging.Logger)]
+    assert [name for name in used if not logging.getLogger(name).filters] == []
+
+
+def test_a_record_is_bounded_whatever_it_quotes(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise ValueError('x' * 10_000_000)
+    except ValueError:
+        logging.getLogger('postage').exception('%s', 'y' * 10_000_000)
+    (record,) = caplog.records
+    assert len(record.getMessage()) + len(record.exc_text or '') < 200_000
+    assert 'ValueError' in str(record.exc_text)
+
+
 HOSTILE = letter(
     0,
     queue=ESCAPES,

@@ -71,14 +71,14 @@ def _edited(body: bytes) -> bytes:
     readable, is_json = text, False
     try:
         readable, is_json = json.dumps(json.loads(text), indent=2, ensure_ascii=False), True
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     changed = click.edit(readable + '\n', extension='.json' if is_json else '.txt')
     if changed is None or changed.rstrip('\n') == readable:
         return body
     try:
         return json.dumps(json.loads(changed), ensure_ascii=False, separators=(',', ':')).encode()
-    except ValueError:
+    except (ValueError, RecursionError):
         return changed.rstrip('\n').encode()
 
 
@@ -86,11 +86,11 @@ def _check(letter: DeadLetter, new: bytes) -> None:
     """See that the new body is as good as the old one was: a message of Postage, or at least JSON."""
     try:
         old = json.loads(letter.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return
     try:
         body = json.loads(new)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.ClickException(
             f'the new body is not JSON, as the old one is: {printable(str(error))}; see --force'
         ) from None

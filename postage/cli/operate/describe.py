@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, in_order
 from postage.cli.output import print_json
@@ -31,7 +32,7 @@ def command(answers: list[Answer], built_in: bool, as_data: bool) -> None:
                 click.echo()
             try:
                 _print(info, others, built_in)
-            except options.MALFORMED:
+            except MALFORMED:
                 raise click.ClickException('an answer is malformed') from None
 
 

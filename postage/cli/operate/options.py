@@ -13,14 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from postage.cli.components import present_directory
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate.asking import Answer, Expected, ask, operator
 from postage.cli.output import console
 from postage.printable import printable
 
 Function = TypeVar('Function', bound=Callable[..., Any])
-
-MALFORMED = (LookupError, TypeError, ValueError, AttributeError)
-"""What comes of reading an answer that has another shape than it should: any program may send one."""
 
 timeout = click.option(
     '--timeout', type=click.FloatRange(0.05), default=1.0, show_default=True, help='Seconds to wait for answers.'

@@ -8,6 +8,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp.frames import DEADLINE, encode_all
+from postage.cli.malformed import MALFORMED
 from postage.cli.output import as_line
 from postage.dead_letters.form import moment
 from postage.messaging import properties as amqp
@@ -47,7 +48,7 @@ def message_of(line: str) -> tuple[str, str, bytes, bytes, str]:
         body = record['body'].encode() if is_text else base64.b64decode(record['body_base64'], validate=True)
         exchange, key = str(record['exchange']), str(record['routing_key'])
         headers = {name: value for name, value in (properties.headers or {}).items() if name not in LEFT_OUT}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise errors.ConfigurationError(f'it is no recorded message ({type(error).__name__}: {error})') from error
     properties.headers = headers or None
     properties.user_id = None  # which only its first sender may be

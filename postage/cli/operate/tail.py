@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import click
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.call import passive
 from postage.cli.operate.recording import as_record, line_of
@@ -92,6 +93,6 @@ def _shown(record: dict[str, Any]) -> str:
         kind = 'rpc ' if body['category'] == 'rpc' else ''
         source = f'{who.get("name") or "(no name)"} {who.get("pid")}@{who.get("host")}' if who else '(nobody)'
         text = f'{kind}{body["type"]} {body["name"]}  {source}  {as_line(body["content"])}'
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except MALFORMED:
         text = str(record.get('body', '(bytes)'))
     return printable(f'{when} {key}  {text}', SHOWN)

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, Expected, Operator, ask, in_order, operator
 from postage.cli.operate.ps import RIGHT, TITLES, row_of
@@ -71,7 +72,7 @@ class View:
     def __rich__(self) -> Group:
         rows = []
         for number, answer in enumerate(self.answers):
-            with contextlib.suppress(*options.MALFORMED):
+            with contextlib.suppress(*MALFORMED):
                 rows.append(('>' if number == self._chosen else '', *row_of(answer)))
         head = f'{len(self.answers)} components, by {self.order}   {KEYS}'
         table = options.table_of(('', *TITLES), rows, RIGHT)
@@ -82,7 +83,7 @@ def _figure(answer: Answer, field: str) -> float:
     try:
         value = answer.value['messages'][field]
         return float(value) if value is not None else 0.0
-    except options.MALFORMED:
+    except MALFORMED:
         return 0.0
 
 

@@ -99,5 +99,5 @@ class JsonFormatter(logging.Formatter):
             **self._known.of(record),
         }
         if record.exc_info and record.exc_info[0] is not None:
-            line['exception'] = self.formatException(record.exc_info)
+            line['exception'] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(line, default=str)

@@ -19,7 +19,7 @@ from postage.dead_letters.store import Selection, StoredLetter
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties, as_plain, from_plain, original
 from postage.missive.messages import Message, RawMessage, UnreadableMessage
-from postage.printable import class_of, shown_half_built
+from postage.printable import class_path_of, shown_half_built
 
 HEX: Final = 'hex:'  # before a message id that is not plain text
 
@@ -133,7 +133,7 @@ def _letter(message_id: bytes, message: Message, reason: str) -> DeadLetter:
         exchange=delivery.exchange if delivery is not None else '',
         routing_key=delivery.routing_key if delivery is not None else '',
         reason='exception' if error is not None else 'rejected',
-        exception='' if error is None else class_of(error),
+        exception='' if error is None else class_path_of(error),
         message=reason,
         traceback=''.join(traceback.format_exception(error)) if error is not None else '',
         attempts=1,
