@@ -23,7 +23,6 @@ from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
 from postage.messaging.counting import Figures
-from postage.messaging.deadlines import limit_of
 from postage.messaging.delays import pause_after
 from postage.messaging.failures import Failures, is_final
 from postage.messaging.gate import Gate
@@ -533,13 +532,15 @@ class Handling(MicroThread):
         later, timers = self.scheduler.call_later, []
         if entry.timeout is not None:
             timers.append(later(entry.timeout, functools.partial(self._time_is_up, entry)))
-        until = limit_of(self._delivery) if self._reply is not None else None
-        if until is not None:
+        if self._reply is not None and self._reply.header.deadline is not None:
             # At its deadline the caller itself cancels it, unless it was killed, or cannot reach the broker.
-            seconds = until - monotonic() + self._dispatcher.tolerance
+            seconds = self._reply.header.deadline / 1000 - time() + self._dispatcher.tolerance
             if seconds < TIMEOUT_MAX:
-                timers.append(later(seconds, functools.partial(self._close_cancelled, 'its deadline has passed')))
+                timers.append(later(seconds, self._deadline_has_passed))
         return timers
+
+    def _deadline_has_passed(self) -> None:
+        self._close_cancelled('its deadline has passed')
 
     def _raised(self, entry: Entry, error: BaseException) -> Outcome:
         entry.figures.ended(self._delivery)

@@ -159,7 +159,8 @@ class Reply:
                 body['fingerprint'].update(self._fingerprint)
             reserved = body.setdefault('_reserved', {})
             reserved['fingerprint'] = self._fingerprint
-            reserved['duration'] = round(time.monotonic() - self._began, 6)
+            # Microseconds; round() would take five times as long.
+            reserved['duration'] = int(1e6 * (time.monotonic() - self._began)) / 1e6
         self._send(self.header, message)
         self.sent = True
 
