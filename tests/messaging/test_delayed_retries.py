@@ -143,20 +143,21 @@ def delayed(kind, first, highest):
     return dict(zip(names, (kind, first, highest), strict=True))
 
 
-FOUND = {
-    'without': {},
-    'shorter': delayed('failed', 100, 200),
-    'longer': delayed('failed', 800, 900),
-    'higher': delayed('failed', 300, 2000),
-    'all': delayed('all', 300, 900),
-    'returned': delayed('returned', 300, 900),
-}
-"""What queues that exist already say of retries."""
-
-
+@pytest.mark.parametrize(
+    'found',
+    [
+        {},
+        delayed('failed', 100, 200),
+        delayed('failed', 800, 900),
+        delayed('failed', 300, 2000),
+        delayed('all', 300, 900),
+        delayed('returned', 300, 900),
+    ],
+)
 @pytest.mark.parametrize('says', ['the queue', 'the handler', 'a queue without a form'])
-def test_a_queue_that_exists_with_other_retries_changes_no_delay(bench, says):
+def test_a_queue_that_exists_with_other_retries_changes_no_delay(bench, found, says):
     """A program goes over to the broker's retries, or from them, or to other delays, and the queue stays as it is."""
+    bench.bare.queue_declare('jobs', durable=True, arguments={'x-queue-type': 'quorum', **found})
     delays = (0.3, 0.5) if says == 'a queue without a form' else (0.3, 0.6)
 
     class Handling(Failing):
@@ -165,20 +166,14 @@ def test_a_queue_that_exists_with_other_retries_changes_no_delay(bench, says):
         def msg_echo(self, content):
             super().msg_echo(content)
 
-    processors = {}
-    for name, found in FOUND.items():
-        bench.bare.queue_declare(name, durable=True, arguments={'x-queue-type': 'quorum', **found})
-        # All have one key, so that one message reaches each of them, and they wait at the same time.
-        says_it = says == 'the handler'
-        processors[name] = Handling(quorum(name)) if says_it else Failing(quorum(name, retry=delays))
-    bench.run(*processors.values())
+    processor = Handling(quorum('jobs')) if says == 'the handler' else Failing(quorum('jobs', retry=delays))
+    bench.run(processor)
     bench.producer().message_echo('again')
-    for name, processor in processors.items():
-        notes = processor.seen.take(3)
-        for wait, delay in zip(waits(notes), delays, strict=True):
-            assert delay - 0.01 <= wait < delay + 0.4, (name, waits(notes))
-        assert processor.letter().attempts == 3, name
-    eventually(lambda: not sum(bench.broker.messages()[name] for name in FOUND))
+    notes = processor.seen.take(3)
+    for wait, delay in zip(waits(notes), delays, strict=True):
+        assert delay - 0.01 <= wait < delay + 0.4, waits(notes)
+    assert processor.letter().attempts == 3
+    eventually(lambda: bench.broker.messages()['jobs'] == 0)
 
 
 def test_a_handler_may_ask_for_other_delays_than_its_queue(bench):
