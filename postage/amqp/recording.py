@@ -183,6 +183,5 @@ class _NoCalls:
             'an RPC is called where there is no broker, and it is only recorded what the program declares and sends'
         )
 
-    def end_calls_of(self, caller: Any, error: BaseException) -> bool:
+    def end_calls(self, error: BaseException, owner: object = None) -> None:
         """There are none."""
-        return False
