@@ -9,7 +9,7 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs pictures wheel test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
+.PHONY: help demo docs pictures wheel test soak lanes versions frameworks lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
@@ -59,6 +59,9 @@ versions: $(VENV)/.tox ## conformance, reliability and dead letters on RabbitMQ 
 
 VERSION_TESTS := tests/conformance tests/reliability tests/dead_letters tests/messaging/test_dead_letters.py \
     tests/messaging/test_max_deliveries.py tests/messaging/test_retry.py
+
+frameworks: $(VENV)/.tox ## run the programs of Celery, nameko and FastStream that docs/guides/coming_from.rst shows
+	@$(BIN)/tox run -e frameworks $(if $(ARGS),-- $(ARGS))
 
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint

@@ -183,6 +183,8 @@ class _NoCalls:
             'an RPC is called where there is no broker, and it is only recorded what the program declares and sends'
         )
 
-    def end_calls_of(self, caller: Any, error: BaseException) -> bool:
+    def abandon(self, correlation_id: str) -> None:
         """There are none."""
-        return False
+
+    def end_calls(self, error: errors.PostageError, owner: object = None) -> None:
+        """There are none."""
