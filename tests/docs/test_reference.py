@@ -33,6 +33,7 @@ PUBLIC = sorted(
     for module in pkgutil.walk_packages(postage.__path__, 'postage.')
     if not module.name.endswith('__main__') and hasattr(importlib.import_module(module.name), '__all__')
 )
+MODULES = ('errors', 'messaging', 'microthreads', 'missive')  # from which a program takes names
 INTERNAL_VARIABLES = {'POSTAGE_RESTARTS', 'POSTAGE_RMQ_', 'POSTAGE_RUN'}  # from one run to the next; beginnings
 
 
@@ -77,9 +78,8 @@ def used(program: str) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(program)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] == 'postage':
             yield from ((node.module, alias.name) for alias in node.names)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id in ('errors', 'messaging', 'microthreads', 'missive'):
-                yield f'postage.{node.value.id}', node.attr
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in MODULES:
+            yield f'postage.{node.value.id}', node.attr
 
 
 def test_what_the_programs_of_the_pages_use_is_in_the_reference() -> None:
