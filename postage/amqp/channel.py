@@ -265,7 +265,7 @@ class Channel:
         self._fail_operations(reason)
         if opening is not None and not opening.done():
             opening.set_exception(loss(reason, 'open a channel'))
-        if was_set_up:  # else those who open it have been told, and decide
+        if was_set_up:  # else what opens it has been told, and decides
             self._on_lost(loss(reason, doing))
             if self.is_wanted and isinstance(reason, pika.exceptions.ChannelClosedByBroker):
                 self._reopen_after(self._pauses.next())

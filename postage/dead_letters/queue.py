@@ -44,7 +44,7 @@ from postage.messaging.properties import Properties
 from postage.printable import shown, shown_half_built
 from postage.program import program_settings
 from postage.secret import Secret
-from postage.settings import BrokerSettings, broker_settings
+from postage.settings import BrokerSettings, Hup, broker_settings
 
 logger = logging.getLogger('postage')
 
@@ -78,7 +78,7 @@ class QueueDeadLetters(DeadLetters):
     """
 
     def __init__(
-        self, name: str, hup: Any = None, vhost: str | None = None, timeout: float = 30.0, create: bool = True
+        self, name: str, hup: Hup | None = None, vhost: str | None = None, timeout: float = 30.0, create: bool = True
     ) -> None:
         hup = Secret.of(hup)
         if not isinstance(name, str) or not name:

@@ -13,6 +13,7 @@ from postage.messaging.messages import Message, MessageResult, MessageResultErro
 from postage.messaging.replies import ReplySender
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.printable import text_of
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -29,7 +30,7 @@ class Answering(Connected):
 
     accept_reply_to: Any = None
 
-    def __init__(self, hup: Any, vhost: str | None) -> None:
+    def __init__(self, hup: Hup | None, vhost: str | None) -> None:
         super().__init__(hup, vhost)
         self.reply_addresses = ReplyAddresses(self)
         self._replies = ReplySender(self._settings, self._signatures)
@@ -62,7 +63,7 @@ class Answering(Connected):
         return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
 
     def reply_unsigned(self, header: Any, message: Message) -> None:
-        """Answer a request that may be anybody's, without a signature. Blocks as little as :meth:`rpc_reply`."""
+        """Answer a request whose sender is not known, without a signature. Blocks as little as :meth:`rpc_reply`."""
         self._replies.send(header, self.encode(message.body), self.encoder.content_type, is_signed=False)
 
     def answer_refused(self, header: Any, error: BaseException) -> None:

@@ -124,7 +124,7 @@ class Caller(Routed):
         return future
 
     def _rpc_gather(self, name: str, message: Message, options: dict[str, Any]) -> Gathering:
-        """Send one request, and return what gathers the replies of all who get it. Blocks as little as a future."""
+        """Send one request, and return what gathers the replies of all that get it. Blocks as little as a future."""
         gathering = Gathering(self._connection, check_expected(options.pop('_expect', None)))
         read_by_this_thread(self._connection.readership)
         options['_timeout'] = number(options, '_timeout', self.gather_timeout)

@@ -25,7 +25,7 @@ from postage.messaging.forwarding import Forwarder
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
 from postage.messaging.outcomes import Failure, Pause
 from postage.messaging.properties import whole_header
-from postage.messaging.roles import Host, Source
+from postage.messaging.roles import Consumer, Host
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads import MicroThread, sleep
 from postage.printable import text_of
@@ -50,13 +50,14 @@ class Failures:
     def __init__(
         self,
         host: Host,
-        source: Source,
+        consumer: Consumer,
         unsettled: Unsettled,
         figures: Figures,
         begin_again: Callable[[Delivery], bool],
     ) -> None:
         self._host = host
-        self._source = source
+        self._consumer = consumer
+        self._source = consumer.source
         self._unsettled = unsettled
         self._figures = figures
         self._begin_again = begin_again
@@ -199,7 +200,7 @@ class Failures:
         self, delivery: Delivery, routing_key: str, properties: bytes, message_id: str | None, queue: Queue | None
     ) -> Future[None]:
         if self._forwarder is None:
-            self._forwarder = Forwarder(self._source.conn_broker.settings)
+            self._forwarder = Forwarder(self._consumer.conn_broker.settings)
         return self._forwarder.send('', routing_key, properties, delivery.body, message_id or '', queue)
 
     def _hand_over(

@@ -25,6 +25,7 @@ from postage.messaging.options import (
 )
 from postage.printable import shown_half_built
 from postage.secret import Secret
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -65,7 +66,7 @@ class GenericProducer(Caller):
 
     confirms: bool = True
 
-    def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+    def __init__(self, fingerprint: Any = None, hup: Hup | None = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
         check_settings(self)
         super().__init__(fingerprint, hup, vhost)

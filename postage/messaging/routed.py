@@ -14,6 +14,7 @@ from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.messages import Message
 from postage.messaging.options import ExchangeKey, check_eks
 from postage.printable import shown
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -37,7 +38,7 @@ class Routed(Connected):
     mandatory: bool = False
     publish_timeout: float = 30.0
 
-    def __init__(self, fingerprint: Any, hup: Any, vhost: str | None) -> None:
+    def __init__(self, fingerprint: Any, hup: Hup | None, vhost: str | None) -> None:
         super().__init__(hup, vhost)
         check_eks(self.eks, f'{type(self).__name__}.eks')
         self.fingerprint: dict[str, Any] = as_fingerprint_dict(fingerprint, self.vhost)

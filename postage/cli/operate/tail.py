@@ -43,7 +43,7 @@ def command(
 ) -> None:
     """Show the messages that pass an exchange with a routing key, until Ctrl-C. By default the key is #.
 
-    They come to a queue of its own, so that nobody misses one. On a topic exchange a key may have * and #.
+    They come to a queue of its own, so that no consumer misses one. On a topic exchange a key may have * and #.
 
     Exit status: 0, or 1 if there is no such exchange.
     """

@@ -62,7 +62,7 @@ class Reports:
             self._asked, self._faults = asked, faults
             self._changed.notify_all()
 
-    # In the thread of whoever asks
+    # In the thread that serves the request
 
     def faults(self) -> list[str]:
         """What is wrong with the workers, in words. Blocks for a second at most."""
