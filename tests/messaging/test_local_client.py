@@ -140,4 +140,4 @@ def test_calls_gatherings_and_futures_of_handlers_are_refused_and_producers_clos
     with Asking.test_client({}) as client:
         for name in ('wait', 'future', 'gather'):
             client.send(command(name))
-        assert told == [('rejected', 'ConfigurationError')] * 3
+        assert told == [('dead', 'ConfigurationError')] * 3
