@@ -183,5 +183,8 @@ class _NoCalls:
             f'RPC {call.name!r} cannot be answered: there is no broker, and what is declared and sent is only recorded'
         )
 
-    def end_calls(self, error: BaseException, owner: object = None) -> None:
+    def abandon(self, correlation_id: str) -> None:
+        """There are none."""
+
+    def end_calls(self, error: errors.PostageError, owner: object = None) -> None:
         """There are none."""

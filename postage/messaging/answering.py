@@ -55,6 +55,7 @@ class Answering(Connected):
         if not header.reply_to:
             logger.warning('an RPC without a reply_to property cannot be answered')
             return None
+        # That of a processor's own request, an Answerable, has been looked at when the request was begun.
         if type(header) is not Answerable and not self._may_answer(header):
             return None
         if not hasattr(message, 'body'):
@@ -82,8 +83,7 @@ class Answering(Connected):
 
     def _may_answer(self, header: Any) -> bool:
         """Whether an answer may go where a request says. It is said where not."""
-        # That of a processor's own request, an Answerable, has been looked at when the request was begun.
-        if type(header) is Answerable or self.reply_addresses.accepts(header.reply_to, header):
+        if self.reply_addresses.accepts(header.reply_to, header):
             return True
         self.reply_addresses.drop(header)
         return False
