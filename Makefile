@@ -9,14 +9,14 @@ NOTE := $(CURDIR)/.tox/note.txt
 export POSTAGE_TEST_BROKER ?= $(BROKER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs pictures wheel test soak lanes versions lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
+.PHONY: help demo docs pictures wheel test soak lanes versions frameworks lint bench calls rabbitmq brokers redis venv amqp-tools old-releases table clean
 
 help: ## list the targets
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_URL or $POSTAGE_HOST
-	@$(BIN)/python demos/run_all.py
+demo: $(VENV)/.postage ## run the demos on the embedded broker, or on $POSTAGE_URL or $POSTAGE_HOST; DEMO="basic rpc" for some
+	@$(BIN)/python demos/run_all.py $(DEMO)
 
 docs: $(VENV)/.docs ## make the site of the pages in docs: build/docs/index.html
 	@$(BIN)/python -m sphinx -E -a -W --keep-going -q -b html docs build/docs
@@ -59,6 +59,9 @@ versions: $(VENV)/.tox ## conformance, reliability and dead letters on RabbitMQ 
 
 VERSION_TESTS := tests/conformance tests/reliability tests/dead_letters tests/messaging/test_dead_letters.py \
     tests/messaging/test_max_deliveries.py tests/messaging/test_retry.py
+
+frameworks: $(VENV)/.tox ## run the programs of Celery, nameko and FastStream that docs/guides/coming_from.rst shows
+	@$(BIN)/tox run -e frameworks $(if $(ARGS),-- $(ARGS))
 
 lint: $(VENV)/.tox ## style and types only
 	@$(BIN)/tox run -e lint

@@ -1,7 +1,8 @@
 """Run every demo as it would run in a few shells, with their output side by side: what `make demo` calls.
 
 Receivers and senders are processes of their own. The broker is the embedded one, started here, or, where POSTAGE_URL
-or POSTAGE_HOST is set, that RabbitMQ. The exit status is 0 where every line that should have appeared did.
+or POSTAGE_HOST is set, that RabbitMQ. The exit status is 0 where every line that should have appeared did. Names, as of
+the functions below, run those demos alone: `run_all.py basic rpc`.
 """
 
 import json
@@ -331,25 +332,31 @@ def application(label, *words):
     return Program(label, 'generic_application/application.py', *words)
 
 
-DEMONSTRATIONS = (
-    basic,
-    advanced,
-    rpc,
-    concurrent_rpc,
-    rpc_gather,
-    retries,
-    generic_application,
-    missive_quickstart,
-    missive_anywhere,
-    order_system,
-)
+DEMONSTRATIONS = {
+    each.__name__: each
+    for each in (
+        basic,
+        advanced,
+        rpc,
+        concurrent_rpc,
+        rpc_gather,
+        retries,
+        generic_application,
+        missive_quickstart,
+        missive_anywhere,
+        order_system,
+    )
+}
 
 
-def main():
+def main(names):
+    if unknown := [name for name in names if name not in DEMONSTRATIONS]:
+        show('demo', f'there is no {unknown[0]}; there are {", ".join(DEMONSTRATIONS)}')
+        return 2
     begun = time.monotonic()
     try:
         start_broker()
-        seen = [demo() for demo in DEMONSTRATIONS]
+        seen = [DEMONSTRATIONS[name]() for name in names or DEMONSTRATIONS]
     except Missing as missing:
         show('demo', f'FAILED: {missing}')
         return 1
@@ -363,4 +370,4 @@ def main():
 
 if __name__ == '__main__':
     ending = Ending()
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -28,6 +28,7 @@ from postage.messaging import Exchange, MessageHandler, MessageProcessor, Messag
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.printable import shown
 from postage.secret import Secret
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -76,7 +77,7 @@ class GenericApplication(MessageProcessor):
     control = True
 
     def __init__(
-        self, fingerprint: Any, vhost: str | None = None, groups: Sequence[str] | None = None, hup: Any = None
+        self, fingerprint: Any, vhost: str | None = None, groups: Sequence[str] | None = None, hup: Hup | None = None
     ) -> None:
         hup = Secret.of(hup)
         identity = as_fingerprint_dict(fingerprint)

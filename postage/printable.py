@@ -74,6 +74,11 @@ def class_path_of(value: object) -> str:
     return f'{name}' if module == 'builtins' else f'{module}.{name}'
 
 
+def encodable(text: str) -> str:
+    """Text that UTF-8 can hold: what is no character (a lone surrogate) is written as its escape."""
+    return text.encode('utf-8', 'backslashreplace').decode()
+
+
 def shown_half_built(method: Callable[[Any], str]) -> Callable[[Any], str]:
     """Have a ``__repr__`` work on an object whose constructor has not come to its end, too: a debugger shows those."""
 

@@ -8,7 +8,7 @@ is raised after that has no context, whose frames would be shown, too.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar('T')
 
@@ -24,6 +24,12 @@ class Secret(Generic[T]):
     def __init__(self, value: T) -> None:
         self._value = value
 
+    @overload
+    @classmethod
+    def of(cls, value: None) -> None: ...
+    @overload
+    @classmethod
+    def of(cls, value: object) -> Secret[Any]: ...
     @classmethod
     def of(cls, value: Any) -> Any:
         """The value as a secret; ``None``, and what is a secret already, as it is."""

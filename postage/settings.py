@@ -146,6 +146,8 @@ VARIABLES = (
 )
 """Every variable that a user may set; a test holds that none is missing."""
 
+Hup = Mapping[str, Any] | str | Secret[Any]
+"""Host, user and password: a dictionary with some of :data:`HUP_KEYS`, or AMQP URLs; either may be a secret."""
 HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl', 'mechanism')
 
 PLAIN, EXTERNAL = 'PLAIN', 'EXTERNAL'  # SASL mechanisms: a password; the certificate of this program
@@ -276,13 +278,13 @@ class BrokerSettings:
 
 
 def broker_settings(
-    hup: Any = None,
+    hup: Hup | None = None,
     vhost: str | None = None,
     *,
-    class_hup: Any = None,
+    class_hup: Hup | None = None,
     class_vhost: str | None = None,
-    program: Any = None,
-    environ: Any = None,
+    program: Mapping[str, Any] | Secret[Any] | None = None,
+    environ: Mapping[str, str] | Secret[Any] | None = None,
 ) -> BrokerSettings:
     """Return the broker to talk to, each field from the first source that names it.
 
@@ -303,7 +305,7 @@ def broker_settings(
     :raises ConfigurationError: where a source is malformed, even if another one takes precedence; it names the source
     """
     hup, class_hup, program = Secret.of(hup), Secret.of(class_hup), Secret.of(program)
-    environ = Secret(os.environ if environ is None else environ)
+    environ = Secret.of(os.environ if environ is None else environ)
     sources = _sources(hup, vhost, class_hup, class_vhost, program, environ)
     endpoints = _endpoints(sources)
     mechanism = next((source.mechanism for source in sources if source.mechanism is not None), PLAIN)
@@ -324,25 +326,29 @@ def broker_settings(
     )
 
 
-def default_vhost(program: Any = None, environ: Any = None) -> str:
+def default_vhost(
+    program: Mapping[str, Any] | Secret[Any] | None = None, environ: Mapping[str, str] | Secret[Any] | None = None
+) -> str:
     """Return the virtual host where neither an argument nor a class names one: what a bare fingerprint has.
 
     :param program: as for :func:`broker_settings`
     :param environ: the environment, ``os.environ`` by default
     :raises ConfigurationError: where a source is malformed
     """
-    program, environ = Secret.of(program), Secret(os.environ if environ is None else environ)
+    program, environ = Secret.of(program), Secret.of(os.environ if environ is None else environ)
     vhost: str = _named(_sources(None, None, None, None, program, environ), 'vhost')
     return vhost
 
 
-def debug_mode(program: Any = None, environ: Any = None) -> bool:
+def debug_mode(
+    program: Mapping[str, Any] | Secret[Any] | None = None, environ: Mapping[str, str] | Secret[Any] | None = None
+) -> bool:
     """Return whether ``POSTAGE_DEBUG_MODE`` is ``true`` or the program set ``messaging.debug_mode``.
 
     :param program: ``debug_mode``, where set
     :param environ: the environment, ``os.environ`` by default
     """
-    program, environ = Secret(program or {}), Secret(os.environ if environ is None else environ)
+    program, environ = Secret.of(program or {}), Secret.of(os.environ if environ is None else environ)
     asked_by_environment = environ.reveal().get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
     return asked_by_environment or bool(program.reveal().get('debug_mode'))
 

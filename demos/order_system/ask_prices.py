@@ -6,7 +6,7 @@ from postage import messaging
 from shop_shared import PriceProducer
 
 with PriceProducer(messaging.Fingerprint('customer', 'shop')) as producer:
-    producer.rpc_price('tea')  # until pricing is there
+    producer.rpc_price('tea').unwrap()  # where pricing is not running, this says so
     began = time.monotonic()
     futures = [producer.rpc_future_price(item) for item in ['tea', 'coffee'] * 10]
     prices = [future.result().body['content']['value'] for future in futures]

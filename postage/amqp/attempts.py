@@ -114,7 +114,7 @@ class Attempts:
             return
         permanent = permanent_error(error, self._settings)
         if isinstance(permanent, errors.CertificateRefused) and (self._was_open or self._hosts > 1):
-            # Another host may have a right one; and who pretends to be the broker for a while must not end a program
+            # Another host may have a right one; and a server that pretends to be the broker must not end a program
             # that runs. Nothing was sent that is secret.
             self._sparingly.log(logging.ERROR, '%s', permanent)
             permanent = permanent if self._is_refused_everywhere() else None

@@ -6,6 +6,7 @@ an acknowledgement of an old one is dropped: the broker has put that message bac
 
 from __future__ import annotations
 
+import time
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -26,6 +27,7 @@ from postage.amqp.retries import DelayedRetries
 from postage.amqp.streams import OFFSET, Position
 from postage.amqp.topology import Topology
 from postage.printable import shown_half_built
+from postage.settings import clock_tolerance
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
@@ -174,8 +176,14 @@ class Delivery:
 
     @property
     def cancelled(self) -> bool:
-        """Whether its caller has said that it wants no answer any more, for a handler that can stop. Any thread."""
-        return (self.cancel_id or self.salvaged.correlation_id) in cancelled.until
+        """Whether its caller wants no answer any more, for a handler that can stop. Any thread.
+
+        The caller has said so, or the deadline of its request has passed.
+        """
+        header = self.salvaged
+        if (self.cancel_id or header.correlation_id) in cancelled.until:
+            return True
+        return header.deadline is not None and time.time() - header.deadline / 1000 > clock_tolerance()
 
     @property
     def headers(self) -> dict[str, Any]:

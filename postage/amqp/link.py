@@ -442,7 +442,7 @@ class Link(pika.SelectConnection):
             self.ioloop.add_callback_threadsafe(self._feed)
 
     def _meet(self) -> None:
-        """See who the broker is, once it has said so. That is before the two agree on anything."""
+        """Note which broker it is, once it has said so. That is before the two agree on anything."""
         if self.server_properties is None:
             return
         self.server = server_of(self.server_properties)

@@ -139,7 +139,7 @@ class Receipt:
         callback()
 
     def _tell(self) -> None:
-        """It has been settled: tell those who wait. Without the lock; no callback is added once it is settled."""
+        """It has been settled: tell what waits for it. Without the lock; no callback is added once it is settled."""
         if self._is_urgent:
             self._is_urgent = False
             with self.ledger.channel.lock:
@@ -461,7 +461,7 @@ class PublishingChannel(Channel):
             if self._waiting or self._settled or self.is_awaited is not self.ALWAYS_AWAITED:
                 self._after_settling()
         except (KeyboardInterrupt, SystemExit):
-            self._settle(known, told)  # the others, and those who wait for them
+            self._settle(known, told)  # the others, and tell what waits for them
             raise
 
     def _fail(self) -> None:

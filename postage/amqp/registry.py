@@ -1,7 +1,7 @@
 """The connections of this process: one that publishes and one that consumes for each broker and credentials.
 
 Under a memory alarm the broker stops reading connections that publish, and acknowledgements must not stop with them
-(https://www.rabbitmq.com/docs/alarms). :func:`acquire` hands the connections out, and counts who holds them.
+(https://www.rabbitmq.com/docs/alarms). :func:`acquire` hands the connections out, and counts their holders.
 """
 
 from __future__ import annotations

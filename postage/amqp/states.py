@@ -1,4 +1,4 @@
-"""What a connection is at, and who waits for it to be open."""
+"""What a connection is at, and what waits for it to be open."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Standing:
                REFUSED             from any state, after close(): CLOSING ──▶ CLOSED
 
     Other threads may look at it: each look is at one field, and old by the time it is acted upon, as any look at a
-    connection is. Who has to be sure has the I/O thread look, and act.
+    connection is. What has to be sure has the I/O thread look, and act.
 
     :param where: what the connection leads to, for the errors
     :ivar state: what it is at
@@ -76,7 +76,7 @@ class Standing:
         return errors.Closed(f'the connection to {self._where} is closed')
 
     def enter(self, state: State, error: errors.BrokerError | None = None) -> None:
-        """Be in another state, and tell those who wait for the connection. On the I/O thread.
+        """Be in another state, and tell what waits for the connection. On the I/O thread.
 
         :param error: what no attempt can cure
         """

@@ -37,15 +37,7 @@ _stamp = Message.fingerprint
 
 
 class Caller(Routed):
-    """Sends RPC requests. The base of producers.
-
-    :cvar rpc_timeout: seconds to wait for an RPC's reply, at each attempt
-    :cvar gather_timeout: seconds for which ``rpc_gather_*`` takes replies
-    :cvar max_retry: how often an RPC is sent again
-    :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
-        correlation id, where several calls are under way at once
-    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
-    """
+    """Sends RPC requests. The base of :class:`GenericProducer`, which says what the attributes mean."""
 
     rpc_timeout: float = 30
     gather_timeout: float = 1.0
@@ -124,7 +116,7 @@ class Caller(Routed):
         return future
 
     def _rpc_gather(self, name: str, message: Message, options: dict[str, Any]) -> Gathering:
-        """Send one request, and return what gathers the replies of all who get it. Blocks as little as a future."""
+        """Send one request, and return what gathers the replies of all that get it. Blocks as little as a future."""
         gathering = Gathering(self._connection, check_expected(options.pop('_expect', None)))
         read_by_this_thread(self._connection.readership)
         options['_timeout'] = number(options, '_timeout', self.gather_timeout)

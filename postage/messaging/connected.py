@@ -15,7 +15,7 @@ from postage.messaging.encoders import Encoding
 from postage.messaging.signing import Signatures
 from postage.program import global_hup, program_settings
 from postage.secret import Secret, revealed
-from postage.settings import apply_debug_mode, broker_settings, debug_mode
+from postage.settings import Hup, apply_debug_mode, broker_settings, debug_mode
 
 C = TypeVar('C', bound='Connected')
 
@@ -25,18 +25,14 @@ class Connected(Encoding):
 
     The constructor reads the settings; those of its subclasses connect, in ``with self._connecting(…)``.
 
-    :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
-    :param vhost: which virtual host of it
     :raises errors.ConfigurationError: a setting has the wrong shape
-
-    :cvar signing_keys: what its messages are signed with, and have to be; see ``docs/signing.rst``
     """
 
-    hup: Any = global_hup
+    hup: Hup | None = global_hup
     vhost: str | None = None
     signing_keys: Any = None
 
-    def __init__(self, hup: Any, vhost: str | None) -> None:
+    def __init__(self, hup: Hup | None, vhost: str | None) -> None:
         hup = Secret.of(hup)
         super().__init__()
         program = program_settings()

@@ -44,7 +44,7 @@ from postage.messaging.replies import Reply
 from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import MicroThread
 from postage.printable import shown
-from postage.settings import clock_tolerance
+from postage.settings import Hup, clock_tolerance
 
 logger = logging.getLogger('postage')
 
@@ -82,7 +82,13 @@ class Control:
     """
 
     def __init__(
-        self, host: Controlled, table: HandlerTable, dispatcher: Dispatcher, consumer: Any, hup: Any, vhost: Any
+        self,
+        host: Controlled,
+        table: HandlerTable,
+        dispatcher: Dispatcher,
+        consumer: Any,
+        hup: Hup | None,
+        vhost: str | None,
     ) -> None:
         self._host = host
         self._table = table
@@ -126,7 +132,7 @@ class Control:
             self._consumer = self._class([(ControlExchange, self._bindings())], self._hup, self._vhost)
             self._consumer.prepare_replies()
             self._is_over = False
-            self._consumer.begin(self._deliverable.set)
+            self._consumer.source.begin(self._deliverable.set)
         except errors.PostageError as error:
             logger.warning('%r answers no questions about itself: %s', self._host, error)
             self._close()
@@ -152,7 +158,7 @@ class Control:
     def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            consumer.end()
+            consumer.source.end()
             consumer.close()
 
     def join(self, group: str) -> None:
@@ -177,7 +183,7 @@ class Control:
                 self._deliverable.clear()
                 if self._is_over:
                     return
-                while (delivery := consumer.next_delivery()) is not None:
+                while (delivery := consumer.source.next_delivery()) is not None:
                     self._take(consumer, delivery)
         except errors.PostageError as error:
             if not self._is_over:
@@ -187,7 +193,7 @@ class Control:
         then: Then | None = None
         reply: Reply | None = None
         try:
-            if consumer.gate is not None and not consumer.gate.admits(delivery):
+            if consumer.source.gate is not None and not consumer.source.gate.admits(delivery):
                 return
             consumer.ack(delivery)  # first: what is asked may be the end of this connection
             body = check_envelope(consumer.decode(delivery.body))

@@ -60,7 +60,7 @@ def remaining() -> float | None:
 def limit() -> float | None:
     """The deadline that holds here, on the monotonic clock, if there is one."""
     own, delivery = of_block.get(), current.get()
-    # What a handler has left running behind it is nobody's business who once called.
+    # What a handler has left running behind it has no caller that waits.
     theirs = limit_of(delivery) if delivery is not None and not delivery.is_handled else None
     if own is None or theirs is None:
         return theirs if own is None else own

@@ -21,11 +21,11 @@ from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
 from postage.messaging.counting import Figures
 from postage.messaging.delays import Spread, delay_queue
-from postage.messaging.forwarding import Forwarder
+from postage.messaging.forwarding import Forwarder, is_final
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
 from postage.messaging.outcomes import Failure, Pause
 from postage.messaging.properties import whole_header
-from postage.messaging.roles import Host, Source
+from postage.messaging.roles import Consumer, Host
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads import MicroThread, sleep
 from postage.printable import text_of
@@ -50,13 +50,14 @@ class Failures:
     def __init__(
         self,
         host: Host,
-        source: Source,
+        consumer: Consumer,
         unsettled: Unsettled,
         figures: Figures,
         begin_again: Callable[[Delivery], bool],
     ) -> None:
         self._host = host
-        self._source = source
+        self._consumer = consumer
+        self._source = consumer.source
         self._unsettled = unsettled
         self._figures = figures
         self._begin_again = begin_again
@@ -199,7 +200,7 @@ class Failures:
         self, delivery: Delivery, routing_key: str, properties: bytes, message_id: str | None, queue: Queue | None
     ) -> Future[None]:
         if self._forwarder is None:
-            self._forwarder = Forwarder(self._source.conn_broker.settings)
+            self._forwarder = Forwarder(self._consumer.conn_broker.settings)
         return self._forwarder.send('', routing_key, properties, delivery.body, message_id or '', queue)
 
     def _hand_over(
@@ -292,12 +293,6 @@ def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int], expirat
     raise errors.EncodingError(
         f'with what has to be noted in its headers its properties are {len(encoded)} bytes, and {room} fit'
     )
-
-
-def is_final(error: BaseException) -> bool:
-    """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
-    refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
-    return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))
 
 
 def _declared(delivery: Delivery) -> Queue | None:

@@ -1,4 +1,4 @@
-"""Asking all: one request, and the replies of everybody who gets it, as they come."""
+"""Asking all: one request, and the replies of all components that get it, as they come."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Expected = int | frozenset[str] | None
 class Replies(list[MessageResult]):
     """The replies that came, in the order in which they came.
 
-    :ivar silent: of those who were expected by name, those who did not answer; empty where none was named
+    :ivar silent: of those that were expected by name, those that did not answer; empty where none was named
     :ivar failure: why there can be no more: ``errors.Unroutable`` where no queue took the request,
         ``errors.TimeoutError`` where it did not reach the broker, or the way back was lost; ``None`` where the time is
         over, or all have answered
@@ -36,7 +36,7 @@ class Replies(list[MessageResult]):
 
 
 class Gathering(Future[Replies]):
-    """The replies to one request from everybody who gets it: ``rpc_gather_NAME`` returns one.
+    """The replies to one request from all components that get it: ``rpc_gather_NAME`` returns one.
 
     ``for reply in gathering`` takes them as they come, and blocks; ``async for`` does so in a coroutine. A microthread
     yields the gathering, and gets all of them at its end, as :meth:`result` gives them; or it yields :meth:`next` again
@@ -103,7 +103,7 @@ class Gathering(Future[Replies]):
 
     @property
     def silent(self) -> set[str]:
-        """Of those who were expected by name, those who have not answered so far."""
+        """Of those that were expected by name, those that have not answered so far."""
         return set(self.replies.silent)
 
     # Ending
@@ -116,7 +116,7 @@ class Gathering(Future[Replies]):
         self.end(None)
 
     def cancel(self) -> bool:
-        """The same, but for those who wait for :meth:`result`, who get a ``CancelledError``."""
+        """The same, but a thread that waits for :meth:`result` gets a ``CancelledError``."""
         is_cancelled = super().cancel()
         self.close()
         return is_cancelled
@@ -132,7 +132,7 @@ class Gathering(Future[Replies]):
     # Filling: by the calls of the connection
 
     def is_completed_by(self, reply: MessageResult) -> bool:
-        """Whether nobody is waited for any more once this reply is added. With the lock of the calls held."""
+        """Whether no further reply is waited for once this one is added. With the lock of the calls held."""
         if isinstance(self._expected, int):
             return len(self.replies) + 1 >= self._expected
         if self._expected is None:
@@ -163,7 +163,7 @@ class Gathering(Future[Replies]):
             while (future := self._next_waiting()) is not None:
                 waiting.append(future)
         if not self.cancelled():
-            self.set_result(self.replies)  # before the end is told to those who take them one by one
+            self.set_result(self.replies)  # before the end is told to what takes them one by one
         for future in waiting:
             future.set_result(None)
 
@@ -184,7 +184,7 @@ class Sink:
         self.arrived: Any = None
 
     def cancelled(self) -> bool:
-        """Whether nobody wants it any more."""
+        """Whether it is wanted no more."""
         return self.gathering.cancelled()
 
     def set_result(self, result: MessageResult | None) -> None:

@@ -23,9 +23,9 @@ from postage.amqp.publishing import Receipt
 from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
 from postage.messaging.counting import Figures
-from postage.messaging.deadlines import limit_of
 from postage.messaging.delays import pause_after
-from postage.messaging.failures import Failures, is_final
+from postage.messaging.failures import Failures
+from postage.messaging.forwarding import is_final
 from postage.messaging.gate import Gate
 from postage.messaging.gathering import Gathering
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
@@ -34,7 +34,7 @@ from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import CANCELLED, HANDLED, Failure, FilterError, Outcome, Reason, Then
 from postage.messaging.properties import attempt_of
 from postage.messaging.replies import Reply, unanswerable
-from postage.messaging.roles import Host, Source
+from postage.messaging.roles import Consumer, Host
 from postage.messaging.rpc import RpcFuture
 from postage.messaging.unsettled import Unsettled
 from postage.messaging.unwanted import UNWANTED, why_unwanted
@@ -75,6 +75,7 @@ class Dispatcher:
     """Handles the deliveries of one processor. Its methods are for the scheduler's thread.
 
     :param host: the processor
+    :param consumer: from whose source they come, and which answers them
     :param table: its handlers
     :param hooks: what it wants called before and after the handlers of each message, if it does
     :param wake: has the processor look for deliveries again; called from any thread
@@ -90,13 +91,14 @@ class Dispatcher:
     def __init__(
         self,
         host: Host,
-        source: Source,
+        consumer: Consumer,
         table: HandlerTable,
         hooks: tuple[Hook, Hook] | None,
         wake: Callable[[], None],
     ) -> None:
         self._host = host
-        self._source = source
+        self._consumer = consumer
+        self._source = source = consumer.source
         self._table = table
         self._hooks = hooks
         self._wake = wake
@@ -108,7 +110,7 @@ class Dispatcher:
         self._stop_requested = False
         self._unhandled = Unhandled(type(host).__name__)
         self.unsettled = Unsettled(wake)
-        self._failures = Failures(host, source, self.unsettled, self.figures, self._begin_again)
+        self._failures = Failures(host, consumer, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
         if source.gate is not None:
             self._begin = functools.partial(self._begin_admitted, source.gate)  # type: ignore[method-assign]
@@ -182,11 +184,11 @@ class Dispatcher:
     def _begin(self, delivery: Delivery) -> None:
         """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
         try:
-            body = check_envelope(self._source.decode(delivery.body))
+            body = check_envelope(self._consumer.decode(delivery.body))
             reply = None
             if body['category'] == 'rpc':
-                addresses = self._source.reply_addresses
-                reply = Reply(self._source.rpc_reply, delivery, self._host.fingerprint, None, addresses)
+                addresses = self._consumer.reply_addresses
+                reply = Reply(self._consumer.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 if self._source.gate is not None:
                     reply.cancel_id = delivery.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
                 deadline = reply.header.deadline
@@ -239,9 +241,9 @@ class Dispatcher:
             if gate.admits(delivery):
                 Dispatcher._begin(self, delivery)
         except errors.SignatureRefused as error:
-            # An answer with a signature would be one to what anybody has asked, in another's name. One who may know
-            # better, for the request was signed long ago, can have it.
-            send = self._source.rpc_reply if error.reason == 'stale' else self._source.reply_unsigned
+            # A signed answer would go to any program that asks in another's name. Where the request was signed, though
+            # long ago, a program with the key has asked, and can have one.
+            send = self._consumer.rpc_reply if error.reason == 'stale' else self._consumer.reply_unsigned
             self._refuse(delivery, 'refused', error, f'the request is refused: {error}', send)
 
     def _call_within_hooks(
@@ -302,7 +304,7 @@ class Dispatcher:
         try:
             header = delivery.salvaged
             if header.reply_to:
-                send, addresses = send or self._source.rpc_reply, self._source.reply_addresses
+                send, addresses = send or self._consumer.rpc_reply, self._consumer.reply_addresses
                 reply = Reply(send, delivery, self._host.fingerprint, header, addresses)
                 reply(MessageResultError(answer))
         except errors.PostageError as failure:
@@ -357,7 +359,7 @@ class Dispatcher:
     def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
         """Settle a delivery, and do what its handlers asked for."""
         if outcome.then is not None:
-            self.ends_by = outcome.then  # before it is settled: who learns of that may ask for this
+            self.ends_by = outcome.then  # before it is settled: a thread that learns of that may ask for this
         self._settle(delivery, outcome)
         if outcome.then == 'exit':
             raise ExitScheduler
@@ -402,7 +404,7 @@ class Dispatcher:
     def _look_at_reply(self, delivery: Delivery, receipt: Receipt) -> None:
         """Where this is a reply that the broker has refused, say so to its caller, which would wait in vain."""
         if receipt.error is not None and receipt.ledger.has_replies:
-            self._source.answer_refused(delivery.salvaged, receipt.error)
+            self._consumer.answer_refused(delivery.salvaged, receipt.error)
 
     def _give_up_unpublished(self, delivery: Delivery, failed: Receipt, error: errors.PublishError) -> None:
         """The broker may take later what it refused: a queue was full, say, or had no leader."""
@@ -533,13 +535,15 @@ class Handling(MicroThread):
         later, timers = self.scheduler.call_later, []
         if entry.timeout is not None:
             timers.append(later(entry.timeout, functools.partial(self._time_is_up, entry)))
-        until = limit_of(self._delivery) if self._reply is not None else None
-        if until is not None:
+        if self._reply is not None and self._reply.header.deadline is not None:
             # At its deadline the caller itself cancels it, unless it was killed, or cannot reach the broker.
-            seconds = until - monotonic() + self._dispatcher.tolerance
+            seconds = self._reply.header.deadline / 1000 - time() + self._dispatcher.tolerance
             if seconds < TIMEOUT_MAX:
-                timers.append(later(seconds, functools.partial(self._close_cancelled, 'its deadline has passed')))
+                timers.append(later(seconds, self._deadline_has_passed))
         return timers
+
+    def _deadline_has_passed(self) -> None:
+        self._close_cancelled('its deadline has passed')
 
     def _raised(self, entry: Entry, error: BaseException) -> Outcome:
         entry.figures.ended(self._delivery)
@@ -612,7 +616,7 @@ class Handling(MicroThread):
                 resume, value = handler.send, (yield wanted)
             except (_Cut, GeneratorExit):
                 if isinstance(wanted, (RpcFuture, Gathering)):
-                    wanted.cancel()  # nobody waits for it any more
+                    wanted.cancel()  # its handler waits for it no more
                 self._close(handler)
                 raise
             except BaseException as error:

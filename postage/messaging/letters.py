@@ -11,7 +11,7 @@ from postage.amqp.deliveries import Delivery
 from postage.messaging import properties as notes
 from postage.messaging.outcomes import Failure, Reason
 from postage.messaging.properties import Properties, whole_header
-from postage.printable import class_path_of, text_of, traceback_of
+from postage.printable import class_path_of, encodable, text_of, traceback_of
 
 TRACEBACK_MAX = 16_000  # characters; its end says the most
 MESSAGE_MAX = 4_000
@@ -85,9 +85,9 @@ def letter_of(delivery: Delivery, failure: Failure) -> DeadLetter:
         exchange=delivery.exchange,
         routing_key=delivery.routing_key,
         reason=failure.reason,
-        exception=_storable(class_path_of(error)),
-        message=_storable(text_of(error)[:MESSAGE_MAX]),
-        traceback=_storable(traceback_of(error)[-TRACEBACK_MAX:]),
+        exception=encodable(class_path_of(error)),
+        message=encodable(text_of(error)[:MESSAGE_MAX]),
+        traceback=encodable(traceback_of(error)[-TRACEBACK_MAX:]),
         attempts=failed_before + (failure.reason not in ('undecodable', 'deliveries', 'refused')),
         first_attempt_at=first_attempt_at(properties),
         died_at=time.time(),
@@ -100,8 +100,3 @@ def first_attempt_at(properties: Properties) -> float:
     now = time.time()
     noted = whole_header(properties.headers or {}, notes.FIRST_ATTEMPT) / 1000
     return min(noted, now) or now  # any program may write that header
-
-
-def _storable(text: str) -> str:
-    """Text that a store can take: what is no character (a lone surrogate) is written as its escape."""
-    return text.encode('utf-8', 'backslashreplace').decode()

@@ -28,6 +28,7 @@ from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
 from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
 from postage.printable import shown, shown_half_built
+from postage.settings import Hup
 
 Answer = Callable[[bytes, str], object]
 """Sends an encoded answer of some content type back to the sender of a message."""
@@ -104,7 +105,7 @@ class LocalSource(Encoding):
     is_open = is_wanted = True
     own_ack = on_stop = gate = reply_addresses = None
 
-    def __init__(self, eqk: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+    def __init__(self, eqk: Any = None, hup: Hup | None = None, vhost: str | None = None) -> None:
         del hup  # it leads nowhere
         super().__init__()
         self.vhost = vhost
@@ -121,6 +122,11 @@ class LocalSource(Encoding):
 
     def keep_retries(self) -> None:
         """There is no broker to leave them to."""
+
+    @property
+    def source(self) -> LocalSource:
+        """Itself."""
+        return self
 
     @property
     def conn_broker(self) -> Any:

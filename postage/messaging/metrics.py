@@ -1,7 +1,7 @@
 """What this process has counted, by the names of the OpenTelemetry conventions, for whatever shows it.
 
 The conventions: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/. Nothing is counted here; it
-is read where it is counted, when somebody asks.
+is read where it is counted, when it is asked for.
 """
 
 from __future__ import annotations

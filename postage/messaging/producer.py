@@ -25,6 +25,7 @@ from postage.messaging.options import (
 )
 from postage.printable import shown_half_built
 from postage.secret import Secret
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -61,11 +62,12 @@ class GenericProducer(Caller):
     :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
         correlation id, where several calls are under way at once
     :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
+    :cvar signing_keys: what messages are signed with, and replies have to be; ``None`` for what the environment says
     """
 
     confirms: bool = True
 
-    def __init__(self, fingerprint: Any = None, hup: Any = None, vhost: str | None = None) -> None:
+    def __init__(self, fingerprint: Any = None, hup: Hup | None = None, vhost: str | None = None) -> None:
         hup = Secret.of(hup)
         check_settings(self)
         super().__init__(fingerprint, hup, vhost)

@@ -32,7 +32,7 @@ USER_ID: Final = 'x-postage-user-id'
 CC: Final = 'x-postage-cc'
 SIGNATURE: Final = 'x-postage-signature'
 VOUCHER: Final = 'x-postage-voucher'
-"""Of one who could verify a message in time that is sent on. See :mod:`postage.messaging.signing` for both."""
+"""Of a consumer that verified, in time, a message that is sent on. See :mod:`postage.messaging.signing` for both."""
 
 COUNT_MAX: Final = 2**53  # what a header counts to: AMQP, SQLite and JSON hold it, and one more
 EXPIRATION_DIGITS: Final = 10

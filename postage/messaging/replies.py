@@ -19,7 +19,7 @@ from postage.messaging.outcomes import FilterError
 from postage.messaging.remote import packed
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.messaging.signing import DIRECT_REPLY_TO, Signatures
-from postage.printable import class_of, text_of
+from postage.printable import class_of, encodable, text_of
 from postage.settings import BrokerSettings
 
 logger = logging.getLogger('postage')
@@ -159,13 +159,14 @@ class Reply:
                 body['fingerprint'].update(self._fingerprint)
             reserved = body.setdefault('_reserved', {})
             reserved['fingerprint'] = self._fingerprint
-            reserved['duration'] = round(time.monotonic() - self._began, 6)
+            # Microseconds; round() would take five times as long.
+            reserved['duration'] = int(1e6 * (time.monotonic() - self._began)) / 1e6
         self._send(self.header, message)
         self.sent = True
 
     def tell(self, error: BaseException) -> None:
         """Answer with what a handler raised, whatever is in its text."""
-        text = _sendable(text_of(error))
+        text = encodable(text_of(error))
         if isinstance(error, FilterError):
             self(MessageResultError(text))
             return
@@ -182,8 +183,3 @@ class Reply:
                 exception = {**exception, 'attributes': None} if exception['attributes'] else None
         result.body['_reserved'].pop('exception', None)
         self(result)
-
-
-def _sendable(text: str) -> str:
-    """Text that can be encoded: what is no character (a lone surrogate) is written as its escape."""
-    return text.encode('utf-8', 'backslashreplace').decode()

@@ -42,9 +42,10 @@ class Answering(Protocol):
 class ReplyAddresses:
     """Which reply addresses one consumer answers to.
 
-    Always to direct reply-to, which only a caller can have, and to queues whose names look generated, for nobody
-    guesses them. Else to what ``accept_reply_to`` names; where that says nothing, to queues that are exclusive: those
-    belong to a connection, and no other program reads them. AMQP does not tell whether that is the caller's.
+    Always to direct reply-to, which only a caller can have, and to queues whose names look generated, which no
+    other program guesses. Else to what ``accept_reply_to`` names; where that says nothing, to queues that are
+    exclusive: those belong to a connection, and no other program reads them. AMQP does not tell whether that is the
+    caller's.
 
     :param consumer: the consumer
     :raises errors.ConfigurationError: its ``accept_reply_to`` has the wrong shape

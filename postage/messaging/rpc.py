@@ -24,7 +24,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp import frames
-from postage.amqp.connection import Connection
+from postage.amqp.connection import Calls, Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
 from postage.amqp.publishing import Outgoing, ids
@@ -148,7 +148,7 @@ class Call(Outgoing):
     :param owner: the producer that calls
     :param signatures: sign the request and verify the reply, where there are keys
     :ivar refused: why a reply was dropped, if one was
-    :ivar replied: the signatures of the replies that have come
+    :ivar replied: the signatures of the replies that have come, where they are signed
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar span: until its end, where that is traced
@@ -196,7 +196,7 @@ class Call(Outgoing):
         self.queue_per_call = queue_per_call
         self.signatures = signatures
         self.refused = ''
-        self.replied: set[bytes] = set()
+        self.replied: set[bytes] | None = None if signatures is None else set()
         self.correlation_id = ids.new()
         self.attempt = self.sent = 0
         self.limit = limit
@@ -551,6 +551,7 @@ class RpcClient:
 def _is_signed(call: Call, channel: ReplyChannel, content: Content, correlation_id: str | None) -> bool:
     """Whether a reply has the signature that its caller wants. The call goes on waiting for one that has."""
     assert call.signatures is not None
+    assert call.replied is not None
     try:
         if correlation_id != call.correlation_id:
             raise errors.SignatureRefused('it does not say which request it answers')
@@ -675,9 +676,9 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {shown(error)}')
 
 
-def client_of(connection: Connection) -> RpcClient:
+def client_of(connection: Connection) -> Calls:
     """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
     with connection.lock:
         if connection.rpc_client is None:
             connection.rpc_client = RpcClient(connection)
-        return connection.rpc_client  # type: ignore[no-any-return]
+        return connection.rpc_client

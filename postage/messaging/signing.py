@@ -222,7 +222,7 @@ class Signatures:
         return Signature(key_id, milliseconds / 1000, mac, exchange, routing_key, deadline)
 
     def is_vouched(self, properties: Properties, signature: Signature, queue: str) -> bool:
-        """Whether one who could verify a message has sent it on to this queue."""
+        """Whether a consumer that could verify a message has sent it on to this queue."""
         text = (properties.headers or {}).get(VOUCHER)
         if text is None:
             return False
@@ -237,9 +237,9 @@ class Signatures:
         return hmac.compare_digest(key.mac(_pack((_VOUCHED, key_id, signature.mac, queue))), mac)
 
     def cancel_id(self, correlation_id: str, key_id: str | None = None) -> str:
-        """What a signed request is called where it is cancelled: only who has the key can cancel it.
+        """What a signed request is called where it is cancelled: only a program that has the key can cancel it.
 
-        :param key_id: that of the request's signature, for who verified it; by default of the key that signs
+        :param key_id: that of the request's signature, for a program that verified it; by default of the key that signs
         """
         key = self._first if key_id is None else self._keys[key_id]
         assert key is not None

@@ -20,7 +20,7 @@ This package knows nothing of messages and imports nothing else of Postage.
 ``alarm.py``
     how an idle loop sleeps and is woken
 ``parking.py``
-    who waits for what, and why no wake-up is lost or goes to another wait: the page to read before the others
+    what waits for what, and why no wake-up is lost or goes to another wait: the page to read before the others
 ``traps.py``
     what a microthread may wait for
 ``timers.py``

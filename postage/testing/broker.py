@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Literal
 
 from postage.broker.messages import QueuedMessage
 from postage.broker.server import BrokerServer
@@ -45,11 +46,7 @@ class Broker(BrokerServer):
         :param timeout: seconds
         :raises TimeoutError: when the time is over
         """
-        deadline = time.monotonic() + timeout
-        while (found := self._consumers(queue, vhost)) < count:
-            if time.monotonic() >= deadline:
-                raise TimeoutError(f'queue {queue!r} has {found} of {count} consumers after {timeout:g} s')
-            time.sleep(_LOOK_EVERY)
+        self._wait_for('consumers', queue, count, timeout, vhost)
 
     def wait_for_messages(self, queue: str, count: int = 1, timeout: float = 10.0, vhost: str = '/') -> None:
         """Wait until a queue exists and so many messages wait in it. Blocks.
@@ -59,16 +56,17 @@ class Broker(BrokerServer):
         :param timeout: seconds
         :raises TimeoutError: when the time is over
         """
+        self._wait_for('messages', queue, count, timeout, vhost)
+
+    def _wait_for(
+        self, what: Literal['consumers', 'messages'], queue: str, count: int, timeout: float, vhost: str
+    ) -> None:
         deadline = time.monotonic() + timeout
-        while (found := self._ready(queue, vhost)) < count:
+        while True:
+            counts = self.queues(vhost).get(queue)
+            found = 0 if counts is None else counts.consumers if what == 'consumers' else counts.ready
+            if found >= count:
+                return
             if time.monotonic() >= deadline:
-                raise TimeoutError(f'queue {queue!r} has {found} of {count} messages after {timeout:g} s')
+                raise TimeoutError(f'queue {queue!r} has {found} of {count} {what} after {timeout:g} s')
             time.sleep(_LOOK_EVERY)
-
-    def _ready(self, queue: str, vhost: str) -> int:
-        counts = self.queues(vhost).get(queue)
-        return 0 if counts is None else counts.ready
-
-    def _consumers(self, queue: str, vhost: str) -> int:
-        counts = self.queues(vhost).get(queue)
-        return 0 if counts is None else counts.consumers

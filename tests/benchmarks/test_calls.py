@@ -14,8 +14,10 @@ import pytest
 from support.brokers import Broker
 from support.programs import Program
 
-ATTEMPTS = 3
-"""A machine that is busy with other things adds calls: what waits longer is looked after more often."""
+ATTEMPTS = (['--stretches', '4'], [], [], [])
+"""What the command is told each time. A machine that is busy with other things adds calls: what waits longer is looked
+after more often. So a row that takes too many in a few stretches is counted again in as many as it has for users.
+"""
 PATIENCE = 120.0  # seconds
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
 
@@ -29,17 +31,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return calls
 
 
-@pytest.mark.timeout(ATTEMPTS * PATIENCE)
+@pytest.mark.timeout(len(ATTEMPTS) * PATIENCE)
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere no waiting thread reads, which takes other calls')
 def test_no_message_takes_more_calls_than_its_row_allows(
     calls: ModuleType, broker: Broker, run_program: Callable[..., Program], tmp_path: Path
 ) -> None:
     exceeded = {row.name: row.limit for row in calls.ROWS}
-    for _ in range(ATTEMPTS):
+    for options in ATTEMPTS:
         found = tmp_path / 'calls.json'
-        program = run_program(
-            BENCHMARKS / 'calls.py', ['--url', broker.url, '--rows', ','.join(exceeded), '--json', str(found)]
-        )
+        words = ['--url', broker.url, '--rows', ','.join(exceeded), '--json', str(found), *options]
+        program = run_program(BENCHMARKS / 'calls.py', words)
         assert program.wait(PATIENCE) in (0, 1), program.output
         rows = json.loads(found.read_text())['rows']
         counts = {name: calls.Counts(**row).figure for name, row in rows.items()}

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import socket
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +17,19 @@ import pytest
 
 from postage.cli.run import openmetrics
 from postage.cli.run.openmetrics import added
+from postage.cli.run.status import address_of
 from postage.errors import ConfigurationError
 from support.brokers import Broker, Embedded
 from support.programs import Module
 from support.running import SHOP, Notes, ShopProducer
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(('::1', 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +102,29 @@ def test_live_and_what_is_not_there(running: Module) -> None:
     assert get(running, '/nonsense')[0] == 404
 
 
+def test_heads_are_answered_and_a_client_that_goes_is_no_news(running: Module) -> None:
+    for _ in range(3):
+        with socket.create_connection(address_of(where(running))) as client:
+            client.sendall(b'HEAD /ready HTTP/1.0\r\n\r\n')
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # and it resets
+    connection = http.client.HTTPConnection(*address_of(where(running)), timeout=10)
+    connection.request('HEAD', '/ready')
+    response = connection.getresponse()
+    assert (response.status, response.read()) == (200, b'')
+    connection.close()
+    assert 'Traceback' not in running.output
+
+
+@pytest.mark.skipif(not has_ipv6(), reason='this machine has no IPv6')
+def test_it_listens_on_an_address_of_version_6(run_module: Callable[..., Module]) -> None:
+    program = run_module('postage', ['run', 'shop:Prices', '--status', '[::1]:0'])
+    url = program.expect('status at http').split('http://')[1].split('/')[0]
+    program.expect('is ready')
+    assert run_module('postage', ['probe', '--status', url]).wait() == 0
+    program.send_signal(signal.SIGTERM)
+    assert program.wait() == 0
+
+
 def test_the_probe_says_whether_it_is_ready(
     running: Module, run_module: Callable[..., Module], embedded: Embedded
 ) -> None:
@@ -114,7 +148,7 @@ def test_a_probe_that_nobody_answers_says_so(run_module: Callable[..., Module]) 
     assert run_module('postage', ['probe', '--status', 'nonsense']).wait() == 2
 
 
-@pytest.mark.parametrize('address', ['203.0.113.1:1', '[::1]:1'])
+@pytest.mark.parametrize('address', ['203.0.113.1:1', '[2001:db8::1]:1'])
 def test_where_it_cannot_listen_is_said(run_module: Callable[..., Module], address: str) -> None:
     program = run_module('postage', ['run', 'shop:Prices', '--status', address])
     assert program.wait() == 1

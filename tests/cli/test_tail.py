@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from postage import errors
 from postage.cli.main import postage as group
+from postage.cli.operate import replay
 from support.messaging import TIMEOUT, Bench, EchoExchange, EchoProducer, eventually
 from support.programs import Module
 
@@ -51,10 +53,10 @@ class Tail:
 
         eventually(is_taken)
 
-    def output(self) -> str:
+    def output(self, status: int = 0) -> str:
         self._thread.join(TIMEOUT)
         (result,) = self.results
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == status, result.output
         return str(result.output)
 
 
@@ -102,6 +104,16 @@ def test_an_exchange_that_is_not_there_is_told(bench: Bench, postage: Any) -> No
     result = postage('tail', 'no-such-exchange')
     assert result.exit_code == 1
     assert 'no-such-exchange' in result.output
+    result = postage('tail', '')
+    assert result.exit_code == 2
+    assert 'the default exchange' in result.output
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no device that is always full')
+def test_a_record_that_cannot_be_written_is_told(bench: Bench, exchange: str, postage: Any) -> None:
+    tail = Tail(bench, postage, exchange, 'echo-rk', '--record', '/dev/full')
+    tail.send('hello')
+    assert 'No space left on device' in tail.output(1)
 
 
 def test_what_cannot_be_sent_again_is_told_by_its_line(
@@ -121,6 +133,28 @@ def test_what_cannot_be_sent_again_is_told_by_its_line(
     assert result.exit_code == 1
     assert '1 sent, 4 failed' in result.output
     assert all(f'line {number}: ' in result.output for number in (1, 2, 3, 4))
+    assert bench.await_message(queue).data == b'{}'
+
+
+def test_a_file_that_is_no_text_is_told(bench: Bench, postage: Any, tmp_path: Path) -> None:
+    file = tmp_path / 'messages'
+    file.write_bytes(b'\xff\xfe{}\n{"exchange": "", "routing_key": "a", "properties": {}, "body": "\xff"}')
+    result = postage('replay', file)
+    assert result.exit_code == 1
+    assert result.output.count('it is no recorded message') == 2, result.output
+
+
+def test_the_rate_is_that_of_the_messages_whatever_is_between_them(
+    bench: Bench, exchange: str, postage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / 'messages'
+    line = json.dumps({'exchange': exchange, 'routing_key': 'echo-rk', 'properties': {}, 'body': '{}'})
+    file.write_text(f'\n\n\nno JSON\n{line}\n\n' * 3)
+    queue = bench.collect()
+    pauses: list[float] = []
+    monkeypatch.setattr(replay, 'time', SimpleNamespace(monotonic=lambda: 100.0, sleep=pauses.append))
+    assert '3 sent, 3 failed' in postage('replay', file, '--rate', '4').output
+    assert pauses == [0.0, 0.25, 0.5]
     assert bench.await_message(queue).data == b'{}'
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,11 +22,17 @@ PATIENCE = 20.0
 HEADERS = {'text': 'ü', 'number': -500, 'large': 2**40, 'flag': True, 'list': [1, 'a'], 'table': {'deep': 'x'}}
 
 
+def is_installed(kind: type[Client]) -> bool:
+    """Whether a client is here; it has to be where RabbitMQ has to be, too."""
+    is_here = importlib.util.find_spec(kind.name) is not None
+    assert is_here or not REQUIRED or sys.version_info < kind.since, f'{kind.name} is not installed'
+    return is_here
+
+
 @pytest.fixture(params=CLIENTS, ids=lambda kind: kind.name)
 def kind(request: pytest.FixtureRequest) -> type[Client]:
     kind: type[Client] = request.param
-    if importlib.util.find_spec(kind.name) is None:
-        assert not REQUIRED or sys.version_info < kind.since, f'{kind.name} is not installed'
+    if not is_installed(kind):
         pytest.skip(f'{kind.name} is not installed')
     return kind
 
@@ -117,11 +124,21 @@ def test_a_reply_comes_the_direct_way(kind: type[Client], client: Client, broker
     responder.close()
 
 
-def test_heartbeats_keep_an_idle_connection(kind: type[Client], broker: Broker) -> None:
-    client = kind(broker, heartbeat=1)
-    client.idle(3.5)
-    assert client.declare_queue('q') == 0
-    client.close()
+def test_heartbeats_keep_idle_connections(broker: Broker) -> None:
+    kinds = [kind for kind in CLIENTS if is_installed(kind)]
+    assert kinds
+
+    def idle(kind: type[Client]) -> int:
+        client = kind(broker, heartbeat=1)
+        client.idle(3.5)
+        try:
+            return client.declare_queue(f'q of {kind.name}')
+        finally:
+            client.close()
+
+    # Each in a thread of its own, for they wait.
+    with ThreadPoolExecutor(len(kinds)) as threads:
+        assert list(threads.map(idle, kinds)) == [0] * len(kinds)
 
 
 # C: rabbitmq-c, by Debian's amqp-tools

@@ -17,7 +17,7 @@ from support.messaging import EchoExchange, EchoProducer, Processor, eventually
 from support.programs import ECHO
 from support.soak import IS_SOAK
 
-LETTERS = 10_000 if IS_SOAK else 1_000
+LETTERS = 10_000 if IS_SOAK else 300
 
 FAILING = (
     ECHO

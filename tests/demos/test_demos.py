@@ -16,6 +16,7 @@ from postage.dead_letters import SQLiteDeadLetters
 from support.brokers import Broker, RabbitMQ
 from support.messaging import eventually
 from support.programs import Module, Program
+from support.soak import IS_SOAK
 
 DEMOS = Path(__file__).parents[2] / 'demos'
 
@@ -40,6 +41,13 @@ class Demo:
 
     def program(self, demo: str, name: str, *arguments: str) -> Program:
         return self._start(DEMOS / demo / name, arguments, environment=self.environment)
+
+
+@pytest.fixture(params=['embedded', 'rabbitmq'] if IS_SOAK else ['rabbitmq'])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """A broker. On the embedded one all demos run at once, further down; in ``make soak`` also one by one."""
+    found: Broker = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture
@@ -143,18 +151,30 @@ def test_a_dead_letter_is_kept_and_arrives_when_it_is_replayed(
 
 def test_programs_that_end_right_after_sending_lose_nothing(demo: Demo, broker: Broker) -> None:
     receiver = demo.receiver('basic_echo')
-    for _ in range(5):
+    rounds = 5 if IS_SOAK else 2
+    for _ in range(rounds):
         together = [demo.program('basic_echo', 'echo_send.py') for _ in range(4)]
         assert [sender.wait() for sender in together] == [0, 0, 0, 0]
-    receiver.expect('A test message', times=20)
-    assert receiver.count('A test message') == 20
+    receiver.expect('A test message', times=4 * rounds)
+    assert receiver.count('A test message') == 4 * rounds
     assert broker.queues() == {'echo-queue': 0}
 
 
 @pytest.mark.timeout(120)
 def test_all_demos_run_on_a_rabbitmq_given_by_its_url(run_program: Callable[..., Program], rabbitmq: RabbitMQ) -> None:
-    demos = run_program(DEMOS / 'run_all.py', environment={'POSTAGE_URL': rabbitmq.url})
+    # The others are above, one by one.
+    names = [] if IS_SOAK else ['generic_application', 'order_system']
+    demos = run_program(DEMOS / 'run_all.py', names, environment={'POSTAGE_URL': rabbitmq.url})
     assert demos.wait(90) == 0, demos.output
+    demos.expect('a shop took orders')
+    demos.expect('four applications were addressed')
+    assert demos.count('[broker]') == demos.count('the one that POSTAGE_URL') == 1
+
+
+def test_a_demo_that_there_is_not_is_told(run_program: Callable[..., Program]) -> None:
+    demos = run_program(DEMOS / 'run_all.py', ['basic', 'order'])
+    assert demos.wait() == 2
+    assert 'there is no order; there are basic, advanced, ' in demos.output
 
 
 @pytest.mark.timeout(120)

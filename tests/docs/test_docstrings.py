@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import io
 import json
 import signal
@@ -44,6 +45,7 @@ DRAWINGS = {
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+@functools.cache
 def docstrings() -> dict[str, str]:
     """Those that may have an example, by file and name."""
     found = {}
@@ -61,12 +63,9 @@ def examples_in(text: str) -> list[str]:
     return [block.astext() for block in tree.findall(docutils.nodes.literal_block)]
 
 
-DOCSTRINGS = docstrings()
-
-
 def example(name: str, **surroundings: Any) -> dict[str, Any]:
     """Run the example of a docstring, and return its names."""
-    (program,) = examples_in(DOCSTRINGS[name])
+    (program,) = examples_in(docstrings()[name])
     exec(compile(program, name, 'exec'), surroundings)
     return surroundings
 
@@ -107,7 +106,7 @@ def test_what_a_broker_delivered_is_remembered() -> None:
         connection.close()
         used.append(url)
 
-    (program,) = examples_in(DOCSTRINGS[name])
+    (program,) = examples_in(docstrings()[name])
     assert '...  # clients connect to broker.url' in program
     program = program.replace('...  # clients connect to broker.url', 'publish_and_get(broker.url)')
     exec(compile(program, name, 'exec'), {'publish_and_get': publish_and_get})
@@ -224,9 +223,9 @@ def test_an_adapter_hands_on_what_it_receives() -> None:
 def test_every_example_is_run_here_or_is_a_drawing() -> None:
     here = ast.parse(Path(__file__).read_text(encoding='utf-8'))
     told = {node.value for node in ast.walk(here) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    assert {name for name, text in DOCSTRINGS.items() if examples_in(text)} - told == set()
-    assert set(DOCSTRINGS) >= DRAWINGS
+    assert {name for name, text in docstrings().items() if examples_in(text)} - told == set()
+    assert set(docstrings()) >= DRAWINGS
 
 
 def test_examples_are_blocks_which_this_module_finds() -> None:
-    assert [name for name, text in DOCSTRINGS.items() if '>>>' in text] == []
+    assert [name for name, text in docstrings().items() if '>>>' in text] == []

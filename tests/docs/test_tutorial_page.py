@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.brokers import Broker
+from support.brokers import Embedded
 from support.pages import DOCS, ROOT, blocks
 from support.programs import Module, Program
 
@@ -42,15 +42,32 @@ def masked(output: str) -> list[str]:
     return [' '.join(line.split()) for line in output.strip().splitlines()]
 
 
+def test_prices_are_asked_for_as_the_page_says(embedded: Embedded, run_program: Callable[..., Program]) -> None:
+    (lines,) = [block for block in blocks(PAGE, 'sh') if block.startswith('python pricing.py')]
+    promised, *_ = blocks(PAGE, 'text')
+    environment = {'POSTAGE_URL': embedded.url}
+    answering, asking = (DEMO / line.split()[1] for line in lines.splitlines())
+    alone = run_program(asking, environment=environment)
+    assert alone.wait() == 1
+    assert 'Unroutable' in alone.lines[-1]
+    pricing = run_program(answering, environment=environment)
+    pricing.expect('Waiting for messages')
+    customer = run_program(asking, environment=environment)
+    assert customer.wait() == 0, customer.output
+    seconds = re.compile(r'in \d+\.\d s')
+    assert seconds.sub('in N s', customer.output.strip()) == seconds.sub('in N s', promised)
+    pricing.stop()
+
+
 def test_the_bad_day_goes_as_the_page_says(
     tmp_path: Path,
-    broker: Broker,
+    embedded: Embedded,
     run_program: Callable[..., Program],
     run_module: Callable[..., Module],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('POSTAGE_URL', broker.url)
+    monkeypatch.setenv('POSTAGE_URL', embedded.url)
     chapter = PAGE.read_text().partition('Chapter 3')[2].partition('Chapter 4')[0]
     steps = re.findall(r'code:: (sh|text)\n\n((?:    .*\n)+)', chapter)
     assert [kind for kind, _ in steps] == ['sh', 'sh', 'sh', 'text', 'sh', 'text', 'sh', 'text']

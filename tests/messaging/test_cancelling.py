@@ -205,7 +205,7 @@ def test_a_request_whose_deadline_passes_while_it_waits_for_a_thread_is_dropped(
     producer = bench.producer()
     begun = producer.rpc_future_queue('begun', _timeout=60)
     assert working.seen.next() == 'begun'
-    assert producer.rpc_queue('waiting', _timeout=0.2).value == 'TimeoutError'
+    assert producer.rpc_queue('waiting', _timeout=1.5).value == 'TimeoutError'
     bench.log.expect('INFO', 'rpc_queue_up was dropped before it began: its deadline has passed')
     working.go_on.set()
     assert begun.value(TIMEOUT) == 'begun'
@@ -218,11 +218,21 @@ def test_a_handler_is_closed_after_the_deadline_though_its_caller_was_killed(ben
     """A caller that is killed sends no cancel."""
     monkeypatch.setattr(Canceller, 'add', lambda *_: None)
     working._dispatcher.tolerance = 0.1
-    getattr(bench.producer(), f'rpc_future_{kind}')(_timeout=0.3)
+    getattr(bench.producer(), f'rpc_future_{kind}')(_timeout=1.5)
     assert working.seen.take(2) == ['begun', 'closed']
     bench.log.expect('INFO', f'rpc_{kind} was closed: its deadline has passed')
     eventually(lambda: not working.is_busy)
     assert bench.count('echo-queue') == 0
+
+
+@pytest.mark.parametrize('kind', ['threaded', 'plain'])
+def test_other_handlers_see_that_the_deadline_has_passed_though_their_caller_was_killed(
+    bench, working, kind, monkeypatch
+):
+    monkeypatch.setattr(Canceller, 'add', lambda *_: None)
+    monkeypatch.setenv('POSTAGE_CLOCK_TOLERANCE', '0.1')
+    getattr(bench.producer(), f'rpc_future_{kind}')(_timeout=1.5)
+    assert working.seen.take(2) == ['begun', 'closed']
 
 
 def test_a_generator_that_waits_once_more_when_it_is_closed_harms_nothing(bench, working):

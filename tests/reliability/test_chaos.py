@@ -55,7 +55,7 @@ def check(tmp_path: Path, record_note: Callable[[str], None]) -> Check:
     return check
 
 
-@pytest.mark.parametrize('run', range(runs(short=5, long=40)))
+@pytest.mark.parametrize('run', range(runs(short=3, long=40)))
 def test_nothing_is_lost_and_every_duplicate_has_its_reason(
     run: int, request: pytest.FixtureRequest, check: Check
 ) -> None:

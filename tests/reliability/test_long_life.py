@@ -121,7 +121,7 @@ class Form:
     timeout: float
 
 
-SHORT = Form(reconnects=20, messages=5_000, growth=1_536, timeout=50)
+SHORT = Form(reconnects=10, messages=3_000, growth=1_536, timeout=50)
 LONG = Form(reconnects=200, messages=100_000, growth=2_048, timeout=900)
 
 

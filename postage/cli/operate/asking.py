@@ -93,7 +93,7 @@ class Expected:
         return missing
 
     def is_met(self, answers: list[Answer]) -> bool:
-        """Whether there is nobody left to wait for."""
+        """Whether no further answer is to be waited for."""
         return self.number is not None and len(answers) >= self.number and not self.silent(answers)
 
 
@@ -132,8 +132,8 @@ def ask(
 ) -> list[Answer]:
     """Ask all components at an address, and return the answers that come in time, in their order.
 
-    Blocks for the whole time, unless it is known who has to answer. Where the exchange passes the question on to
-    nobody, there is no answer at once. What would be answered later is dropped.
+    Blocks for the whole time, unless it is known what has to answer. Where the exchange passes the question on to
+    no queue, there is no answer at once. What would be answered later is dropped.
 
     :raises errors.TimeoutError: the question did not reach the broker, or the way back was lost
     """

@@ -16,7 +16,7 @@ from postage import errors
 from postage.cli.operate import options
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.recording import message_of
-from postage.cli.output import print_json
+from postage.cli.output import print_json, quiet
 from postage.messaging.forwarding import Forwarder
 from postage.printable import printable
 from postage.settings import broker_settings
@@ -48,11 +48,12 @@ def command(
     forwarder = Forwarder(broker_settings())
     sent, failures = 0, {}
     try:
-        for number, error in _outcomes(forwarder, file, rate, (exchange, key), timeout):
-            if error is None:
-                sent += 1
-            else:
-                failures[number] = str(error) or type(error).__name__
+        with quiet():  # what fails is told by its line
+            for number, error in _outcomes(forwarder, file, rate, (exchange, key), timeout):
+                if error is None:
+                    sent += 1
+                else:
+                    failures[number] = str(error) or type(error).__name__
     finally:
         forwarder.close()
     if as_data:
@@ -69,17 +70,18 @@ def _outcomes(
 ) -> Iterator[tuple[int, Exception | None]]:
     """The number of each line, and why its message was not sent, if it was not."""
     under_way: deque[tuple[int, Future[None]]] = deque()
-    begin = time.monotonic()
+    begin, begun = time.monotonic(), 0
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        if rate is not None:
-            time.sleep(max(0.0, begin + (number - 1) / rate - time.monotonic()))
         try:
             own_exchange, own_key, properties, body, message_id = message_of(line)
         except errors.PostageError as error:
             yield number, error
             continue
+        if rate is not None:
+            time.sleep(max(0.0, begin + begun / rate - time.monotonic()))
+        begun += 1
         where = [own if given is None else given for own, given in zip((own_exchange, own_key), route, strict=True)]
         under_way.append((number, forwarder.send(where[0], where[1], properties, body, message_id)))
         while len(under_way) >= UNDER_WAY or (under_way and under_way[0][1].done()):

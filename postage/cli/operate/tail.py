@@ -43,10 +43,12 @@ def command(
 ) -> None:
     """Show the messages that pass an exchange with a routing key, until Ctrl-C. By default the key is #.
 
-    They come to a queue of its own, so that nobody misses one. On a topic exchange a key may have * and #.
+    They come to a queue of its own, so that no consumer misses one. On a topic exchange a key may have * and #.
 
     Exit status: 0, or 1 if there is no such exchange.
     """
+    if not exchange:
+        raise click.UsageError('nothing can be bound to the default exchange; name another one')
     os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{LEAST_CONNECT_SECONDS:g}'
     queue = {'name': f'postage-tail-{uuid.uuid4().hex}', 'flags': {'exclusive': True, 'auto_delete': True}}
     eqk = [(passive(exchange), [(queue, key) for key in dict.fromkeys(keys or ('#',))])]

@@ -99,7 +99,7 @@ def command(
 ) -> None:
     """Show the components that run, again and again. Keys pause the one that is chosen, resume it, and sort.
 
-    Exit status: 0, or 1 if at the last look nobody was there.
+    Exit status: 0, or 1 if at the last look no component was there.
     """
     view = View(order)
     answers: list[Answer] = []

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
+import socket
+import socketserver
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +16,8 @@ from typing import Any
 from postage.cli.run.openmetrics import Sums, added, text_of
 from postage.cli.run.process import Process
 from postage.errors import ConfigurationError
+
+logger = logging.getLogger('postage.run')
 
 ANSWER_SECONDS = 1.0  # for which a worker may take to say how it is
 SLOW_SECONDS = 5.0  # for which a client may take to say what it wants
@@ -56,7 +62,7 @@ class Reports:
             self._asked, self._faults = asked, faults
             self._changed.notify_all()
 
-    # In the thread of whoever asks
+    # In the thread that serves the request
 
     def faults(self) -> list[str]:
         """What is wrong with the workers, in words. Blocks for a second at most."""
@@ -111,6 +117,22 @@ def address_of(text: str) -> tuple[str, int]:
     return host.strip('[]'), int(port)
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        if ':' in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks the name service besides, which may take long
+
+    def handle_error(self, *_: object) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # such as of a client that has gone
+            logger.exception('a question about the status could not be answered')
+
+
 class StatusServer:
     """Answers ``/live``, ``/ready`` and ``/metrics``, in threads of its own.
 
@@ -122,13 +144,12 @@ class StatusServer:
     def __init__(self, where: str, reports: Reports) -> None:
         handler = type('Handler', (_Handler,), {'reports': reports})
         try:
-            self._server = http.server.ThreadingHTTPServer(address_of(where), handler)
+            self._server = _Server(address_of(where), handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, 'strerror', None) or error
             raise ConfigurationError(f'cannot listen on {where}: {reason}') from error
-        self._server.daemon_threads = True
-        host, port = self._server.server_address[:2]
-        self.url = f'http://{host!s}:{port}'
+        host, port = (str(part) for part in self._server.server_address[:2])
+        self.url = f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name='postage-status', daemon=True
         )
@@ -162,6 +183,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(404, {'error': 'there are /live, /ready and /metrics'})
 
+    do_HEAD = do_GET  # noqa: N815 - the name is the base class's
+
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         self._send(status, json.dumps(body).encode() + b'\n', 'application/json')
 
@@ -170,7 +193,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Type', content_type)
         self.send_header('Content-Length', str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != 'HEAD':
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """A probe every few seconds is no news."""

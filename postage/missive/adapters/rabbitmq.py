@@ -20,6 +20,7 @@ from postage.missive.contexts import ProcessingContext
 from postage.missive.messages import M, Message, UnreadableMessage
 from postage.missive.processor import Processor
 from postage.secret import Secret, revealed
+from postage.settings import Hup
 
 logger = logging.getLogger('postage')
 
@@ -95,13 +96,13 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         logger.info('consuming from %s', consumer)
         try:
             while not self.shutdown_handler.should_exit():
-                delivery = consumer.next_delivery()
+                delivery = consumer.source.next_delivery()
                 if delivery is None:
                     self.shutdown_handler.wait_for(lambda: self._alarm.wait(None))
                 else:
                     began = time.monotonic()
                     self._receive(ctx, delivery)
-                    consumer.took(1, time.monotonic() - began)
+                    consumer.source.took(1, time.monotonic() - began)
         finally:
             if not self._unsettled.wait(self.drain_timeout):
                 logger.error('%s stops with messages that wait for a confirm; they come again', type(self).__name__)
@@ -114,7 +115,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         try:
             for queue in self.queues:
                 consumer.queue_declare(queue)
-            consumer.begin(self._alarm.ring)
+            consumer.source.begin(self._alarm.ring)
         except BaseException:
             consumer.close()
             raise
@@ -125,7 +126,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         message: Any
         assert self._consumer is not None
         try:
-            if self._consumer.gate is not None and not self._consumer.gate.admits(delivery):
+            if self._consumer.source.gate is not None and not self._consumer.source.gate.admits(delivery):
                 return
             message_id = (delivery.properties.message_id or '').encode('utf-8', 'surrogateescape')
             message = ctx.new_message(delivery.body, message_id, delivery.headers, delivery)
@@ -178,13 +179,13 @@ class RabbitMQAdapter(RunnableAdapter[M]):
             logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
             self._hand_back(delivery, requeue=False)
             return
-        if self._consumer is not None and self._consumer.gate is not None:
-            self._consumer.gate.handled(delivery)
+        if self._consumer is not None and self._consumer.source.gate is not None:
+            self._consumer.source.gate.handled(delivery)
         delivery.channel.settle(delivery)
 
     def _hand_back(self, delivery: Delivery, requeue: bool) -> None:
-        if self._consumer is not None and self._consumer.gate is not None:
-            self._consumer.gate.failed(delivery)
+        if self._consumer is not None and self._consumer.source.gate is not None:
+            self._consumer.source.gate.failed(delivery)
         delivery.channel.settle(delivery, requeue=requeue)
 
 
@@ -192,7 +193,7 @@ class AdapterConsumer(messaging.GenericConsumer):
     """The consumer of one adapter."""
 
     def __init__(
-        self, eqk: Any, hup: Any, vhost: str | None, prefetch_count: int | None, accept_reply_to: Any = None
+        self, eqk: Any, hup: Hup | None, vhost: str | None, prefetch_count: int | None, accept_reply_to: Any = None
     ) -> None:
         hup = Secret.of(hup)
         self.prefetch_count = prefetch_count

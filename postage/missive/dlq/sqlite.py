@@ -19,7 +19,7 @@ from postage.dead_letters.store import Selection, StoredLetter
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties, as_plain, from_plain, original
 from postage.missive.messages import Message, RawMessage, UnreadableMessage
-from postage.printable import shown_half_built
+from postage.printable import class_path_of, shown_half_built
 
 HEX: Final = 'hex:'  # before a message id that is not plain text
 
@@ -133,7 +133,7 @@ def _letter(message_id: bytes, message: Message, reason: str) -> DeadLetter:
         exchange=delivery.exchange if delivery is not None else '',
         routing_key=delivery.routing_key if delivery is not None else '',
         reason='exception' if error is not None else 'rejected',
-        exception=_name(error),
+        exception='' if error is None else class_path_of(error),
         message=reason,
         traceback=''.join(traceback.format_exception(error)) if error is not None else '',
         attempts=1,
@@ -155,13 +155,6 @@ def _properties(message: Message, delivery: Delivery | None) -> dict[str, Any]:
 def _plain(headers: Mapping[str, Any]) -> dict[str, Any]:
     """Headers of any transport, so that JSON can hold them."""
     return cast('dict[str, Any]', json.loads(json.dumps(dict(headers), default=str)))
-
-
-def _name(error: BaseException | None) -> str:
-    if error is None:
-        return ''
-    kind = type(error)
-    return kind.__qualname__ if kind.__module__ == 'builtins' else f'{kind.__module__}.{kind.__qualname__}'
 
 
 def _of(message_id: bytes) -> Selection:

@@ -22,8 +22,9 @@ Late.max_retry = 0
 note(ask(late))
 late.max_retry = 1
 note(ask(late))
-late.rpc_timeout = 0.3
+late.rpc_timeout = 0.7
 late.max_retry = 2
 note(ask(late))
-note(ask(late, _timeout=0.1))
+*reply, seconds = ask(late, _timeout=0.1)
+note((*reply, seconds < 2))
 consumer.channel.queue_delete(queue='stage-queue')
