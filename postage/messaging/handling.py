@@ -24,7 +24,8 @@ from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
 from postage.messaging.counting import Figures
 from postage.messaging.delays import pause_after
-from postage.messaging.failures import Failures, is_final
+from postage.messaging.failures import Failures
+from postage.messaging.forwarding import is_final
 from postage.messaging.gate import Gate
 from postage.messaging.gathering import Gathering
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry

@@ -24,7 +24,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp import frames
-from postage.amqp.connection import Connection
+from postage.amqp.connection import Calls, Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
 from postage.amqp.publishing import Outgoing, ids
@@ -676,9 +676,9 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {shown(error)}')
 
 
-def client_of(connection: Connection) -> RpcClient:
+def client_of(connection: Connection) -> Calls:
     """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
     with connection.lock:
         if connection.rpc_client is None:
             connection.rpc_client = RpcClient(connection)
-        return connection.rpc_client  # type: ignore[no-any-return]
+        return connection.rpc_client

@@ -47,6 +47,8 @@ def command(
 
     Exit status: 0, or 1 if there is no such exchange.
     """
+    if not exchange:
+        raise click.UsageError('nothing can be bound to the default exchange; name another one')
     os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{LEAST_CONNECT_SECONDS:g}'
     queue = {'name': f'postage-tail-{uuid.uuid4().hex}', 'flags': {'exclusive': True, 'auto_delete': True}}
     eqk = [(passive(exchange), [(queue, key) for key in dict.fromkeys(keys or ('#',))])]
