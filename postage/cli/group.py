@@ -51,6 +51,6 @@ class LazyGroup(click.Group):
         except PostageError as error:
             raise click.ClickException(printable(str(error))) from error
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever reads has had enough: click ends it quietly
+            if error.errno == errno.EPIPE:  # what reads the output has ended: click ends it quietly
                 raise
             raise click.ClickException(printable(f'{type(error).__name__}: {error}')) from error
