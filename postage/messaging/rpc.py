@@ -39,7 +39,7 @@ from postage.printable import shown
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
-_sparingly = Sparingly(logger)
+_sparingly = Sparingly()
 
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes, or a program that ends, tries to tell responders
 

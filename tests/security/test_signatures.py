@@ -54,7 +54,7 @@ def value_of(reply: Any) -> Any:
 @pytest.fixture(autouse=True)
 def every_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """None of the lines of a test is left out because of the tests before it."""
-    monkeypatch.setattr(rpc, '_sparingly', Sparingly(rpc.logger))
+    monkeypatch.setattr(rpc, '_sparingly', Sparingly())
 
 
 def guarded(bench: Bench, cls: Any = SignedEcho, **attributes: Any) -> Any:
