@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from postage.broker.limits import GIB, Limits, size_of
 from postage.broker.rules import DEFAULT, FEATURES, RULES
 from postage.broker.server import BrokerServer
+from postage.printable import printable
 from postage.secret import Secret, secret_of_file
 
 COMMAND = 'python -m postage.broker'
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None, command: str = COMMAND) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.request_stop())
     address = f'{server.scheme}://{options.user}@{server.address}/'
-    sys.stdout.write(f'Postage broker, for development and tests: {address}\n')
+    sys.stdout.write(f'Postage broker, for development and tests: {printable(address)}\n')
     sys.stdout.flush()
     server.serve_forever()
     return 0
@@ -153,7 +154,7 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
 
 
 def _failed(reason: str) -> int:
-    sys.stderr.write(f'postage broker: {reason}\n')
+    sys.stderr.write(f'postage broker: {printable(reason)}\n')
     return 1
 
 

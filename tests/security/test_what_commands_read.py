@@ -221,3 +221,14 @@ def test_a_strange_server_is_no_traceback_of_the_probe() -> None:
         statuses = [postage('probe', '--status', f'127.0.0.1:{server.getsockname()[1]}').exit_code for _ in said]
         thread.join(TIMEOUT)
     assert statuses == [3, 3, 3, 0, 3, 3]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize('line', ['ps --encoder', 'broker --password-file', 'dead-letters list --store'])
+@pytest.mark.parametrize('argument', ['../../none', 'x' * 300, 'a\x1b[31m\u202e\nb', '.', ''], ids=ascii)
+def test_an_argument_that_is_none_is_told_as_such(line: str, argument: str) -> None:
+    ran = postage(*line.split(), argument)
+    assert ran.exit_code in (1, 2)
+    assert len(ran.output) < 2000

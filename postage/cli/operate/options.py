@@ -47,8 +47,8 @@ def _imported(path: str) -> Any:
     try:
         with present_directory():
             return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise click.UsageError(f'--encoder {printable(path)}: {printable(str(error))}') from error
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # a name that begins with a dot, say
+        raise click.UsageError(f'--encoder {printable(path, 200)}: {printable(str(error), 200)}') from error
 
 
 def asks(question: str) -> Callable[[Callable[..., None]], Any]:
