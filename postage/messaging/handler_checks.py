@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,6 +24,8 @@ def check_type(label: str, type: str, name: str | None) -> None:
     known = _known_types()
     if type in known:
         return
+    import difflib  # here, for few programs ever need it and all would pay for it when they start
+
     wrong = f'the handler {label} takes messages of type {type!r}'
     alike = difflib.get_close_matches(type.strip().lower(), known, 1, ALIKE)
     if alike:
