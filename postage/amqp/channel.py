@@ -151,7 +151,7 @@ class Channel:
         self._operation: Operation | None = None  # the one whose answer is awaited
         self._cancelled_tags: set[str] = set()
         self._pauses = GrowingPauses(FREE_REOPENINGS, 2.0)
-        self._sparingly = Sparingly(logger)
+        self._sparingly = Sparingly()
 
     # What subclasses add
 
@@ -353,14 +353,14 @@ class Channel:
 
         :param doing: what this is for, as in "declare queue 'jobs'"; part of the error's text
         :param generation: of the channel, where it is about what that had; it is not done on a later one
-        :return: a future of the broker's answer. It can be cancelled as long as the operation has not begun. Its
+        :return: the future of the broker's answer. It can be cancelled as long as the operation has not begun. Its
             exception is the refusal; :class:`errors.ChannelLost` where the channel was closed before this one began,
             by the refusal of another one or by us; :class:`errors.ConnectionLost`
         """
         operation = Operation(method, arguments, doing or method, generation)
         self._operations.append(operation)
         self._go_on()
-        return operation.future
+        return operation
 
     def _go_on(self) -> None:
         """Have the next operation begun, if none is under way."""
@@ -369,14 +369,14 @@ class Channel:
     def _next_operation(self) -> None:
         while self._operation is None and self._operations:
             operation = self._operations.popleft()
-            if not operation.future.set_running_or_notify_cancel():
+            if not operation.set_running_or_notify_cancel():
                 continue
             if operation.generation not in (None, self.generation):
                 what = f'cannot {operation.doing}: the channel has been opened anew, and what it was about went'
-                operation.future.set_exception(errors.ChannelLost(what))
+                operation.set_exception(errors.ChannelLost(what))
                 continue
             if self._pika is None:
-                operation.future.set_exception(errors.ConnectionLost(f'there is no channel to {operation.doing}'))
+                operation.set_exception(errors.ConnectionLost(f'there is no channel to {operation.doing}'))
                 continue
             self._operation = operation
             try:
@@ -385,13 +385,13 @@ class Channel:
             except pika.exceptions.ChannelWrongStateError:
                 self._operation = None
                 what = f'the channel was being closed before it could {operation.doing}'
-                operation.future.set_exception(errors.ChannelLost(what))
+                operation.set_exception(errors.ChannelLost(what))
             except pika.exceptions.MethodNotImplemented as error:
                 self._operation = None
-                operation.future.set_exception(errors.OperationRefused(f'cannot {operation.doing}: {error}'))
+                operation.set_exception(errors.OperationRefused(f'cannot {operation.doing}: {error}'))
             except Exception as error:
                 self._operation = None
-                operation.future.set_exception(error)
+                operation.set_exception(error)
 
     def _begin(self, channel: pika.channel.Channel, operation: Operation) -> bool:
         """Call pika; ``False`` where the broker gives no answer to wait for."""
@@ -417,8 +417,8 @@ class Channel:
 
     def _finish_operation(self, result: Any) -> None:
         if self._operation is not None:
-            future, self._operation = self._operation.future, None
-            future.set_result(result)
+            operation, self._operation = self._operation, None
+            operation.set_result(result)
             self._next_operation()
 
     def _fail_operations(self, reason: BaseException) -> None:
@@ -426,40 +426,28 @@ class Channel:
         current, self._operation = self._operation, None
         waiting, self._operations = self._operations, deque()
         if current is not None:
-            current.future.set_exception(loss(reason, current.doing))
+            current.set_exception(loss(reason, current.doing))
         is_other = isinstance(reason, pika.exceptions.ChannelClosedByBroker)
         lost = errors.ChannelLost if is_other else errors.ConnectionLost
         for operation in waiting:
-            if operation.future.set_running_or_notify_cancel():
-                operation.future.set_exception(lost(f'the channel closed before it could {operation.doing}'))
+            if operation.set_running_or_notify_cancel():
+                operation.set_exception(lost(f'the channel closed before it could {operation.doing}'))
 
 
-class Answer(Future[Any]):
-    """The future of the broker's answer to an operation.
+class Operation(Future[Any]):
+    """One call of a pika channel method: the future of the broker's answer.
 
-    :ivar doing: what the operation is for
+    :ivar method: its name
+    :ivar doing: what it is for, as in "declare queue 'jobs'"
+    :ivar generation: of the channel, where it is about what that had
     """
 
-    def __init__(self, doing: str) -> None:
-        super().__init__()
-        self.doing = doing
-
-
-class Operation:
-    """One call of a pika channel method, and the future of its answer."""
-
-    __slots__ = ('arguments', 'future', 'generation', 'method')
-
     def __init__(self, method: str, arguments: dict[str, Any], doing: str, generation: int | None = None) -> None:
+        super().__init__()
         self.method = method
         self.arguments = arguments
+        self.doing = doing
         self.generation = generation
-        self.future = Answer(doing)
-
-    @property
-    def doing(self) -> str:
-        """What it is for, as in "declare queue 'jobs'"."""
-        return self.future.doing
 
 
 def never_called(*_: object) -> None:

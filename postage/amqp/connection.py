@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from postage import errors
 from postage.amqp.attempts import Attempts, quieten_pika
@@ -42,6 +42,24 @@ OPERATION_TIMEOUT = 60.0  # seconds that a blocking operation waits for the brok
 CLOSE_TIMEOUT = 10.0  # seconds that a close, or the end of the program, waits for what is pending
 ABORT_SECONDS = 0.1  # for an attempt to connect to end when it is given up
 AGAIN_SECONDS = 0.01  # before steps that lost their connection are taken again
+
+
+class Calls(Protocol):
+    """The RPC calls of a connection, which :mod:`postage.messaging.rpc` makes at the first one.
+
+    :ivar late_replies: how many replies came for which no call waited any more
+    """
+
+    late_replies: int
+
+    def call(self, call: Any) -> None:
+        """Send a request, and see to its attempts."""
+
+    def abandon(self, correlation_id: str) -> None:
+        """Forget a call, and tell its responder."""
+
+    def end_calls(self, error: errors.PostageError, owner: object = None) -> None:
+        """End the calls under way, of one producer or all, and tell their responders."""
 
 
 class Connection:
@@ -115,7 +133,7 @@ class Connection:
         )
         self._control: ControlChannel | None = None
         self.lock = threading.RLock()
-        self.rpc_client: Any = None  # of those that publish here, which messaging.rpc makes
+        self.rpc_client: Calls | None = None  # of those that publish here
         self.cancels: Any = None  # the channel of those that consume here, which messaging.cancelling makes
 
     # Opening and closing, from any thread

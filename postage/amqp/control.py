@@ -46,8 +46,8 @@ class ControlChannel(Channel):
         waiting = list(self._operations)
         self._operations.clear()
         for operation in waiting:
-            if operation.future.set_running_or_notify_cancel():
-                operation.future.set_exception(error)
+            if operation.set_running_or_notify_cancel():
+                operation.set_exception(error)
 
     def _fail_operations(self, reason: BaseException) -> None:
         if not isinstance(reason, pika.exceptions.ChannelClosedByBroker):

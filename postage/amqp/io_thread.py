@@ -18,7 +18,7 @@ from typing import Any
 import pika.adapters.select_connection
 
 from postage import errors
-from postage.amqp.channel import Answer
+from postage.amqp.channel import Operation
 from postage.amqp.steps import Drive, Steps, drive, when_done
 from postage.amqp.threads import check_may_block, this_thread
 from postage.amqp.tick import Loop
@@ -207,7 +207,7 @@ class Asked:
         if self._drive is None:
             self.give_up(why)
             return
-        if isinstance(self._drive.awaited, Answer) and self._drive.awaited.running():
+        if isinstance(self._drive.awaited, Operation) and self._drive.awaited.running():
             why = f'{why}; it was asked to {self._drive.awaited.doing}, which it may still do'
         self._drive.abandon(errors.ConnectionLost(why))
 

@@ -180,8 +180,11 @@ class _NoCalls:
     def call(self, call: Any) -> NoReturn:
         """There is no component that could answer a request."""
         raise errors.ConfigurationError(
-            'an RPC is called where there is no broker, and it is only recorded what the program declares and sends'
+            f'RPC {call.name!r} cannot be answered: there is no broker, and what is declared and sent is only recorded'
         )
 
-    def end_calls(self, error: BaseException, owner: object = None) -> None:
+    def abandon(self, correlation_id: str) -> None:
+        """There are none."""
+
+    def end_calls(self, error: errors.PostageError, owner: object = None) -> None:
         """There are none."""

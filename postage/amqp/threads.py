@@ -8,7 +8,7 @@ from typing import Protocol
 from postage.amqp.forks import Stage, call_in_child
 
 
-class Gathering(Protocol):
+class Flushable(Protocol):
     """What gathers messages while a batch is in hand: an outbox."""
 
     def flush(self) -> None:
@@ -23,7 +23,7 @@ class _Thread(threading.local):
     :ivar is_reading: whether it is an I/O thread, or acts on what it has just read: it must not block
     """
 
-    batch: list[Gathering] | None = None
+    batch: list[Flushable] | None = None
     is_reading = False
 
 

@@ -38,7 +38,7 @@ from postage.amqp.steps import Steps
 from postage.amqp.topology import Queue, Topology
 from postage.dead_letters.store import ALL, DeadLetters, Handout, Selection, StoredLetter, edited
 from postage.messaging import properties as amqp
-from postage.messaging.forwarding import Forwarder
+from postage.messaging.forwarding import Forwarder, is_final
 from postage.messaging.letters import DeadLetter
 from postage.messaging.properties import Properties
 from postage.printable import shown, shown_half_built
@@ -135,9 +135,7 @@ class QueueDeadLetters(DeadLetters):
         except FutureTimeout as error:
             raise errors.StoreError(f'{self} did not take a letter within {self.timeout:g} s') from error
         except errors.PostageError as error:
-            refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
-            is_final = refused or isinstance(error, errors.EncodingError)
-            kind = errors.LetterRefused if is_final else errors.StoreError
+            kind = errors.LetterRefused if is_final(error) else errors.StoreError
             raise kind(f'{self} did not take a letter: {error}') from error
 
     def _encoded(self, id: str, letter: DeadLetter) -> bytes:

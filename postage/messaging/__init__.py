@@ -71,7 +71,8 @@ from postage.messaging.processor import MessageProcessor, current_delivery, deli
 from postage.messaging.producer import GenericProducer
 from postage.messaging.remote import remote_exception
 from postage.messaging.rpc import RpcFuture
-from postage.program import GONE, effective
+from postage.program import GONE as _GONE
+from postage.program import effective as _effective
 from postage.program import global_hup as global_hup
 
 # Settings that a program may set at run time: see postage.settings for what they mean and when they are read.
@@ -85,8 +86,8 @@ if not TYPE_CHECKING:  # or every name would be taken for one of this package's
 
     def __getattr__(name: str) -> str:
         if name in ('global_vhost', 'global_user', 'global_password'):
-            return effective(name)
-        instead = f': {GONE[name]}' if name in GONE else ''
+            return _effective(name)
+        instead = f': {_GONE[name]}' if name in _GONE else ''
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}{instead}')
 
 

@@ -22,10 +22,6 @@ class Answering(Connected):
     """Sends replies, beside what it does on its own connection. They go out on another one, taken at the first reply.
 
     Under a memory alarm the broker stops reading publishers, and acknowledgements must not stop with them.
-
-    :cvar accept_reply_to: where answers may go beside direct reply-to and queues whose names look generated: ``None``
-        for exclusive queues; ``True`` for all; a pattern as for file names, a compiled regular expression, or a list of
-        these; a method that gets the request, and returns ``True`` where an answer may go there; ``False`` for none
     """
 
     accept_reply_to: Any = None
@@ -55,6 +51,7 @@ class Answering(Connected):
         if not header.reply_to:
             logger.warning('an RPC without a reply_to property cannot be answered')
             return None
+        # That of a processor's own request, an Answerable, has been looked at when the request was begun.
         if type(header) is not Answerable and not self._may_answer(header):
             return None
         if not hasattr(message, 'body'):
@@ -82,8 +79,7 @@ class Answering(Connected):
 
     def _may_answer(self, header: Any) -> bool:
         """Whether an answer may go where a request says. It is said where not."""
-        # That of a processor's own request, an Answerable, has been looked at when the request was begun.
-        if type(header) is Answerable or self.reply_addresses.accepts(header.reply_to, header):
+        if self.reply_addresses.accepts(header.reply_to, header):
             return True
         self.reply_addresses.drop(header)
         return False

@@ -21,7 +21,7 @@ from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
 from postage.messaging.counting import Figures
 from postage.messaging.delays import Spread, delay_queue
-from postage.messaging.forwarding import Forwarder
+from postage.messaging.forwarding import Forwarder, is_final
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
 from postage.messaging.outcomes import Failure, Pause
 from postage.messaging.properties import whole_header
@@ -293,12 +293,6 @@ def _encoded(delivery: Delivery, spare: int, counted: Mapping[str, int], expirat
     raise errors.EncodingError(
         f'with what has to be noted in its headers its properties are {len(encoded)} bytes, and {room} fit'
     )
-
-
-def is_final(error: BaseException) -> bool:
-    """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
-    refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
-    return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))
 
 
 def _declared(delivery: Delivery) -> Queue | None:

@@ -98,3 +98,9 @@ class Forwarder:
         if queue is not None:
             self._declared.pop(queue.name, None)  # another program may have deleted it
         done.set_exception(error)
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
+    refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
+    return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))

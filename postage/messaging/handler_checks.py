@@ -27,6 +27,8 @@ def check_type(label: str, type: str, name: str | None) -> None:
     import difflib  # here, for few programs ever need it and all would pay for it when they start
 
     wrong = f'the handler {label} takes messages of type {type!r}'
+    import difflib  # which no program needs that is right
+
     alike = difflib.get_close_matches(type.strip().lower(), known, 1, ALIKE)
     if alike:
         wrong += f': is {alike[0]!r} meant?'

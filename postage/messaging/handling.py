@@ -24,7 +24,8 @@ from postage.amqp.threads import flush_batch
 from postage.messaging import tracing
 from postage.messaging.counting import Figures
 from postage.messaging.delays import pause_after
-from postage.messaging.failures import Failures, is_final
+from postage.messaging.failures import Failures
+from postage.messaging.forwarding import is_final
 from postage.messaging.gate import Gate
 from postage.messaging.gathering import Gathering
 from postage.messaging.handlers import Colour, Entry, HandlerTable, Retry
@@ -663,7 +664,7 @@ def raised(
     if outcome.traceback:
         outcome = dataclasses.replace(outcome, pause=pause_after(retries, error, delivery))
     if outcome.pause is not None:
-        wait = f'it is handled again in about {outcome.pause.seconds:.3g} s'
+        wait = f'it is handled again in about {round(outcome.pause.seconds, 3):g} s'
         logger.warning('%s raised %s on %r, %s: %s', label, class_of(error), delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:

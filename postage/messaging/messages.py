@@ -250,11 +250,11 @@ def result_from_body(body: Any) -> MessageResult:
     """
     envelope = check_envelope(body)
     if envelope['type'] != 'result':
-        raise EnvelopeError(f"the type of a reply must be 'result', but is {_short(envelope['type'])}")
+        raise EnvelopeError(f"the type of a reply must be 'result', but is {shown(envelope['type'])}")
     content = envelope['content']
     kind = content.get('type')
     if not isinstance(kind, str) or kind not in _RESULTS:
-        found = f'is {_short(kind)}' if 'type' in content else 'is missing'
+        found = f'is {shown(kind)}' if 'type' in content else 'is missing'
         raise EnvelopeError(f"the type in a result's content must be 'success', 'error' or 'exception', but {found}")
     if 'value' not in content:
         raise EnvelopeError("the value in a result's content is missing")
@@ -296,7 +296,7 @@ def _fault(body: object) -> str:
                 return f'the field {name!r} is missing; it must be {_WORDS[wanted]}'
         elif not isinstance(body[name], wanted):
             return f'the field {name!r} must be {_WORDS[wanted]}, but is {_type_name(body[name])}'
-    return f"the field 'category' must be 'message' or 'rpc', but is {_short(body['category'])}"
+    return f"the field 'category' must be 'message' or 'rpc', but is {shown(body['category'])}"
 
 
 _WORDS: Final[Mapping[type, str]] = {str: 'text', dict: 'a dictionary'}
@@ -341,8 +341,3 @@ def _as_dict(fingerprint: Any) -> Mapping[str, Any]:
 
 def _type_name(value: object) -> str:
     return 'null' if value is None else type(value).__name__
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f'{text[:79]}…'

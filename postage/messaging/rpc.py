@@ -24,7 +24,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp import frames
-from postage.amqp.connection import Connection
+from postage.amqp.connection import Calls, Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.cutter import Content
 from postage.amqp.publishing import Outgoing, ids
@@ -39,7 +39,7 @@ from postage.printable import shown
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
-_sparingly = Sparingly(logger)
+_sparingly = Sparingly()
 
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes, or a program that ends, tries to tell responders
 
@@ -359,7 +359,7 @@ class RpcClient:
                         over.append(self._end_gathering(call))
                     else:
                         why = reason or ', though the broker took the request'
-                        over.append(self._fail_attempt(call, f'no reply within {call.timeout:.3g} s{why}'))
+                        over.append(self._fail_attempt(call, f'no reply within {round(call.timeout, 3):g} s{why}'))
             _call_all(over)
         finally:
             self._arm()  # else no call would ever time out again
@@ -682,9 +682,9 @@ def decode_result(body: bytes, decode: Callable[[bytes], Any]) -> MessageResult:
         return MessageResultError(f'Malformed reply {body[:200]!r}: {shown(error)}')
 
 
-def client_of(connection: Connection) -> RpcClient:
+def client_of(connection: Connection) -> Calls:
     """The one client of a publishing connection. A forked child has new ones: the calls under way are the parent's."""
     with connection.lock:
         if connection.rpc_client is None:
             connection.rpc_client = RpcClient(connection)
-        return connection.rpc_client  # type: ignore[no-any-return]
+        return connection.rpc_client

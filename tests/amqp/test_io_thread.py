@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from postage import errors
-from postage.amqp.channel import Answer
+from postage.amqp.channel import Operation
 from postage.amqp.io_thread import IOThread
 from postage.amqp.steps import Steps, done
 from postage.amqp.threads import this_thread
@@ -58,12 +58,12 @@ def on() -> Iterator[Setting]:
     setting.end()
 
 
-def operation(is_under_way: bool) -> Answer:
-    """The answer to an operation that has begun, or waits for its turn."""
-    answer = Answer("declare queue 'jobs'")
+def operation(is_under_way: bool) -> Operation:
+    """An operation that has begun, or waits for its turn."""
+    declaration = Operation('queue_declare', {'queue': 'jobs'}, "declare queue 'jobs'")
     if is_under_way:
-        answer.set_running_or_notify_cancel()
-    return answer
+        declaration.set_running_or_notify_cancel()
+    return declaration
 
 
 # The thread

@@ -517,8 +517,8 @@ MISTAKES = {
     'support.declared:of': ' needs processor, flags; name a function without arguments that makes one',
     'support.declared:number': ' is no processor, consumer or producer, and makes none, but 7',
     'support.declared:failing': ': OSError: no such disk',
-    'support.declared:calling': ': an RPC is called where there is no broker, and it is only recorded what the '
-    'program declares and sends',
+    'support.declared:calling': ": RPC 'rpc_hello' cannot be answered: there is no broker, and what is declared and "
+    'sent is only recorded',
 }
 
 

@@ -318,6 +318,19 @@ def test_a_source_that_is_broken_keeps_the_old_worker_until_it_is_mended(
     assert end(program) == 0
 
 
+def test_a_source_that_never_ends_to_load_is_replaced_by_one_that_does(
+    start: Callable[..., Module], tmp_path: Path
+) -> None:
+    program = start('shop:Prices', '--reload')
+    program.expect('is ready')
+    (tmp_path / 'shop.py').write_text('import threading\nprint("loads", flush=True)\nthreading.Event().wait()\n')
+    program.expect('loads')
+    (tmp_path / 'shop.py').write_text(SLOW)
+    program.expect('in place of pid')
+    assert end(program) == 0
+    assert program.count('so the old one goes on') == 0
+
+
 # What it says
 
 

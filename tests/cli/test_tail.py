@@ -53,10 +53,10 @@ class Tail:
 
         eventually(is_taken)
 
-    def output(self) -> str:
+    def output(self, status: int = 0) -> str:
         self._thread.join(TIMEOUT)
         (result,) = self.results
-        assert result.exit_code == 0, result.output
+        assert result.exit_code == status, result.output
         return str(result.output)
 
 
@@ -104,6 +104,16 @@ def test_an_exchange_that_is_not_there_is_told(bench: Bench, postage: Any) -> No
     result = postage('tail', 'no-such-exchange')
     assert result.exit_code == 1
     assert 'no-such-exchange' in result.output
+    result = postage('tail', '')
+    assert result.exit_code == 2
+    assert 'the default exchange' in result.output
+
+
+@pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no device that is always full')
+def test_a_record_that_cannot_be_written_is_told(bench: Bench, exchange: str, postage: Any) -> None:
+    tail = Tail(bench, postage, exchange, 'echo-rk', '--record', '/dev/full')
+    tail.send('hello')
+    assert 'No space left on device' in tail.output(1)
 
 
 def test_what_cannot_be_sent_again_is_told_by_its_line(

@@ -86,7 +86,7 @@ def test_an_rpc_of_a_handler_fails_and_says_why(caplog: pytest.LogCaptureFixture
     with Auditor.test_client({}) as client:
         client.send(command('ask'))
         assert len(client.rejected) == 1
-    assert 'an RPC is called where there is no broker' in caplog.text
+    assert "RPC 'rpc_price' cannot be answered: there is no broker" in caplog.text
 
 
 def test_a_program_that_traces_its_messages_needs_no_broker_either() -> None:
@@ -114,3 +114,30 @@ def test_the_connections_are_given_back() -> None:
     client.close()
     client.close()
     assert client.published == []
+
+
+def test_calls_gatherings_and_futures_of_handlers_are_refused_and_producers_close() -> None:
+    class Asking(messaging.MessageProcessor):
+        @messaging.MessageHandler('command', 'wait')
+        def wait(self, content: Any) -> None:
+            with AuditProducer() as producer:
+                producer.rpc_price()
+
+        @messaging.MessageHandler('command', 'future')
+        def future(self, content: Any) -> Any:
+            with AuditProducer() as producer:
+                yield producer.rpc_future_price()
+
+        @messaging.MessageHandler('command', 'gather')
+        def gather(self, content: Any) -> None:
+            with AuditProducer() as producer:
+                list(producer.rpc_gather_price())
+
+        def after_handling(self, handling: Any) -> None:
+            told.append((handling.outcome, type(handling.exception).__name__))
+
+    told: list[tuple[str, str]] = []
+    with Asking.test_client({}) as client:
+        for name in ('wait', 'future', 'gather'):
+            client.send(command(name))
+        assert told == [('dead', 'ConfigurationError')] * 3

@@ -47,6 +47,8 @@ def command(
 
     Exit status: 0, or 1 if there is no such exchange.
     """
+    if not exchange:
+        raise click.UsageError('nothing can be bound to the default exchange; name another one')
     os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{LEAST_CONNECT_SECONDS:g}'
     queue = {'name': f'postage-tail-{uuid.uuid4().hex}', 'flags': {'exclusive': True, 'auto_delete': True}}
     eqk = [(passive(exchange), [(queue, key) for key in dict.fromkeys(keys or ('#',))])]
@@ -91,7 +93,7 @@ def _shown(record: dict[str, Any]) -> str:
         body = json.loads(record['body'])
         who = body['fingerprint']
         kind = 'rpc ' if body['category'] == 'rpc' else ''
-        source = f'{who.get("name") or "(no name)"} {who.get("pid")}@{who.get("host")}' if who else '(nobody)'
+        source = f'{who.get("name") or "(no name)"} {who.get("pid")}@{who.get("host")}' if who else '(unknown)'
         text = f'{kind}{body["type"]} {body["name"]}  {source}  {as_line(body["content"])}'
     except MALFORMED:
         text = str(record.get('body', '(bytes)'))

@@ -181,6 +181,8 @@ class Supervisor:
 
     def _ready(self, process: Process) -> None:
         process.is_ready = self._was_ready = True
+        if process.leaves:
+            return
         slot = self._slot_of(process)
         if process is not slot.replacement:
             logger.info('%s is ready', process)
@@ -262,11 +264,15 @@ class Supervisor:
     # Replacing
 
     def replace_all(self, why: str) -> None:
-        """Replace every worker, one after the other; those that are being replaced already as well."""
+        """Replace every worker, one after the other, those that are being replaced already as well."""
         if self._times_told:
             return
         logger.info('%s: the workers are replaced', why)
         for slot in self._slots:
+            if slot.replacement is not None:  # it began with what is outdated now, and may never end to load that
+                self._leave(slot.replacement, 'drain')
+                slot.replacement = None
+                self._to_replace.appendleft(slot)
             if slot not in self._to_replace:
                 self._to_replace.append(slot)
         self._replace_next()
