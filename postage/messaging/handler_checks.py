@@ -24,8 +24,6 @@ def check_type(label: str, type: str, name: str | None) -> None:
     known = _known_types()
     if type in known:
         return
-    import difflib  # here, for few programs ever need it and all would pay for it when they start
-
     wrong = f'the handler {label} takes messages of type {type!r}'
     import difflib  # which no program needs that is right
 
