@@ -353,13 +353,12 @@ def debug_mode(
     return asked_by_environment or bool(program.reveal().get('debug_mode'))
 
 
-def clock_tolerance(environ: Mapping[str, str] | None = None) -> float:
+def clock_tolerance() -> float:
     """Return by how many seconds the clocks of two machines may differ: ``POSTAGE_CLOCK_TOLERANCE``.
 
     :raises ConfigurationError: it is no such number
     """
-    text = (os.environ if environ is None else environ).get('POSTAGE_CLOCK_TOLERANCE')
-    return _seconds('POSTAGE_CLOCK_TOLERANCE', text, DEFAULT_CLOCK_TOLERANCE)
+    return _seconds('POSTAGE_CLOCK_TOLERANCE', os.environ.get('POSTAGE_CLOCK_TOLERANCE'), DEFAULT_CLOCK_TOLERANCE)
 
 
 def apply_debug_mode(enabled: bool) -> None:

@@ -6,20 +6,17 @@ import logging
 import threading
 import time
 
+logger = logging.getLogger('postage')
+
+LINES = 10  # of one kind that are logged in a while
+SECONDS = 10.0  # how long that is
+
 
 class Sparingly:
-    """Logs lines of one kind at a bounded rate. Any thread.
+    """Logs lines of one kind at a bounded rate. Any thread."""
 
-    :param logger: to which
-    :param lines: how many of them are logged in a while
-    :param seconds: how long that is
-    """
-
-    def __init__(self, logger: logging.Logger, lines: int = 10, seconds: float = 10.0) -> None:
-        self._logger = logger
-        self._lines = lines
-        self._seconds = seconds
-        self._began = -seconds
+    def __init__(self) -> None:
+        self._began = -SECONDS
         self._logged = self._left_out = 0
         self._lock = threading.Lock()
 
@@ -27,16 +24,16 @@ class Sparingly:
         """Log a line, unless there were too many of late; the next one that is logged says how many were left out."""
         with self._lock:
             now = time.monotonic()
-            if now - self._began >= self._seconds:
+            if now - self._began >= SECONDS:
                 self._began, self._logged = now, 0
-            if self._logged >= self._lines:
+            if self._logged >= LINES:
                 self._left_out += 1
                 return
             self._logged += 1
             left_out, self._left_out = self._left_out, 0
         if left_out:
             text, arguments = f'{text} (%d more lines of this kind were left out)', (*arguments, left_out)
-        self._logger.log(level, text, *arguments)
+        logger.log(level, text, *arguments)
 
 
 class GrowingPauses:

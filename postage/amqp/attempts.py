@@ -59,7 +59,7 @@ class Attempts:
         self._failures: list[str] = []  # of this round
         self._refused_hosts: set[int] = set()  # for their certificates
         self._was_open = self._is_over = False
-        self._sparingly = Sparingly(logger)
+        self._sparingly = Sparingly()
         self._opened_at = 0.0
         self.link: Link | None = None
         self.last_failure = 'no answer'

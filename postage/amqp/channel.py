@@ -151,7 +151,7 @@ class Channel:
         self._operation: Operation | None = None  # the one whose answer is awaited
         self._cancelled_tags: set[str] = set()
         self._pauses = GrowingPauses(FREE_REOPENINGS, 2.0)
-        self._sparingly = Sparingly(logger)
+        self._sparingly = Sparingly()
 
     # What subclasses add
 

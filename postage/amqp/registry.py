@@ -72,7 +72,7 @@ def connections() -> list[Connection]:
         return list(_shared.values())
 
 
-def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
+def release(connection: Connection) -> None:
     """Give back what :func:`acquire` gave. The last one to do so closes the connection. Blocks; any thread."""
     with _lock:
         connection.users -= 1
@@ -81,7 +81,7 @@ def release(connection: Connection, timeout: float = CLOSE_TIMEOUT) -> None:
         key = (connection.settings, connection.role)
         if _shared.get(key) is connection:
             del _shared[key]
-    connection.close(timeout)
+    connection.close()
 
 
 def flush_all(timeout: float = CLOSE_TIMEOUT) -> bool:

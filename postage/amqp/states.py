@@ -12,8 +12,6 @@ from postage import errors
 from postage.printable import printable
 from postage.sparingly import Sparingly
 
-logger = logging.getLogger('postage')
-
 
 class State(enum.Enum):
     """What a connection is at. The I/O thread alone changes it, but for the step out of NEW."""
@@ -59,7 +57,7 @@ class Standing:
         self.lost_at = time.time()
         self.reconnects = 0
         self._waiting: list[Future[Any]] = []
-        self._sparingly = Sparingly(logger)
+        self._sparingly = Sparingly()
 
     @property
     def is_closed(self) -> bool:

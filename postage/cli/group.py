@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from postage.errors import PostageError
 from postage.printable import printable
 
 
@@ -48,9 +47,13 @@ class LazyGroup(click.Group):
         """Run a command; an error of Postage becomes one line and exit status 1."""
         try:
             return super().invoke(ctx)
-        except PostageError as error:
-            raise click.ClickException(printable(str(error))) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever reads has had enough: click ends it quietly
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from postage.errors import PostageError  # pika comes with it, which help does without
+
+            if isinstance(error, PostageError):
+                raise click.ClickException(printable(str(error))) from error
+            if not isinstance(error, OSError) or error.errno == errno.EPIPE:  # click ends a broken pipe quietly
                 raise
             raise click.ClickException(printable(f'{type(error).__name__}: {error}')) from error

@@ -22,10 +22,6 @@ class Answering(Connected):
     """Sends replies, beside what it does on its own connection. They go out on another one, taken at the first reply.
 
     Under a memory alarm the broker stops reading publishers, and acknowledgements must not stop with them.
-
-    :cvar accept_reply_to: where answers may go beside direct reply-to and queues whose names look generated: ``None``
-        for exclusive queues; ``True`` for all; a pattern as for file names, a compiled regular expression, or a list of
-        these; a method that gets the request, and returns ``True`` where an answer may go there; ``False`` for none
     """
 
     accept_reply_to: Any = None

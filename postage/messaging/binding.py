@@ -18,8 +18,6 @@ class QueueBinder(Connected):
     """Declares exchanges and queues on its connection, binds them, and remembers that, for it to be restored.
 
     Whether it consumes from a queue, a subclass decides in :meth:`_consume_steps` and :meth:`_leave_steps`.
-
-    :cvar durable_queues: whether queues without a ``durable`` flag are durable; ``False`` is what Postage 1 did
     """
 
     durable_queues: bool = True

@@ -37,15 +37,7 @@ _stamp = Message.fingerprint
 
 
 class Caller(Routed):
-    """Sends RPC requests. The base of producers.
-
-    :cvar rpc_timeout: seconds to wait for an RPC's reply, at each attempt
-    :cvar gather_timeout: seconds for which ``rpc_gather_*`` takes replies
-    :cvar max_retry: how often an RPC is sent again
-    :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
-        correlation id, where several calls are under way at once
-    :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
-    """
+    """Sends RPC requests. The base of :class:`GenericProducer`, which says what the attributes mean."""
 
     rpc_timeout: float = 30
     gather_timeout: float = 1.0

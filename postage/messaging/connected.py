@@ -25,11 +25,7 @@ class Connected(Encoding):
 
     The constructor reads the settings; those of its subclasses connect, in ``with self._connecting(…)``.
 
-    :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
-    :param vhost: which virtual host of it
     :raises errors.ConfigurationError: a setting has the wrong shape
-
-    :cvar signing_keys: what its messages are signed with, and have to be; see ``docs/signing.rst``
     """
 
     hup: Hup | None = global_hup

@@ -50,6 +50,9 @@ class GenericConsumer(QueueBinder, Answering):
     :cvar max_age: seconds that a signature may be old; retries and replays are exempt
     :cvar signed_for: where else messages may have been sent first: pairs ``(Exchange, pattern of routing keys)``, or
         ``True`` for anywhere
+    :cvar accept_reply_to: where answers may go beside direct reply-to and queues whose names look generated: ``None``
+        for exclusive queues; ``True`` for all; a pattern as for file names, a compiled regular expression, or a list of
+        these; a method that gets the request, and returns ``True`` where an answer may go there; ``False`` for none
     :ivar source: its deliveries, as processors take them
     :ivar on_stop: what :meth:`stop_consuming` does where a processor consumes; that sets it
     """

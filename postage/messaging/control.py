@@ -37,7 +37,7 @@ from postage.messaging.commands import authorise
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.handlers import Entry, HandlerTable
 from postage.messaging.handling import Dispatcher
-from postage.messaging.messages import MessageResult, MessageResultError, check_envelope
+from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import AckAndRestart, FilterError
 from postage.messaging.questions import Asked, info, stacks, stats
 from postage.messaging.replies import Reply
@@ -205,7 +205,7 @@ class Control:
                     return
             value, then = self._answer(body['name'], delivery, consumer)
             if reply is not None:
-                reply(MessageResult(value) if not hasattr(value, 'body') else value)
+                reply(value)
         except errors.SignatureRefused as error:
             consumer.reject(delivery)
             if delivery.salvaged.reply_to:

@@ -19,8 +19,6 @@ from postage.messaging.signing import Signature, Signatures, where
 from postage.printable import shown
 from postage.sparingly import Sparingly
 
-logger = logging.getLogger('postage')
-
 REMEMBERED: Final = 65_536  # messages of one consumer, of which each takes about 200 bytes
 MAC_BYTES: Final = 16  # of a signature, by which it is remembered
 
@@ -52,7 +50,7 @@ class Gate:
         self._elsewhere = elsewhere
         self._topology = topology
         self._take_again = take_again
-        self._sparingly = Sparingly(logger)
+        self._sparingly = Sparingly()
         self._lock = threading.Lock()  # of all that follows
         self._known: OrderedDict[bytes, bool] = OrderedDict()  # by signature and queue: whether it has been handled
         self._in_hand: dict[Delivery, tuple[bytes, Signature]] = {}

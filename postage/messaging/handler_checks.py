@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +25,8 @@ def check_type(label: str, type: str, name: str | None) -> None:
     if type in known:
         return
     wrong = f'the handler {label} takes messages of type {type!r}'
+    import difflib  # which no program needs that is right
+
     alike = difflib.get_close_matches(type.strip().lower(), known, 1, ALIKE)
     if alike:
         wrong += f': is {alike[0]!r} meant?'

@@ -664,7 +664,7 @@ def raised(
     if outcome.traceback:
         outcome = dataclasses.replace(outcome, pause=pause_after(retries, error, delivery))
     if outcome.pause is not None:
-        wait = f'it is handled again in about {outcome.pause.seconds:.3g} s'
+        wait = f'it is handled again in about {round(outcome.pause.seconds, 3):g} s'
         logger.warning('%s raised %s on %r, %s: %s', label, class_of(error), delivery, wait, text_of(error))
         return outcome
     if outcome.traceback:

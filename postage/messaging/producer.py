@@ -62,6 +62,7 @@ class GenericProducer(Caller):
     :cvar reply_queue_per_call: give each RPC a queue of its own for its reply, for responders that do not copy the
         correlation id, where several calls are under way at once
     :cvar rpc_queue_expires: seconds after which the broker deletes a queue of ``rpc_queue_*`` that no consumer reads
+    :cvar signing_keys: what messages are signed with, and replies have to be; ``None`` for what the environment says
     """
 
     confirms: bool = True

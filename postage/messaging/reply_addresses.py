@@ -54,7 +54,7 @@ class ReplyAddresses:
     def __init__(self, consumer: Answering) -> None:
         check_accepted(f'{type(consumer).__name__}.accept_reply_to', consumer.accept_reply_to)
         self._consumer = consumer
-        self._sparingly = Sparingly(logger)
+        self._sparingly = Sparingly()
         self._known: dict[str, tuple[float, bool]] = {}  # whether a queue is exclusive, and until when that counts
 
     def accepts(self, address: str, request: Any) -> bool:

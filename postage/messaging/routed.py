@@ -20,17 +20,9 @@ logger = logging.getLogger('postage')
 
 
 class Routed(Connected):
-    """Has exchanges with routing keys, and builders of messages. The base of producers.
+    """Has exchanges with routing keys, and builders of messages.
 
-    :param fingerprint: travels with each message; by default one of this process without a name
-    :param hup: which broker: ``{'host': …, 'user': …, 'password': …}``, or an AMQP URL
-    :param vhost: which virtual host of it
-    :raises errors.ConfigurationError: a setting has the wrong shape
-
-    :cvar eks: exchanges, each with the routing key, that a message goes to unless the call says otherwise
-    :cvar persistent: whether messages survive a restart of the broker in durable queues (delivery mode 2)
-    :cvar mandatory: whether a message that no queue takes is an error, told by its receipt
-    :cvar publish_timeout: seconds that a call waits at a full window
+    The base of :class:`GenericProducer`, which says what the arguments and attributes mean.
     """
 
     eks: Sequence[ExchangeKey] = ()

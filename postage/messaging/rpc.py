@@ -39,7 +39,7 @@ from postage.printable import shown
 from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
-_sparingly = Sparingly(logger)
+_sparingly = Sparingly()
 
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes, or a program that ends, tries to tell responders
 
@@ -359,7 +359,7 @@ class RpcClient:
                         over.append(self._end_gathering(call))
                     else:
                         why = reason or ', though the broker took the request'
-                        over.append(self._fail_attempt(call, f'no reply within {call.timeout:.3g} s{why}'))
+                        over.append(self._fail_attempt(call, f'no reply within {round(call.timeout, 3):g} s{why}'))
             _call_all(over)
         finally:
             self._arm()  # else no call would ever time out again

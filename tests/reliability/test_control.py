@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from postage.cli.main import postage
 from support.brokers import Broker
 from support.programs import Program
-from support.soak import runs
+from support.soak import IS_SOAK, runs
 
-PROCESSES = 5
-EACH = 10
+PROCESSES, EACH = (5, 10) if IS_SOAK else (2, 25)
+LAST = PROCESSES - 1
 LOADED = 10.0  # seconds that a loaded machine may take
 
 SHOPS = f"""
@@ -51,7 +51,7 @@ scheduler.run()
 
 @pytest.fixture
 def shops(broker: Broker, run_program: Callable[..., Program]) -> list[Program]:
-    """Fifty components in five processes, one of which is kept busy by a handler that never ends."""
+    """Fifty components in a few processes, one of which is kept busy by a handler that never ends."""
     # One machine, one clock: what is late by anything is late.
     environment = {'POSTAGE_URL': broker.url, 'POSTAGE_CLOCK_TOLERANCE': '0'}
     programs = [run_program(SHOPS, [str(number)], environment=environment) for number in range(PROCESSES)]
@@ -90,16 +90,16 @@ def test_those_that_are_stopped_are_named_and_do_not_answer_late(
     monkeypatch.setenv('POSTAGE_URL', broker.url)
     monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '60')
     names = ','.join(f'shop-{process}-{number}' for process in range(PROCESSES) for number in range(EACH))
-    shops[2].send_signal(signal.SIGSTOP)
+    shops[LAST].send_signal(signal.SIGSTOP)
     try:
         began = time.monotonic()
         status, found, said = ask('ps', '--json', '--expect', names, '--timeout', '3')
         assert time.monotonic() - began < LOADED
         assert status == 1
         assert len(found) == (PROCESSES - 1) * EACH
-        assert said == f'no answer from {", ".join(f"shop-2-{number}" for number in range(EACH))}\n'
+        assert said == f'no answer from {", ".join(f"shop-{LAST}-{number}" for number in range(EACH))}\n'
     finally:
-        shops[2].send_signal(signal.SIGCONT)
-    shops[2].expect('is not answered: its deadline passed', 60, times=EACH)
+        shops[LAST].send_signal(signal.SIGCONT)
+    shops[LAST].expect('is not answered: its deadline passed', 60, times=EACH)
     status, found, _ = ask('ps', '--json', '--expect', names, '--timeout', str(LOADED))
     assert status == 0

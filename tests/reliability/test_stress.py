@@ -17,7 +17,7 @@ from support.stress import LIMIT, Stress
 
 pytestmark = pytest.mark.usefixtures('proxy')  # set up first: what connects through it is closed before it ends
 
-SECONDS = 1200.0 if IS_SOAK else 6.0
+SECONDS = 1200.0 if IS_SOAK else 3.0
 
 
 @pytest.mark.timeout(SECONDS + 4 * LIMIT)

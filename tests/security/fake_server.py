@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
@@ -146,15 +148,18 @@ class FakeServer:
 
     :param misbehave: what to do to a client
     :param flood: seconds for which it is flooded, where that is what is done
+    :param tls: how it shows who it is, where it does
     :ivar connections: how many there were
     """
 
-    def __init__(self, misbehave: Callable[[Peer], object], flood: float) -> None:
+    def __init__(self, misbehave: Callable[[Peer], object], flood: float, tls: ssl.SSLContext | None = None) -> None:
         self._misbehave = misbehave
+        self._tls = tls
         self._flood = flood
         self._listener = socket.create_server(('127.0.0.1', 0))
         self.port = self._listener.getsockname()[1]
-        self.url = f'amqp://guest:guest@127.0.0.1:{self.port}/'
+        scheme, host = ('amqp', '127.0.0.1') if tls is None else ('amqps', 'localhost')
+        self.url = f'{scheme}://guest:guest@{host}:{self.port}/'
         self.connections = 0
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -188,7 +193,11 @@ class FakeServer:
 
     def _treat(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(Gone, OSError):
-            self._misbehave(Peer(sock, self._flood))
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_side=True)
+                self._open.add(sock)
+            with sock:
+                self._misbehave(Peer(sock, self._flood))
         self._open.discard(sock)
 
 
@@ -474,3 +483,73 @@ AFTER_LOGIN: dict[Callable[[Peer], None], str] = {
     hangs_up_when_it_consumes: 'was lost',
 }
 """What the log says of it, as a regular expression."""
+
+
+# Whatever a seed gives
+
+
+TEXTS = ('', 'x', '\x1b[31m\n\u202e', 'q' * 255)
+SIZES = (0, 1, 10, 5000, 131_072, 2**31, 2**32 - 1)
+
+
+def drawn(numbers: random.Random) -> Callable[[Peer], None]:
+    """A server that takes its client as far as it likes, and sends it things that it draws."""
+    stage, count, stays = numbers.randrange(4), numbers.randint(1, 8), numbers.random() < 0.5
+
+    def misbehave(peer: Peer) -> None:
+        channel, tag = 0, 'none'
+        if stage == 0:
+            peer.await_client()
+        elif stage == 1:
+            peer.start()
+        elif stage == 2:
+            peer.log_in()
+            channel = 1
+        else:
+            channel, tag = peer.consumer()
+        for _ in range(count):
+            peer.send(numbers.choice(DRAWN)(numbers, channel, tag))
+        if stays:
+            peer.serve()
+
+    return misbehave
+
+
+def _noise(numbers: random.Random, channel: int, tag: str) -> bytes:
+    return numbers.randbytes(numbers.randint(1, 64))
+
+
+def _liar(numbers: random.Random, channel: int, tag: str) -> bytes:
+    """A frame whose kind, channel, size or end is not what it should be."""
+    head = numbers.choice((1, 2, 3, 8, 99)), numbers.choice((0, channel, 7, 65535)), numbers.choice(SIZES)
+    return struct.pack('>BHI', *head) + numbers.randbytes(numbers.randint(0, 30)) + numbers.choice((END, b'', b'\0'))
+
+
+def _method(numbers: random.Random, channel: int, tag: str) -> bytes:
+    """Any method, with any arguments, whole or cut short."""
+    kind = numbers.choice(list(spec.methods.values()))
+    try:
+        method = kind()
+        for name, value in list(vars(method).items()):
+            if isinstance(value, str) or value is None:
+                setattr(method, name, numbers.choice((*TEXTS, tag)))
+            elif isinstance(value, int) and not isinstance(value, bool):
+                setattr(method, name, numbers.choice((0, 1, 255)))
+        data: bytes = pika.frame.Method(numbers.choice((0, channel)), method).marshal()
+    except Exception:  # it needs other arguments than text
+        return _noise(numbers, channel, tag)
+    return data if numbers.random() < 0.7 else data[: numbers.randrange(len(data))]
+
+
+def _message(numbers: random.Random, channel: int, tag: str) -> bytes:
+    """A delivery that is not what it announces."""
+    deliver = spec.Basic.Deliver(tag, numbers.choice((0, 1, 2**63)), True, 'e', 'k')
+    data: bytes = pika.frame.Method(channel, deliver).marshal()
+    size = numbers.choice((0, 5, 2**20, 2**40, 2**63))
+    header = struct.pack('>HHQH', 60, 0, size, numbers.choice((0, 0, 1 << 13, 0xFFFC)))
+    data += struct.pack('>BHI', 2, channel, len(header)) + header + END
+    body = numbers.randbytes(numbers.choice((0, 4, 5, 6)))
+    return data + struct.pack('>BHI', 3, channel, len(body)) + body + END
+
+
+DRAWN = (_noise, _liar, _method, _method, _message, _message)

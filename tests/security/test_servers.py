@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import random
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from postage import messaging
 from support.messaging import EQK, EchoProducer, LogBook, eventually
-from support.soak import IS_SOAK
+from support.soak import IS_SOAK, SEED, runs
 
-from .fake_server import AFTER_LOGIN, BEFORE_LOGIN, FakeServer, Peer
+from .fake_server import AFTER_LOGIN, BEFORE_LOGIN, FakeServer, Peer, drawn
 
 MEGABYTES = 20  # that a client may need more than before
 WATCHED = 0.4  # seconds in which the attempts to connect are counted
@@ -29,8 +33,6 @@ Misbehaviour = Callable[[Peer], None]
 
 @pytest.fixture
 def log() -> Iterator[LogBook]:
-    import logging
-
     book, logger = LogBook(), logging.getLogger('postage')
     logger.addHandler(book)
     yield book
@@ -87,15 +89,50 @@ def test_a_server_that_misbehaves_later_is_told_of_and_approached_slowly(
     assert_fit_to_be_read(log)
 
 
+@pytest.fixture(params=['plain', 'TLS'])
+def tls(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext | None:
+    """How the fake server shows who it is, if it does; the environment has its clients trust that."""
+    if request.param == 'plain':
+        return None
+    authority, context = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert('localhost').configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / 'authority.pem'))
+    monkeypatch.setenv('SSL_CERT_FILE', str(tmp_path / 'authority.pem'))
+    return context
+
+
+@pytest.mark.timeout(1800 if IS_SOAK else 60)
+def test_whatever_servers_send_and_whenever_a_client_can_be_closed_and_needs_no_memory(
+    tls: ssl.SSLContext | None, log: LogBook, monkeypatch: pytest.MonkeyPatch, record_note: Callable[[str], None]
+) -> None:
+    monkeypatch.setenv('POSTAGE_CONNECT_TIMEOUT', '0.2')
+    monkeypatch.setattr(logging.getLogger('postage'), 'propagate', False)  # pytest keeps all that it is told
+    number = runs(short=20, long=1000)
+    with bounded_memory():
+        for seed in range(SEED, SEED + number):
+            with FakeServer(drawn(random.Random(seed)), FLOOD, tls) as server:
+                monkeypatch.setenv('POSTAGE_URL', server.url)
+                with client(0.05):
+                    eventually(lambda server=server: server.connections)
+                    time.sleep(0.05)
+                assert server.connections <= 2 * ATTEMPTS, f'seed {seed}'
+            assert_fit_to_be_read(log)
+            log.lines.clear()
+    record_note(f'{number} drawn servers, {"plain" if tls is None else "TLS"}, seeds from {SEED}')
+
+
 @contextlib.contextmanager
-def client() -> Iterator[None]:
-    """A consumer and a producer that try to work, in a thread of their own."""
+def client(seconds: float = 0.2) -> Iterator[None]:
+    """A consumer and a producer that try to work, in a thread of their own.
+
+    :param seconds: for which closing their connections may take
+    """
     open_things: list[Any] = []
 
     def work() -> None:
         with contextlib.suppress(messaging.PostageError):
             open_things.append(messaging.GenericConsumer(EQK))
-            open_things[-1].begin(lambda: None)
+            open_things[-1].source.begin(lambda: None)
             open_things.append(EchoProducer())
             open_things[-1].message_echo('x')
 
@@ -106,7 +143,7 @@ def client() -> Iterator[None]:
     finally:
         from postage.amqp.registry import close_all
 
-        close_all(0.2)
+        close_all(seconds)
         thread.join(10)
         assert not thread.is_alive()
         for thing in open_things:

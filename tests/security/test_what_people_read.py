@@ -78,13 +78,16 @@ def test_no_log_line_has_what_a_terminal_obeys(bench: Bench) -> None:
     assert not OBEYED & set(bench.log.text)
 
 
-def test_every_logger_of_the_package_has_its_text_made_printable() -> None:
+def loggers() -> Iterator[logging.Logger]:
+    """Every logger that a module of the package has."""
     for module in pkgutil.walk_packages(postage.__path__, 'postage.'):
         if not module.name.endswith('__main__'):
-            importlib.import_module(module.name)
-    ours = [name for name in logging.root.manager.loggerDict if name.partition('.')[0] == 'postage']
-    used = [name for name in ours if isinstance(logging.root.manager.loggerDict[name], logging.Logger)]
-    assert [name for name in used if not logging.getLogger(name).filters] == []
+            loaded = importlib.import_module(module.name)
+            yield from (value for value in vars(loaded).values() if isinstance(value, logging.Logger))
+
+
+def test_every_logger_of_the_package_has_its_text_made_printable() -> None:
+    assert {logger.name for logger in loggers() if not logger.filters} == set()
 
 
 def test_a_record_is_bounded_whatever_it_quotes(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,10 +14,8 @@ import pika.exceptions
 from postage.broker.rules import DEFAULT
 from postage.broker.server import BrokerServer
 from postage.secret import Secret
-from support.canaries import canary
+from support.canaries import GUEST
 from support.rabbitmq_node import RabbitMQNode
-
-GUEST = canary('-guest')
 
 
 def _without_cancels(queues: dict[str, int]) -> dict[str, int]:
@@ -30,8 +28,8 @@ class Broker(Protocol):
     :ivar name: ``embedded`` or ``rabbitmq``
     :ivar rules: the version whose rules it follows: ``3.10``, ``4.0`` or ``4.3``
     :ivar vhost: the virtual host of this test
-    :ivar url: AMQP URL of that virtual host, with the user ``guest``; that of the embedded broker has a canary for a
-        password, so that every test searches for it
+    :ivar url: AMQP URL of that virtual host, with the user ``guest`` and a canary for a password, so that every test
+        searches for it
     """
 
     name: str

@@ -10,6 +10,7 @@ import base64
 import functools
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,6 +26,10 @@ SIGHTING = 'canary'
 def canary(name: str = '') -> str:
     """A password or key for a test."""
     return f'{CANARY}{name}'
+
+
+GUEST = canary('-guest')
+"""What the brokers of the tests take for the password of ``guest``, beside ``guest`` itself."""
 
 
 def sightings(text: str) -> list[str]:
@@ -131,6 +136,20 @@ def watch_commands() -> None:
         CliRunner.invoke = invoke_and_note  # type: ignore[method-assign]
 
 
+MADE_BY_TESTS = ('*.py', '*.pem', '*.toml', 'password*', 'keys*')
+"""Files in which a test itself has put what is secret."""
+LARGEST = 2**22  # bytes of a file that is searched
+
+
+def files_with_canaries(folder: Path) -> Iterator[tuple[str, str]]:
+    """The files below a folder that have one, stores and recordings among them, each with what surrounds it."""
+    for path in folder.rglob('*'):
+        is_ours = not any(path.match(pattern) for pattern in MADE_BY_TESTS)
+        if is_ours and path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST:
+            for found in sightings(path.read_bytes().decode('latin-1')):
+                yield f'file {path.name}', found
+
+
 class Watch:
     """The plugin: the run fails where a password or a key of a test was printed, logged, or quoted by an error."""
 
@@ -141,6 +160,9 @@ class Watch:
     def pytest_runtest_makereport(self, item: pytest.Item) -> Iterator[Any]:
         """Hand what was noted to the process that reports, which may be another one."""
         report: pytest.TestReport = yield
+        folder = getattr(item, 'funcargs', {}).get('tmp_path')
+        if report.when == 'call' and isinstance(folder, Path):
+            _noted.extend(files_with_canaries(folder))
         report.user_properties += [(SIGHTING, f'{where}: {found}') for where, found in _noted]
         _noted.clear()
         return report

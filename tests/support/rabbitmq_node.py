@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from support.canaries import GUEST
 from support.ports import free_ports
 from support.rabbitmq_versions import WANTED, find_server, not_installed
 
@@ -60,6 +61,25 @@ spawn(fun() -> Ref = monitor(process, user), receive {'DOWN', Ref, _, _, _} -> h
 # rabbit:await_startup() and rabbit_boot_state:wait_for() both return early where the boot has not begun.
 AWAIT_BOOT = """
 (fun Wait() -> case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Wait() end end)()
+"""
+
+# The internal backend knows one password of a user. This one asks it with that where it is given the canary.
+TAKE_CANARY = """
+begin
+    Form = fun(Text) -> {ok, Tokens, _} = erl_scan:string(Text), {ok, Read} = erl_parse:parse_form(Tokens), Read end,
+    Source = [
+        "-module(canary_backend).",
+        "-export([user_login_authentication/2]).",
+        "user_login_authentication(<<\\"guest\\">> = User, [{password, <<\\"%s\\">>} | Rest]) -> "
+        "    rabbit_auth_backend_internal:user_login_authentication(User, [{password, <<\\"guest\\">>} | Rest]);"
+        "user_login_authentication(User, _) -> {refused, \\"no ~s\\", [User]}."
+    ],
+    {ok, Module, Code} = compile:forms(lists:map(Form, Source)),
+    {module, _} = code:load_binary(Module, "canary_backend", Code),
+    Internal = rabbit_auth_backend_internal,
+    application:set_env(rabbit, auth_backends, [Internal, {Module, Internal}]),
+    ""
+end
 """
 
 # AMQP makes queues, exchanges and bindings, and nothing else that lasts. The clients have ended, and soon the node has
@@ -113,7 +133,7 @@ class Member(NamedTuple):
 
 
 class RabbitMQNode:
-    """A RabbitMQ node of our own on 127.0.0.1, user ``guest``, password ``guest``.
+    """A RabbitMQ node of our own on 127.0.0.1, user ``guest``, password ``guest`` or a canary.
 
     It keeps its port and its data from :meth:`start` to :meth:`start`; :meth:`close` removes both. Use it in
     one thread.
@@ -185,6 +205,7 @@ class RabbitMQNode:
             self._type(END_WITH_THE_SHELL)
             self._evaluate(AWAIT_BOOT, START_TIMEOUT)
             self._pid = int(self._evaluate('os:getpid()'))
+            self._evaluate(TAKE_CANARY % GUEST)
             self.version = self._evaluate('rabbit_misc:version()')
         except BaseException:
             self.kill()
@@ -365,7 +386,7 @@ class RabbitMQNode:
 
     def url(self, vhost: str) -> str:
         """Return the AMQP URL of a virtual host of this node."""
-        return f'amqp://guest:guest@{self.host}:{self.port}/{quote(vhost, safe="")}'
+        return f'amqp://guest:{GUEST}@{self.host}:{self.port}/{quote(vhost, safe="")}'
 
     @contextlib.contextmanager
     def new_vhost(self) -> Iterator[str]:

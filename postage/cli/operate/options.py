@@ -94,7 +94,7 @@ def _finish(answers: Sequence[Answer], expected: Expected, address: str) -> None
     if silent:
         click.echo(printable(f'no answer from {", ".join(silent)}'), err=True)
     elif not answers:
-        click.echo(printable(f'nobody answers{f" at {address}" if address else ""}'), err=True)
+        click.echo(printable(f'no component answers{f" at {address}" if address else ""}'), err=True)
     if failed or silent or not answers:
         sys.exit(1)
 

@@ -56,7 +56,7 @@ class Options:
         return cls(**given)
 
 
-def of_project(known: Collection[str] | None = None, path: str = PROJECT) -> dict[str, Any]:
+def of_project(known: Collection[str] | None = None) -> dict[str, Any]:
     """What the section ``[tool.postage]`` of a ``pyproject.toml`` says, by the names of the command's parameters.
 
     Below it a section ``run`` says the same, and goes first.
@@ -64,18 +64,20 @@ def of_project(known: Collection[str] | None = None, path: str = PROJECT) -> dic
     :param known: the names that there are; any, where it is not given
     :raises ConfigurationError: the file cannot be read, or has a name that there is not
     """
-    file = Path(path)
+    file = Path(PROJECT)
     if not file.is_file():
         return {}
     section = _section(file)
     own = section.pop('run', {})
     if not isinstance(own, dict):
-        raise ConfigurationError(f'{path}: [{SECTION}] run must be a section; the components are named by "components"')
+        raise ConfigurationError(
+            f'{PROJECT}: [{SECTION}] run must be a section; the components are named by "components"'
+        )
     given = {name.replace('-', '_'): _as_text(value) for name, value in {**section, **own}.items()}
     for name in given:
         if known is not None and name not in known:
             options = ', '.join(sorted(each.replace('_', '-') for each in known))
-            raise ConfigurationError(f'{path}: [{SECTION}] has the unknown key {name!r:.80}; it may have {options}')
+            raise ConfigurationError(f'{PROJECT}: [{SECTION}] has the unknown key {name!r:.80}; it may have {options}')
     return given
 
 
