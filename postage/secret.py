@@ -42,6 +42,15 @@ class Secret(Generic[T]):
     def __repr__(self) -> str:
         return '<Secret>'
 
+    def __reduce__(self) -> Any:
+        raise TypeError('a secret is not pickled')
+
+    def __copy__(self) -> Secret[T]:
+        return self
+
+    def __deepcopy__(self, _: object) -> Secret[T]:
+        return self
+
     def __eq__(self, other: object) -> bool:
         return self._value == other._value if isinstance(other, Secret) else NotImplemented
 

@@ -7,7 +7,7 @@ from postage import messaging, microthreads
 class EchoReceiveProcessor(messaging.MessageProcessor):
     def __init__(self, fingerprint):
         shared_queue = 'echo-queue'
-        # Nobody else may consume from an exclusive queue, and it goes when its receiver goes.
+        # No other program may consume from an exclusive queue, and it goes when its receiver goes.
         private_queue = {
             'name': 'echo-queue-{pid}{host}'.format(**fingerprint),
             'flags': {'exclusive': True},

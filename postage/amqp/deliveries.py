@@ -69,6 +69,7 @@ class Delivery:
     """One message as it was delivered.
 
     :ivar queue: name of the queue it came from
+    :ivar content: the message as it came
     :ivar body: the bytes of its body
     :ivar redelivered: whether it may have been delivered before
     :ivar delivery_tag: its number on its channel
@@ -81,12 +82,12 @@ class Delivery:
     """
 
     __slots__ = (
-        '_content',
         '_properties',
         'body',
         'cancel_id',
         'channel',
         'consumer_tag',
+        'content',
         'delivery_tag',
         'generation',
         'is_handled',
@@ -112,33 +113,28 @@ class Delivery:
         self.position: Position | None = None
         self.is_handled = False
         self.cancel_id: str | None = None
-        self._content = content
+        self.content = content
         self._properties: pika.spec.BasicProperties | None = None
 
     @property
     def exchange(self) -> str:
         """Name of the exchange it was first published to; empty for the default exchange."""
-        return self._origin(ORIGINAL_EXCHANGE, self._content.exchange)
+        return self._origin(ORIGINAL_EXCHANGE, self.content.exchange)
 
     @property
     def routing_key(self) -> str:
         """The routing key it was first published with."""
-        return self._origin(ORIGINAL_ROUTING_KEY, self._content.routing_key)
-
-    @property
-    def content(self) -> Content:
-        """The message as it came."""
-        return self._content
+        return self._origin(ORIGINAL_ROUTING_KEY, self.content.routing_key)
 
     @property
     def arrived_by(self) -> tuple[str, str]:
         """The exchange and the routing key by which the broker says that it came, whatever its headers say."""
-        content = self._content
+        content = self.content
         return content.exchange.decode('utf-8', 'replace'), content.routing_key.decode('utf-8', 'replace')
 
     def _origin(self, header: str, arrived_by: bytes) -> str:
         """A message that was sent back to its queue, to be tried again, says in its headers where it came from."""
-        if not self._content.exchange:
+        if not self.content.exchange:
             try:
                 return str(self.headers[header])
             except (KeyError, errors.DecodingError):
@@ -152,7 +148,7 @@ class Delivery:
         :raises errors.DecodingError: where the publisher sent what cannot be decoded
         """
         if self._properties is None:
-            self._properties = decode_properties(self._content.properties)
+            self._properties = decode_properties(self.content.properties)
             if self.retries is not None:
                 self.retries.note(self._properties)
         return self._properties
@@ -164,7 +160,7 @@ class Delivery:
         :raises errors.DecodingError: where these cannot be decoded
         """
         known = self._properties
-        return decode_answerable(self._content.properties) if known is None else answerable_of(known)
+        return decode_answerable(self.content.properties) if known is None else answerable_of(known)
 
     @property
     def salvaged(self) -> Answerable:
@@ -172,7 +168,7 @@ class Delivery:
         try:
             return self.answerable
         except errors.DecodingError:
-            return salvage_answerable(self._content.properties)
+            return salvage_answerable(self.content.properties)
 
     @property
     def cancelled(self) -> bool:

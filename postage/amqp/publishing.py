@@ -275,8 +275,9 @@ class PublishingChannel(Channel):
             _check_fits(outgoing, link.frame_max if link is not None else self.frame_max)
         while True:
             with self.lock:
-                if not self.is_wanted or self.host.standing.error is not None:
-                    raise self._closed()
+                standing = self.host.standing
+                if not self.is_wanted or standing.error is not None:
+                    raise standing.error or standing.closed()
                 half_full = self.in_flight >= WINDOW_MESSAGES // 2 or self._bytes + size > WINDOW_BYTES // 2
                 # What settles messages must not wait for it.
                 if not half_full or self._has_room(size) or this_thread.is_reading:
@@ -304,9 +305,6 @@ class PublishingChannel(Channel):
                     'this one was not accepted'
                 )
         return max(0.0, deadline - time.monotonic())
-
-    def _closed(self) -> errors.BrokerError:
-        return self.host.standing.error or errors.Closed('the connection is closed')
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Do not send what has not been sent yet. Any thread. Returns whether that was so."""

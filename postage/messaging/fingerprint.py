@@ -1,4 +1,4 @@
-"""Fingerprints: who sends a message, and from where."""
+"""Fingerprints: which program sends a message, and from where."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from postage.messaging.messages import MessageResult
 from postage.printable import shown
 
 Expected = int | frozenset[str] | None
-"""How many replies are waited for, or from whom."""
+"""How many replies are waited for, or from which components."""
 
 
 class Replies(list[MessageResult]):

@@ -7,7 +7,7 @@ The body of each message is the dictionary that travels::
         'name': 'echo',             which command, which status
         'category': 'message',      'message', or 'rpc' where the sender waits for a result
         'version': '2',             of this envelope
-        'fingerprint': {…},         who sends it
+        'fingerprint': {…},         which program sends it
         'content': {…},             what it says
         '_reserved': {…},           for Postage
     }

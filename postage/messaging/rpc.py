@@ -359,7 +359,7 @@ class RpcClient:
                         over.append(self._end_gathering(call))
                     else:
                         why = reason or ', though the broker took the request'
-                        over.append(self._fail_attempt(call, f'no reply within {call.timeout:.3g} s{why}'))
+                        over.append(self._fail_attempt(call, f'no reply within {round(call.timeout, 3):g} s{why}'))
             _call_all(over)
         finally:
             self._arm()  # else no call would ever time out again
@@ -479,7 +479,13 @@ class RpcClient:
                     return
             if call.signatures is not None and not _is_signed(call, channel, content, correlation_id):
                 return
-            result = malformed if malformed is not None else decode_result(content.body, call.decode)
+            if malformed is not None:
+                result: MessageResult = malformed
+            else:
+                try:  # as decode_result() does, without a call for each reply
+                    result = result_from_body(call.decode(content.body))
+                except Exception:
+                    result = decode_result(content.body, call.decode)
             gathering, end = call.gathering, None
             if gathering is None:
                 self._finish(call, result, answered=True)

@@ -73,7 +73,7 @@ class AsyncioThread:
             try:
                 self.loop.run_forever()
             except (SystemExit, KeyboardInterrupt):
-                # Of a coroutine: whoever waits for its end is given it, and the others go on.
+                # Of a coroutine: what waits for its end is given it, and the others go on.
                 continue
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:

@@ -81,6 +81,8 @@ class _Loop:
     def _run(self) -> None:
         try:
             for component in self._components:
+                if not isinstance(component, MicroThread) and not callable(component):
+                    raise TypeError(f'running() takes components, or what makes one, not {component!r}')
                 microthread = component if isinstance(component, MicroThread) else component()
                 self._made.append(microthread)
                 self._scheduler.add_microthread(microthread)

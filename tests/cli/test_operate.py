@@ -105,7 +105,7 @@ def test_ps_of_an_address_shows_those_there(start: Any, postage: Any) -> None:
 
 
 def test_nobody_there_is_told_at_once(bench: Bench, postage: Any) -> None:
-    assert 'nobody answers at shop' in finished(postage('ps', 'shop', '--timeout', '60'), 1)
+    assert 'no component answers at shop' in finished(postage('ps', 'shop', '--timeout', '60'), 1)
 
 
 def test_what_is_no_address_is_told(bench: Bench, postage: Any) -> None:
@@ -252,7 +252,7 @@ def test_whether_a_command_was_taken_is_printed_as_json(bench: Bench, start: Any
 
 @pytest.mark.parametrize('names', [',', '0', ''])
 def test_nobody_cannot_be_expected(bench: Bench, postage: Any, names: str) -> None:
-    assert 'names nobody' in finished(postage('ps', '--expect', names), 2)
+    assert 'names no component' in finished(postage('ps', '--expect', names), 2)
 
 
 def test_nothing_of_a_question_is_left_on_the_broker(bench: Bench, start: Any, postage: Any) -> None:

@@ -11,6 +11,7 @@ from types import ModuleType
 import docutils.nodes
 import pytest
 
+from postage import amqp
 from support.brokers import Broker
 from support.pages import DOCS, ROOT, parse
 from support.programs import Program
@@ -36,6 +37,12 @@ def hops_on(page: Path, title: str) -> list[list[str]]:
     [section] = [found for found in parse(page).findall(docutils.nodes.section) if found[0].astext() == title]
     [listed] = section.findall(docutils.nodes.enumerated_list)
     return [[literal.astext() for literal in item.findall(docutils.nodes.literal)][:2] for item in listed]
+
+
+def files_of(package: str) -> list[str]:
+    files = sorted(path.name for path in (ROOT / 'postage' / package).glob('*.py') if path.stem != '__init__')
+    assert len(files) > 20
+    return files
 
 
 @on_linux
@@ -106,3 +113,13 @@ def test_what_follows_a_hop_stays_with_it_when_the_lists_are_made_anew(
     assert hops_on(page, journey.WAYS['in'].title) == [['b.py', 'h'], ['b.py', 'i']]
     assert '2. ``a.py``: ``g``: sends it\n' in page.read_text()
     assert 'packs it' not in page.read_text()
+
+
+def test_the_page_says_of_each_file_of_the_public_api_what_it_is_for() -> None:
+    named = PAGE.read_text(encoding='utf-8')
+    assert [file for file in files_of('messaging') if f'``{file}``' not in named] == []
+
+
+def test_the_glossary_says_of_each_file_on_the_way_to_the_broker_what_it_is_for() -> None:
+    named = amqp.__doc__ or ''
+    assert [file for file in files_of('amqp') if f'``{file}``' not in named] == []

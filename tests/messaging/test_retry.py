@@ -112,6 +112,18 @@ def test_headers_that_pika_cannot_send_come_back_as_well(bench):
         assert (delivery.headers['ratio'], delivery.headers['bytes']) == (0.5, b'\xff')
 
 
+def test_the_log_says_the_delay_in_seconds_however_long_it_is(bench):
+    class Patient(Failing):
+        @messaging.Retry(delays=(3600,), jitter=0)
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            self.note(content)
+
+    bench.run(Patient())
+    bench.producer().message_echo('again')
+    bench.log.expect('is handled again in about 3600 s')
+
+
 def test_only_the_exceptions_that_are_named_are_tried_again(bench):
     class Choosy(Processor):
         @messaging.Retry(OSError, delays=(0.1,))

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from postage import messaging
 from postage.cli.main import postage as command_line
+from postage.cli.operate.recording import as_record, line_of
 from postage.dead_letters import QueueDeadLetters, SQLiteDeadLetters
 from postage.messaging import gate
 from postage.messaging import signing as signing_module
@@ -21,13 +22,14 @@ from support.messaging import (
     GUARDED_EQK,
     TIMEOUT,
     Bench,
+    Echo,
     EchoExchange,
     EchoProducer,
     OtherExchange,
     Processor,
     eventually,
 )
-from support.signed import OLD, VOUCHER, SignedProducer, Stranger, signing
+from support.signed import OLD, VOUCHER, SignedProducer, Stranger, capture, signing
 
 MAX_AGE = 60.0
 """Seconds that a signature may be old where what is older is to be taken nevertheless."""
@@ -330,3 +332,30 @@ def test_what_was_refused_is_not_vouched_for(bench: Bench, tmp_path: Path) -> No
     assert VOUCHER not in letter.properties.get('headers', {})
     dead_letters(bench, 'replay', *options, env=KEYS)
     eventually(lambda: len(bench.log.find('is refused: it is not signed')) == 2)
+
+
+# Recordings
+
+
+def test_a_recording_is_handled_again_where_one_with_the_key_sends_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = signing(Echo, max_age=MAX_AGE)(EQK)
+    bench.run(processor)
+    recorded = capture(bench, lambda producer: producer.message_echo('signed', _headers={'size': 3}))
+    assert processor.seen.next() == 'signed'
+    plain = [as_record('echo-exchange', 'echo-rk', recorded.properties, recorded.data, time.time())]
+    plain.append({**plain[0], 'body': plain[0]['body'].replace('signed', 'forged')})
+    file = tmp_path / 'recording'
+    file.write_text('\n'.join(map(line_of, plain)))
+
+    def replay() -> None:
+        assert CliRunner().invoke(command_line, ['replay', str(file)]).output == '2 sent\n'
+        eventually(lambda: not sum(bench.broker.messages().values()))  # handled or refused
+
+    replay()
+    assert processor.seen.empty()
+    monkeypatch.setenv('POSTAGE_SIGNING_KEYS', OLD)
+    replay()
+    assert processor.seen.get_nowait() == 'signed'
+    assert processor.seen.empty()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import inspect
 import json
 import logging
 import os
+import pickle
 import pkgutil
 import stat
 import subprocess
@@ -203,6 +205,14 @@ def test_a_password_is_in_no_repr_and_no_error(hup: Any) -> None:
         said = f'{settings} {settings!r} {settings.endpoints!r}'
     assert SECRET not in said
     assert SECRET.replace(' ', '%20') not in said
+
+
+def test_what_has_a_password_is_copied_but_not_pickled() -> None:
+    settings = broker_settings(f'amqp://me:{canary()}@host/', environ={})
+    for copied in (copy.copy(settings), copy.deepcopy(settings)):
+        assert copied.password == settings.password
+    with pytest.raises(TypeError, match='a secret is not pickled'):
+        pickle.dumps(settings)
 
 
 def test_a_refused_password_is_in_no_log_and_no_error(bench: Bench) -> None:

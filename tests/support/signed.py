@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from postage import messaging
+from support.canaries import canary
 from support.messaging import Bench, Echo, EchoExchange, EchoProducer, Got
 
-OLD, NEW = 'old:0123456789abcdef-old', 'new:0123456789abcdef-new'
+OLD, NEW = f'old:{canary("-old-key")}', f'new:{canary("-new-key")}'
 SIGNATURE = 'x-postage-signature'
 VOUCHER = 'x-postage-voucher'
 

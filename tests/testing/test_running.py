@@ -145,3 +145,8 @@ def test_messages_that_wait_are_waited_for(postage_broker: Broker, postage_url: 
         producer.message_order()
         postage_broker.wait_for_messages('orders')
         assert len(postage_broker.messages('orders')) == 1
+
+
+def test_what_is_no_component_and_makes_none_is_named(postage_url: str) -> None:
+    with pytest.raises(TypeError, match=r'takes components, or what makes one, not 3$'), running(3):  # type: ignore[call-overload]
+        pass

@@ -77,7 +77,7 @@ class Expected:
             return cls(int(text))
         names = [name.strip() for name in text.split(',') if name.strip()]
         if not names or text.isdecimal():
-            raise click.UsageError(f'--expect {text!r:.80} names nobody')
+            raise click.UsageError(f'--expect {text!r:.80} names no component')
         return cls(len(names), names)
 
     def silent(self, answers: list[Answer]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from postage import errors
-from postage.amqp.frames import DEADLINE, encode_all
+from postage.amqp.frames import DEADLINE
 from postage.cli.malformed import MALFORMED
 from postage.cli.output import as_line
 from postage.dead_letters.form import moment
@@ -36,8 +36,8 @@ def line_of(record: dict[str, Any]) -> str:
     return as_line(record)
 
 
-def message_of(line: str) -> tuple[str, str, bytes, bytes, str]:
-    """Exchange, routing key, encoded properties, body and message id of a line.
+def message_of(line: str) -> tuple[str, str, amqp.Properties, bytes]:
+    """Exchange, routing key, properties and body of a line.
 
     :raises errors.ConfigurationError: it is none
     """
@@ -52,4 +52,4 @@ def message_of(line: str) -> tuple[str, str, bytes, bytes, str]:
         raise errors.ConfigurationError(f'it is no recorded message ({type(error).__name__}: {error})') from error
     properties.headers = headers or None
     properties.user_id = None  # which only its first sender may be
-    return exchange, key, encode_all(properties), body, str(properties.message_id or '')
+    return exchange, key, properties, body

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from postage import errors
+from postage.amqp.frames import encode_all
 from postage.cli.operate import options
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.recording import message_of
 from postage.cli.output import print_json, quiet
 from postage.messaging.forwarding import Forwarder
+from postage.messaging.signing import Signatures
 from postage.printable import printable
 from postage.settings import broker_settings
 
@@ -42,14 +46,18 @@ def command(
 ) -> None:
     """Send messages again that tail --record has written; - is the standard input.
 
+    With POSTAGE_SIGNING_KEYS those that are rightly signed get signatures of their own; else the one that a message was
+    recorded with has consumers take it for a copy.
+
     Exit status: 0 if the broker has confirmed all of them, 1 if not.
     """
     os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{LEAST_CONNECT_SECONDS:g}'
+    read = functools.partial(_message_of, exchange, key, Signatures('the keys'))
     forwarder = Forwarder(broker_settings())
     sent, failures = 0, {}
     try:
         with quiet():  # what fails is told by its line
-            for number, error in _outcomes(forwarder, file, rate, (exchange, key), timeout):
+            for number, error in _outcomes(forwarder, file, rate, read, timeout):
                 if error is None:
                     sent += 1
                 else:
@@ -66,28 +74,47 @@ def command(
 
 
 def _outcomes(
-    forwarder: Forwarder, file: TextIO, rate: float | None, route: tuple[str | None, str | None], timeout: float
+    forwarder: Forwarder, file: TextIO, rate: float | None, read: Callable[[str], Any], timeout: float
 ) -> Iterator[tuple[int, Exception | None]]:
-    """The number of each line, and why its message was not sent, if it was not."""
+    """The number of each line, and why its message was not sent, if it was not.
+
+    :param read: makes of a line what to send
+    """
     under_way: deque[tuple[int, Future[None]]] = deque()
     begin, begun = time.monotonic(), 0
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
         try:
-            own_exchange, own_key, properties, body, message_id = message_of(line)
+            message = read(line)
         except errors.PostageError as error:
             yield number, error
             continue
         if rate is not None:
             time.sleep(max(0.0, begin + begun / rate - time.monotonic()))
         begun += 1
-        where = [own if given is None else given for own, given in zip((own_exchange, own_key), route, strict=True)]
-        under_way.append((number, forwarder.send(where[0], where[1], properties, body, message_id)))
+        under_way.append((number, forwarder.send(*message)))
         while len(under_way) >= UNDER_WAY or (under_way and under_way[0][1].done()):
             yield _outcome(*under_way.popleft(), timeout)
     while under_way:
         yield _outcome(*under_way.popleft(), timeout)
+
+
+def _message_of(
+    exchange: str | None, key: str | None, signatures: Signatures, line: str
+) -> tuple[str, str, bytes, bytes, str]:
+    """What to send for a line: exchange, routing key, encoded properties, body and message id.
+
+    :raises errors.PostageError: it is no message, or cannot be sent
+    """
+    own_exchange, own_key, properties, body = message_of(line)
+    where = own_exchange if exchange is None else exchange, own_key if key is None else key
+    if signatures:
+        # Nobody vouches for what is not signed, or not rightly: it stays as it is.
+        with contextlib.suppress(errors.SignatureRefused):
+            signatures.verify(properties, body)
+            properties = signatures.again(properties, *where, body)
+    return *where, encode_all(properties), body, str(properties.message_id or '')
 
 
 def _outcome(number: int, future: Future[None], timeout: float) -> tuple[int, Exception | None]:

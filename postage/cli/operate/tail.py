@@ -93,7 +93,7 @@ def _shown(record: dict[str, Any]) -> str:
         body = json.loads(record['body'])
         who = body['fingerprint']
         kind = 'rpc ' if body['category'] == 'rpc' else ''
-        source = f'{who.get("name") or "(no name)"} {who.get("pid")}@{who.get("host")}' if who else '(nobody)'
+        source = f'{who.get("name") or "(no name)"} {who.get("pid")}@{who.get("host")}' if who else '(unknown)'
         text = f'{kind}{body["type"]} {body["name"]}  {source}  {as_line(body["content"])}'
     except MALFORMED:
         text = str(record.get('body', '(bytes)'))
