@@ -87,13 +87,19 @@ def describe(error: BaseException | None) -> str:
     return printable(str(error) or repr(error))
 
 
+class Pauses(Protocol):
+    """An I/O thread, to what only pauses on it."""
+
+    def pause(self, seconds: float) -> Future[None]:
+        """A future that is done after that long. On the I/O thread."""
+
+
 class Host(Protocol):
     """What a channel, and the control channel's users, need of their connection.
 
     :ivar link: the socket to the broker, while there is a connection; for the I/O thread
     :ivar outbox: where a channel says that it has something to send; any thread
     :ivar tick: at which it looks after its inbox
-    :ivar io: its I/O thread, which has pauses
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar server: which broker it is
     :ivar standing: its state, and why it cannot be made again, if so
@@ -102,10 +108,13 @@ class Host(Protocol):
     link: Link | None
     outbox: Outbox
     tick: Tick
-    io: Any
     heartbeat: float
     server: Server
     standing: Standing
+
+    @property
+    def io(self) -> Pauses:
+        """Its I/O thread."""
 
     @property
     def control(self) -> Channel:

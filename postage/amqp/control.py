@@ -232,8 +232,7 @@ class Patience:
     def pause(self) -> Future[None]:
         """A future that is done after the next pause."""
         self._pause = min(2 * self._pause, 1.0)
-        over: Future[None] = self._host.io.pause(self._pause)
-        return over
+        return self._host.io.pause(self._pause)
 
 
 # Blocking access, from any thread

@@ -34,6 +34,7 @@ from postage.amqp.tick import Loop, Tick
 
 SHARED_SECONDS = 0.1  # for which the I/O thread alone reads a connection that several threads wait for
 LONGEST_WAIT = 86400.0  # seconds that poll() is asked to wait at once; it takes no more than 24 days
+LENT_SECONDS = 1.0  # between looks at a turn whose thread waits and reads
 MILLISECONDS_UNREAD = 2  # for which confirms that no thread waits for may lie unread
 
 
@@ -65,6 +66,7 @@ class Readership:
         # together each may see itself alone, and ask for the turn: the second question is passed over (Turn.ask).
         self._waiting: set[object] = set()
         self._shared_until = 0.0
+        self._is_looked_at_later = False  # for the I/O thread only
         self.link: Link | None = None
         tick.add(self._look)
 
@@ -143,9 +145,22 @@ class Readership:
         turn = self.link.turn if self.link is not None else None
         if turn is None or turn.holder is Holder.IO_THREAD or turn.is_over:
             return False
-        if not was_stirred or turn.holder is Holder.ASKED:
-            turn.take_back()
-        return True
+        if was_stirred and turn.holder is Holder.LENT:
+            return True
+        turn.take_back()
+        if turn.holder is not Holder.LENT:
+            return True
+        # Its thread waits and reads, and stirs the tick when that ends: see end(). Where Ctrl-C kept it from that, the
+        # turn is taken back a second later.
+        if not self._is_looked_at_later:
+            self._is_looked_at_later = True
+            self._loop.call_later(LENT_SECONDS, self._look_again)
+        return False
+
+    def _look_again(self) -> None:
+        self._is_looked_at_later = False
+        if not self.is_over:
+            self._tick.begin()
 
 
 class ReadingAlarm:

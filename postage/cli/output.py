@@ -8,13 +8,16 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from postage.errors import DecodingError
+from postage.printable import printable
 from postage.settings import debug_mode
 
 WIDE = 200  # columns where the output is no terminal, for there it is read by programs
@@ -39,6 +42,24 @@ def quiet() -> Generator[None, None, None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
+    """A table of text, each cell printable; nothing where there are no rows."""
+    rows = list(rows)
+    if rows:
+        console().print(table_of(titles, rows, right))
+
+
+def table_of(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """The same, not printed."""
+    table = Table(box=None, header_style='bold', pad_edge=False)
+    for title in titles:
+        is_figure = title in right  # which stays in one piece, however narrow the terminal is
+        table.add_column(title, justify='right' if is_figure else 'left', overflow='fold', no_wrap=is_figure)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
 
 
 def print_json(value: Any) -> None:

@@ -44,6 +44,7 @@ from postage.settings import clock_tolerance
 
 logger = logging.getLogger('postage')
 
+LEAST = BOUNDS[0]  # seconds; what takes no longer need not be looked for among the bounds
 NAMES_REMEMBERED = 1000  # of messages that no handler takes
 
 AFTER_REFUSAL = Retry(errors.Nacked)
@@ -443,7 +444,7 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
             reply(result)
         # As figures.took() does, without a call for each message.
         seconds, durations = monotonic() - began, figures.durations
-        durations.buckets[bisect_left(BOUNDS, seconds)] += 1
+        durations.buckets[0 if seconds <= LEAST else bisect_left(BOUNDS, seconds)] += 1
         durations.seconds += seconds
         figures.began = 0.0
         if began >= figures.next_mark:

@@ -479,7 +479,13 @@ class RpcClient:
                     return
             if call.signatures is not None and not _is_signed(call, channel, content, correlation_id):
                 return
-            result = malformed if malformed is not None else decode_result(content.body, call.decode)
+            if malformed is not None:
+                result: MessageResult = malformed
+            else:
+                try:  # as decode_result() does, without a call for each reply
+                    result = result_from_body(call.decode(content.body))
+                except Exception:
+                    result = decode_result(content.body, call.decode)
             gathering, end = call.gathering, None
             if gathering is None:
                 self._finish(call, result, answered=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from concurrent.futures import Future
+from types import FunctionType
 from typing import Any
 
 from postage.microthreads.parking import Joinable, ParkingLot, Task, Wait
@@ -162,6 +163,8 @@ def generator_of(microthread: object, made: object) -> Generator[Any, Any, Any]:
     main = getattr(microthread, 'main', None)
     if not callable(main):
         raise TypeError(f'{microthread!r:.80} is no microthread, for it has no main()')
+    if isinstance(microthread, type) and isinstance(main, FunctionType):
+        raise TypeError(f'{microthread.__name__} is a class; what runs is an object of it, {microthread.__name__}(…)')
     generator = main()
     if not isinstance(generator, Generator):
         raise TypeError(f'{type(microthread).__name__}.main() gave {generator!r:.80} instead of a generator')

@@ -674,6 +674,56 @@ def test_an_idle_connection_uses_no_processor_time(bench: Bench, run_program: Ca
     assert float(program.lines[-1]) < 0.05
 
 
+IDLE_PROCESSOR = """
+import threading
+from postage import messaging, microthreads
+from postage.amqp.tick import Tick
+
+class Exchange(messaging.Exchange):
+    name = 'echo-exchange'
+
+class Idle(messaging.MessageProcessor):
+    @messaging.RpcHandler('command', 'echo')
+    def rpc_echo(self, content, reply):
+        return content['parameters']
+
+looks = []
+look = Tick._look
+Tick._look = lambda tick: (looks.append(tick), look(tick))
+
+class Producer(messaging.GenericProducer):
+    eks = [(Exchange, 'idle')]
+    rpc_timeout = 10
+
+def watch():
+    producer = Producer()
+    while producer.rpc_echo(1).value != 1:
+        pass
+    threading.Event().wait(0.3)
+    before = len(looks)
+    threading.Event().wait(1.5)
+    print('looks', len(looks) - before, flush=True)
+    print('answer', producer.rpc_echo(2).value, flush=True)
+    producer.close()
+    scheduler.stop()
+
+scheduler = microthreads.MicroScheduler()
+processor = Idle({}, [(Exchange, [('idle', 'idle')])])
+scheduler.add_microthread(processor)
+threading.Thread(target=watch).start()
+scheduler.run()
+processor.close()
+"""
+
+
+def test_an_idle_processor_is_hardly_looked_at(bench: Bench, run_program: Callable[..., Program]) -> None:
+    program = run_program(IDLE_PROCESSOR)
+    looks = int(program.expect('looks').split()[-1])
+    program.expect('answer 2')
+    assert program.wait() == 0, program.output
+    assert looks < 10, looks
+
+
 # The end of a program
 
 ONE_SHOT = """

@@ -165,6 +165,11 @@ def test_what_has_no_main_is_refused() -> None:
         MicroScheduler().add_microthread('text')  # type: ignore[arg-type]
 
 
+def test_a_class_in_place_of_its_object_is_refused() -> None:
+    with pytest.raises(TypeError, match=r'^MicroThread is a class; what runs is an object of it, MicroThread\(…\)$'):
+        MicroScheduler().add_microthread(MicroThread)  # type: ignore[arg-type]
+
+
 def test_a_main_that_gives_no_generator_is_refused_with_its_name() -> None:
     class NoGenerator(MicroThread):
         def main(self) -> Any:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
-from rich.table import Table
-from rich.text import Text
 
 from postage.cli.dead_letters.common import letters, with_selection, with_store
-from postage.cli.output import console, print_json
+from postage.cli.output import print_json, print_table
 from postage.dead_letters.form import as_json, moment
 from postage.dead_letters.store import DeadLetters, GroupBy, Selection
-from postage.printable import printable
 
+RIGHT = ('letters', 'attempts')
 GROUPS = ('exception', 'queue', 'reason', 'routing_key')
 
 
@@ -49,7 +45,7 @@ def _print_groups(store: DeadLetters, selection: Selection, by: GroupBy, as_data
     rows = [
         (group.value, f'{group.count:,}', _short(group.first_died_at), _short(group.last_died_at)) for group in groups
     ]
-    _print_table((by.replace('_', ' '), 'letters', 'first', 'last'), rows)
+    print_table((by.replace('_', ' '), 'letters', 'first', 'last'), rows, RIGHT)
     click.echo(f'{letters(sum(group.count for group in groups))} in {len(groups)} groups', err=True)
 
 
@@ -70,19 +66,8 @@ def _print_letters(store: DeadLetters, selection: Selection, limit: int | None, 
         )
         for stored in found
     ]
-    _print_table(('id', 'message id', 'died', 'queue', 'exception', 'attempts', 'message'), rows)
+    print_table(('id', 'message id', 'died', 'queue', 'exception', 'attempts', 'message'), rows, RIGHT)
     click.echo(letters(len(found)), err=True)
-
-
-def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:
-    if not rows:
-        return
-    table = Table(box=None, header_style='bold', pad_edge=False)
-    for title in titles:
-        table.add_column(title, justify='right' if title in ('letters', 'attempts') else 'left')
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console().print(table)
 
 
 def _short(seconds: float) -> str:

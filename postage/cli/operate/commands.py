@@ -8,7 +8,7 @@ import click
 
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer
-from postage.cli.output import print_json
+from postage.cli.output import print_json, print_table
 
 WHAT = {
     'pause': 'Have components begin with no more messages; what is in hand goes on.',
@@ -29,7 +29,7 @@ def _command(name: str) -> click.Command:
             print_json([_as_data(answer) for answer in answers])
         else:
             rows = [_row_of(answer) for answer in answers if answer.error is None]
-            options.print_table(('name', 'host', 'pid', 'state', 'in hand'), rows, ('pid', 'in hand'))
+            print_table(('name', 'host', 'pid', 'state', 'in hand'), rows, ('pid', 'in hand'))
 
     return command
 

@@ -10,7 +10,7 @@ import click
 from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, in_order
-from postage.cli.output import print_json
+from postage.cli.output import print_json, print_table
 from postage.printable import printable
 
 
@@ -60,11 +60,11 @@ def _print(info: dict[str, Any], others: list[dict[str, Any]], built_in: bool) -
         click.echo(printable(f'groups: {", ".join(info["groups"])}'))
     click.echo()
     rows = [(queue['name'], *_of_queue(queue)) for queue in info['queues']]
-    options.print_table(('queue', 'keys', 'kind', 'dead letters'), rows)
+    print_table(('queue', 'keys', 'kind', 'dead letters'), rows)
     handlers = [handler for handler in info['handlers'] if built_in or not handler['is_built_in']]
     if handlers:
         click.echo()
-    options.print_table(('handler', 'takes', 'runs as', 'retries', ''), [_of_handler(handler) for handler in handlers])
+    print_table(('handler', 'takes', 'runs as', 'retries', ''), [_of_handler(handler) for handler in handlers])
 
 
 def _policy(info: dict[str, Any]) -> str:

@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from postage.cli.components import present_directory
 from postage.cli.malformed import MALFORMED
 from postage.cli.operate.asking import Answer, Expected, ask, operator
-from postage.cli.output import console
 from postage.printable import printable
 
 Function = TypeVar('Function', bound=Callable[..., Any])
@@ -97,24 +94,6 @@ def _finish(answers: Sequence[Answer], expected: Expected, address: str) -> None
         click.echo(printable(f'no component answers{f" at {address}" if address else ""}'), err=True)
     if failed or silent or not answers:
         sys.exit(1)
-
-
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table of text, each cell printable; nothing where there are no rows."""
-    rows = list(rows)
-    if rows:
-        console().print(table_of(titles, rows, right))
-
-
-def table_of(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """The same, not printed."""
-    table = Table(box=None, header_style='bold', pad_edge=False)
-    for title in titles:
-        is_figure = title in right  # which stays in one piece, however narrow the terminal is
-        table.add_column(title, justify='right' if is_figure else 'left', overflow='fold', no_wrap=is_figure)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return table
 
 
 def span(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ import click
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, in_order
 from postage.cli.operate.options import number, span
-from postage.cli.output import print_json
+from postage.cli.output import print_json, print_table
 
 TITLES = ('name', 'host', 'pid', 'version', 'state', 'uptime', 'in hand', 'rate/s', 'p99', 'last error')
 RIGHT = ('pid', 'uptime', 'in hand', 'rate/s', 'p99')
@@ -27,7 +27,7 @@ def command(answers: list[Answer], as_data: bool) -> None:
     if as_data:
         print_json([{'seconds': round(answer.seconds, 3), **answer.value} for answer in told])
     else:
-        options.print_table(TITLES, options.rows_of(told, row_of), RIGHT)
+        print_table(TITLES, options.rows_of(told, row_of), RIGHT)
 
 
 def row_of(answer: Answer) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, Expected, Operator, ask, in_order, operator
 from postage.cli.operate.ps import RIGHT, TITLES, row_of
-from postage.cli.output import as_line, console
+from postage.cli.output import as_line, console, table_of
 from postage.printable import printable
 
 ORDERS = {'name': None, 'rate': 'rate', 'in hand': 'in_hand', 'p99': 'p99', 'handled': 'handled', 'failed': 'failed'}
@@ -75,7 +75,7 @@ class View:
             with contextlib.suppress(*MALFORMED):
                 rows.append(('>' if number == self._chosen else '', *row_of(answer)))
         head = f'{len(self.answers)} components, by {self.order}   {KEYS}'
-        table = options.table_of(('', *TITLES), rows, RIGHT)
+        table = table_of(('', *TITLES), rows, RIGHT)
         return Group(Text(head, 'bold'), Text(printable(self.said)), table)
 
 

@@ -17,7 +17,7 @@ from postage.cli.doctor.broker import Broker, connected
 from postage.cli.doctor.program import Program, programs_of
 from postage.cli.operate import options
 from postage.cli.operate.bindings import UNCHECKED, ManagementUrl, bindings_of
-from postage.cli.output import print_json, quiet
+from postage.cli.output import print_json, print_table, quiet
 from postage.printable import printable
 
 
@@ -145,11 +145,11 @@ def _print(program: Program) -> None:
     ]
     bound = {binding.exchange for binding in program.bindings}
     rows += [(name, kind, '', '') for name, kind in kinds.items() if name not in bound]
-    options.print_table(('exchange', 'type', 'key', 'queue'), rows)
+    print_table(('exchange', 'type', 'key', 'queue'), rows)
     dead = [(edge.source, edge.target) for edge in edges_of(program) if edge.is_dead]
     if dead:
         click.echo()
-    options.print_table(('queue', 'dead letters to'), dead)
+    print_table(('queue', 'dead letters to'), dead)
 
 
 def _as_data(program: Program) -> dict[str, Any]:
