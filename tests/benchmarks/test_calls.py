@@ -13,6 +13,7 @@ import pytest
 
 from support.brokers import Broker
 from support.programs import Program
+from support.soak import IS_SOAK
 
 ATTEMPTS = (['--stretches', '4'], [], [], [])
 """What the command is told each time. A machine that is busy with other things adds calls: what waits longer is looked
@@ -33,6 +34,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.timeout(len(ATTEMPTS) * PATIENCE)
 @pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere no waiting thread reads, which takes other calls')
+@pytest.mark.parametrize('broker', ['embedded', 'rabbitmq'] if IS_SOAK else ['embedded'], indirect=True)
 def test_no_message_takes_more_calls_than_its_row_allows(
     calls: ModuleType, broker: Broker, run_program: Callable[..., Program], tmp_path: Path
 ) -> None:

@@ -847,6 +847,7 @@ FLOOD = 3000
 
 
 @of_every_colour
+@pytest.mark.parametrize('broker', ['embedded', 'rabbitmq'] if IS_SOAK else ['embedded'], indirect=True)
 def test_a_flooded_inbox_starves_nobody(bench, kind):
     work = messaging.MessageHandler('command', 'work')(kind.handler(notes))
     flooded = type('Flooded', (Processor,), {'work': work, 'concurrency': 100})()
