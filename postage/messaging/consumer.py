@@ -71,11 +71,11 @@ class GenericConsumer(QueueBinder, Answering):
             check_queue(queue, {}, where)
         super().__init__(hup, vhost)
         own_ack = self.ack if type(self).ack is not GenericConsumer.ack else None
-        self.source = DeliverySource(self, self._signatures, own_ack)
+        self.delivery_source = DeliverySource(self, self._signatures, own_ack)
         self._stop = threading.Event()
         self.on_stop: Callable[[], None] | None = None
         with self._connecting('consuming'):
-            self.source.open()
+            self.delivery_source.open()
             self.add_eqk(self.eqk)
 
     @shown_half_built
@@ -95,23 +95,23 @@ class GenericConsumer(QueueBinder, Answering):
     @property
     def channel(self) -> BlockingAccess:
         """pika's methods of the delivering channel, blocking. An error on it has its messages delivered again."""
-        if not self.source.channel.is_open:
-            self._connection.add_channel(self.source.channel)
-        return BlockingAccess(self.source.channel, self._connection)
+        if not self.delivery_source.channel.is_open:
+            self._connection.add_channel(self.delivery_source.channel)
+        return BlockingAccess(self.delivery_source.channel, self._connection)
 
     # Consuming
 
     def _consume_steps(self, queue: str) -> Steps:
         if self.is_consuming:
-            yield from self.source.channel.consumers.begin_steps(queue)
+            yield from self.delivery_source.channel.consumers.begin_steps(queue)
 
     def _leave_steps(self, queue: str) -> Steps:
-        yield from self.source.channel.consumers.end_steps(queue)
+        yield from self.delivery_source.channel.consumers.end_steps(queue)
 
     @property
     def is_consuming(self) -> bool:
         """Whether its channel is consuming, or will again as soon as there is a connection."""
-        return self.source.channel.is_wanted and bool(self.source.channel.consumers.tags)
+        return self.delivery_source.channel.is_wanted and bool(self.delivery_source.channel.consumers.tags)
 
     def start_consuming(self, callback: Callable[[Any, Any, Any, bytes], object]) -> None:
         """Call ``callback(channel, method, header, body)`` for each delivery until :meth:`stop_consuming`.
@@ -124,20 +124,20 @@ class GenericConsumer(QueueBinder, Answering):
         """
         self._stop.clear()
         deliverable = threading.Event()
-        self.source.begin(deliverable.set)
+        self.delivery_source.begin(deliverable.set)
         try:
             while not self._stop.is_set():
                 with self._connection.awaited():
                     deliverable.wait()
                 deliverable.clear()
-                while not self._stop.is_set() and (delivery := self.source.next_delivery()) is not None:
+                while not self._stop.is_set() and (delivery := self.delivery_source.next_delivery()) is not None:
                     header = self._properties_of(delivery)
                     if header is not None:
                         began = time.monotonic()
                         callback(self.channel, delivery, header, delivery.body)
-                        self.source.took(1, time.monotonic() - began)
+                        self.delivery_source.took(1, time.monotonic() - began)
         finally:
-            self.source.end()
+            self.delivery_source.end()
 
     def stop_consuming(self) -> None:
         """Have ``start_consuming`` return; what was prefetched goes back to the broker. Any thread, callbacks too.
@@ -148,16 +148,16 @@ class GenericConsumer(QueueBinder, Answering):
         if self.on_stop is not None:
             self.on_stop()
         self._stop.set()
-        self.source.channel.notify()
+        self.delivery_source.channel.notify()
 
     def _properties_of(self, delivery: Delivery) -> pika.spec.BasicProperties | None:
         """The properties of a message that is to be handled; ``None`` where it is not, and has been seen to."""
         try:
-            gate = self.source.gate
+            gate = self.delivery_source.gate
             if gate is None or gate.admits(delivery):
                 return delivery.properties
         except errors.SignatureRefused as error:
-            self.source.give_up(delivery, Failure('refused', error))
+            self.delivery_source.give_up(delivery, Failure('refused', error))
         except errors.DecodingError as error:
             logger.warning('%r is rejected: %s', delivery, error)
             self.reject(delivery, requeue=False)
@@ -173,8 +173,8 @@ class GenericConsumer(QueueBinder, Answering):
         :param method: the ``method`` that the callback got
         """
         delivery = self._delivery(method)
-        if self.source.gate is not None:
-            self.source.gate.handled(delivery)
+        if self.delivery_source.gate is not None:
+            self.delivery_source.gate.handled(delivery)
         delivery.channel.settle(delivery)
 
     def reject(self, method: Any, requeue: bool = False) -> None:
@@ -187,8 +187,8 @@ class GenericConsumer(QueueBinder, Answering):
         delivery = self._delivery(method)
         if requeue and delivery.position is not None:
             raise errors.ConfigurationError(f'{delivery!r} is of a stream, which takes no message back')
-        if self.source.gate is not None:
-            self.source.gate.failed(delivery)
+        if self.delivery_source.gate is not None:
+            self.delivery_source.gate.failed(delivery)
         delivery.channel.settle(method, requeue=bool(requeue))
 
     def _delivery(self, method: Any) -> Delivery:

@@ -132,7 +132,7 @@ class Control:
             self._consumer = self._class([(ControlExchange, self._bindings())], self._hup, self._vhost)
             self._consumer.prepare_replies()
             self._is_over = False
-            self._consumer.source.begin(self._deliverable.set)
+            self._consumer.delivery_source.begin(self._deliverable.set)
         except errors.PostageError as error:
             logger.warning('%r answers no questions about itself: %s', self._host, error)
             self._close()
@@ -158,7 +158,7 @@ class Control:
     def _close(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            consumer.source.end()
+            consumer.delivery_source.end()
             consumer.close()
 
     def join(self, group: str) -> None:
@@ -183,7 +183,7 @@ class Control:
                 self._deliverable.clear()
                 if self._is_over:
                     return
-                while (delivery := consumer.source.next_delivery()) is not None:
+                while (delivery := consumer.delivery_source.next_delivery()) is not None:
                     self._take(consumer, delivery)
         except errors.PostageError as error:
             if not self._is_over:
@@ -193,7 +193,7 @@ class Control:
         then: Then | None = None
         reply: Reply | None = None
         try:
-            if consumer.source.gate is not None and not consumer.source.gate.admits(delivery):
+            if consumer.delivery_source.gate is not None and not consumer.delivery_source.gate.admits(delivery):
                 return
             consumer.ack(delivery)  # first: what is asked may be the end of this connection
             body = check_envelope(consumer.decode(delivery.body))

@@ -106,7 +106,7 @@ class Encoding:
     """Base of what encodes and decodes bodies by its :attr:`encoder`.
 
     :cvar encoder_class: makes the encoder, or is one; one that is set later makes another
-    :raises ConfigurationError: it lacks ``encode``, ``decode`` or ``content_type``
+    :raises ConfigurationError: it has neither ``encode`` nor ``decode``, or no ``content_type``
     """
 
     encoder_class: ClassVar[Any] = JsonEncoder
@@ -121,7 +121,8 @@ class Encoding:
             encoder = given() if callable(given) else given
         except TypeError as error:
             raise ConfigurationError(f'{where} is called without arguments, and raised {shown(error)}') from error
-        is_one = all(callable(getattr(encoder, name, None)) for name in ('encode', 'decode'))
+        # What only sends needs no decode, and what only receives needs no encode.
+        is_one = any(callable(getattr(encoder, name, None)) for name in ('encode', 'decode'))
         if not is_one or not isinstance(getattr(encoder, 'content_type', None), str):
             raise ConfigurationError(f'{where} must have encode, decode, and content_type as text, not {shown(given)}')
         self.encoder: Any = encoder
@@ -131,10 +132,16 @@ class Encoding:
         """Encode a message's body.
 
         :raises EncodingError: where it cannot be encoded; a user's own encoder may raise something else
+        :raises ConfigurationError: the encoder has no ``encode``
         """
         if self.encoder_class is not self._encoder_class:
             self._make_encoder()
-        encoded = self.encoder.encode(body)
+        try:
+            encode = self.encoder.encode
+        except AttributeError:
+            text = f'{type(self).__name__}.encoder_class, {shown(self._encoder_class)}, has no encode'
+            raise ConfigurationError(text) from None
+        encoded = encode(body)
         if isinstance(encoded, bytes):
             return encoded
         if isinstance(encoded, str):

@@ -57,7 +57,7 @@ class Failures:
     ) -> None:
         self._host = host
         self._consumer = consumer
-        self._source = consumer.source
+        self._source = consumer.delivery_source
         self._unsettled = unsettled
         self._figures = figures
         self._begin_again = begin_again

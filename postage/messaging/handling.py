@@ -99,7 +99,7 @@ class Dispatcher:
     ) -> None:
         self._host = host
         self._consumer = consumer
-        self._source = source = consumer.source
+        self._source = source = consumer.delivery_source
         self._table = table
         self._hooks = hooks
         self._wake = wake

@@ -124,7 +124,7 @@ class LocalSource(Encoding):
         """There is no broker to leave them to."""
 
     @property
-    def source(self) -> LocalSource:
+    def delivery_source(self) -> LocalSource:
         """Itself."""
         return self
 

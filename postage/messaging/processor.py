@@ -132,7 +132,7 @@ class MessageProcessor(MicroThread):
         table = HandlerTable(self)  # a fault in it is told before anything is connected
         self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
-            self.consumer.source.keep_retries()
+            self.consumer.delivery_source.keep_retries()
         self._answers = table.answers
         if self._answers:
             self.consumer.prepare_replies()
@@ -185,7 +185,7 @@ class MessageProcessor(MicroThread):
                     yield None if more else self._deliverable
             finally:
                 watched.discard(self._dispatcher)
-                deadlocks.forget(self.scheduler, self.consumer.source.queues_reached)
+                deadlocks.forget(self.scheduler, self.consumer.delivery_source.queues_reached)
                 self._end_control()
                 self._dispatcher.stop_now()
 
@@ -200,7 +200,7 @@ class MessageProcessor(MicroThread):
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
                 if dispatcher.in_hand < self.concurrency and not (dispatcher.is_winding_down or dispatcher.is_paused):
-                    delivery = self.consumer.source.next_delivery()
+                    delivery = self.consumer.delivery_source.next_delivery()
                 if delivery is None:
                     more = False
                     break
@@ -212,23 +212,23 @@ class MessageProcessor(MicroThread):
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
-        self.consumer.source.took(taken - (dispatcher.in_hand - in_hand), now - began)
+        self.consumer.delivery_source.took(taken - (dispatcher.in_hand - in_hand), now - began)
         self._may_have_more = more
         return more
 
     def start_consuming(self) -> None:
         """Have the broker deliver. Called when the scheduler starts it; blocks until the broker has agreed."""
         self._dispatcher.start()
-        self.consumer.source.begin(self._deliverable.set, self.concurrency)
+        self.consumer.delivery_source.begin(self._deliverable.set, self.concurrency)
         if self._dispatcher.is_paused:
-            self.consumer.source.pause()
+            self.consumer.delivery_source.pause()
         if self._control is not None:
             self._control.begin()
         self._listen_for_cancels()
         connections = self.consumer.connections
         if self.scheduler is None or self.scheduler is not running_scheduler() or not connections:
             return
-        deadlocks.remember(self.scheduler, connections[0].settings, self.consumer.source.queues_reached)
+        deadlocks.remember(self.scheduler, connections[0].settings, self.consumer.delivery_source.queues_reached)
         alarm = alarm_of_thread()
         if alarm is not None:
             for connection in connections:
@@ -245,7 +245,7 @@ class MessageProcessor(MicroThread):
         :raises errors.BrokerError: the broker has not answered; nothing is begun all the same
         """
         self._dispatcher.is_paused = True
-        self.consumer.source.pause()
+        self.consumer.delivery_source.pause()
 
     def resume(self) -> None:
         """Undo :meth:`pause`. Any thread; blocks until the broker delivers again.
@@ -254,7 +254,7 @@ class MessageProcessor(MicroThread):
         """
         was_paused, self._dispatcher.is_paused = self._dispatcher.is_paused, False
         if was_paused:
-            self.consumer.source.resume()
+            self.consumer.delivery_source.resume()
             self._deliverable.set()
 
     @property

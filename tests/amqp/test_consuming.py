@@ -455,7 +455,7 @@ def test_what_was_not_tried_goes_back_by_a_nack_when_its_consumer_stops(bench: B
     consuming = threading.Thread(target=consumer.start_consuming, args=(callback,))
     consuming.start()
     assert handling.wait(TIMEOUT)
-    eventually(lambda: len(consumer.source.channel.inbox) == 3)
+    eventually(lambda: len(consumer.delivery_source.channel.inbox) == 3)
     consumer.stop_consuming()
     released.set()
     consuming.join(TIMEOUT)
@@ -470,9 +470,9 @@ def test_what_was_not_tried_goes_back_by_a_nack_when_its_channel_is_closed(bench
     for number in range(3):
         producer.message_echo(number)
     producer.flush(TIMEOUT)
-    consumer.source.begin(lambda: None)
-    eventually(lambda: len(consumer.source.channel.inbox) == 3)
-    consumer.source.end()
+    consumer.delivery_source.begin(lambda: None)
+    eventually(lambda: len(consumer.delivery_source.channel.inbox) == 3)
+    consumer.delivery_source.end()
     assert settlements.take(3) == [('Basic.Nack', True)] * 3
     eventually(lambda: bench.count(QUEUE) == 3)
 
@@ -483,9 +483,9 @@ def test_what_was_not_tried_goes_back_by_a_nack_when_its_connection_is_closed(be
     for number in range(3):
         producer.message_echo(number)
     producer.flush(TIMEOUT)
-    consumer.source.begin(lambda: None)
-    eventually(lambda: len(consumer.source.channel.inbox) == 3)
-    assert consumer.source.next_delivery() is not None
+    consumer.delivery_source.begin(lambda: None)
+    eventually(lambda: len(consumer.delivery_source.channel.inbox) == 3)
+    assert consumer.delivery_source.next_delivery() is not None
     consumer.conn_broker.close()
     assert settlements.take(2) == [('Basic.Nack', True)] * 2
     eventually(lambda: bench.count('jobs') == 3)
@@ -500,7 +500,7 @@ def test_what_was_not_tried_goes_back_by_a_nack_when_its_connection_is_closed(be
 
 
 def test_an_inbox_is_looked_after_again_when_its_channel_is_open_again(bench: Bench) -> None:
-    channel = bench.consumer().source.channel
+    channel = bench.consumer().delivery_source.channel
     stirred: list[str] = []
     channel.host = types.SimpleNamespace(tick=types.SimpleNamespace(stir=lambda: stirred.append('stirred')))
     channel.watch_with(lambda since: False, lambda: None)

@@ -330,7 +330,10 @@ def test_an_acknowledgement_on_the_consumer_s_channel_after_that_was_opened_anew
     proxied.cut()
     bench.log.expect('was lost', 'consuming')
 
-    channel = BlockingAccess(consumer.source.channel, consumer.conn_broker)  # as consumer.channel had it before
+    # As consumer.channel had it before.
+    channel = BlockingAccess(
+        consumer.delivery_source.channel, consumer.conn_broker
+    )  # as consumer.channel had it before
     acknowledging = threading.Thread(target=lambda: outcome.put(error_of(channel.basic_ack, method.delivery_tag)))
     acknowledging.start()
     eventually(lambda: consumer.conn_broker.io._asked)

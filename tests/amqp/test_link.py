@@ -558,7 +558,7 @@ def test_a_message_is_known_before_it_is_sent(bench: Bench, monkeypatch: pytest.
 
 def test_what_is_delivered_after_a_consumer_was_closed_is_dropped(bench: Bench) -> None:
     consumer = bench.consumer()
-    channel = consumer.source.channel
+    channel = consumer.delivery_source.channel
     content = Content()
     content.tag_or_text, content.body, content.delivery_tag, content.redelivered = b'unknown', b'', 1, False
     channel.delivered(content)

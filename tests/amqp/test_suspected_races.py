@@ -79,23 +79,23 @@ def resize_in_the_middle_of_resizing(consumer: Any) -> tuple[int, int]:
         do(work)
 
     def slow_down() -> None:
-        consumer.source._prefetch.slow_down()
+        consumer.delivery_source._prefetch.slow_down()
         over.set()
 
     def is_at_rest() -> bool:
         connection.ask(nothing)
-        return not consumer.source.channel.consumers._is_resizing
+        return not consumer.delivery_source.channel.consumers._is_resizing
 
     over = threading.Event()
     connection = consumer.conn_broker
     do, connection.tell = connection.tell, tell
     try:
-        consumer.source.took(1000, 0.0001)
+        consumer.delivery_source.took(1000, 0.0001)
     finally:
         del connection.tell
     assert over.wait(TIMEOUT)
     eventually(is_at_rest)
-    return consumer.source.channel.prefetch, consumer.source._prefetch.pace.prefetch
+    return consumer.delivery_source.channel.prefetch, consumer.delivery_source._prefetch.pace.prefetch
 
 
 def nothing() -> Steps:
@@ -216,12 +216,12 @@ def test_a_message_given_up_while_it_is_being_sent_is_settled_once(
 
 def test_the_prefetch_count_is_the_one_that_was_wanted_last(bench: Bench) -> None:
     consumer = bench.consumer()
-    consumer.source.begin(lambda: None)
+    consumer.delivery_source.begin(lambda: None)
     try:
         prefetched, wanted = resize_in_the_middle_of_resizing(consumer)
         assert prefetched == wanted
     finally:
-        consumer.source.end()
+        consumer.delivery_source.end()
 
 
 def test_an_unexpected_error_while_a_message_is_sent_on_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -602,6 +602,13 @@ def test_what_cannot_be_decoded_raises_whatever_the_encoder_raises(bench):
         bench.consumer((), type('Consumer', (messaging.GenericConsumer,), {'encoder_class': failing})).decode(b'')
 
 
+def test_a_consumer_whose_encoder_cannot_encode_says_so_when_it_is_to_answer(bench):
+    reading = type('Reading', (), {'content_type': '', 'decode': lambda self, data: data})
+    consumer = bench.consumer((), type('Reader', (messaging.GenericConsumer,), {'encoder_class': reading}))
+    with pytest.raises(messaging.ConfigurationError, match='Reader.encoder_class, .*, has no encode'):
+        consumer.encode({})
+
+
 @pytest.mark.parametrize('answer', [messaging.MessageResult([1]), [1]], ids=['message', 'plain value'])
 def test_rpc_reply_answers_and_wraps_a_plain_value(bench, answer):
     consumer = bench.consumer()

@@ -188,7 +188,7 @@ def test_a_message_is_acknowledged_after_it_was_stored(bench, processor, store, 
 def test_a_store_that_is_slow_holds_up_no_other_message(processor, store, producer):
     may_go_on = threading.Event()
     store.put = lambda letter: may_go_on.wait(TIMEOUT)
-    processor.consumer.source.took(100, 0.0001)  # quick enough to have several in hand
+    processor.consumer.delivery_source.took(100, 0.0001)  # quick enough to have several in hand
     for number in range(2):
         producer.message_echo(number)
     try:

@@ -61,7 +61,7 @@ def test_a_stream_is_read_from_where_it_is_asked_for(bench, written, offset, fir
 def test_a_stream_is_read_from_its_end_on_where_nothing_is_said(bench, written, where):
     reader = Reader(**where)
     bench.run(reader)
-    eventually(lambda: reader.consumer.source.channel.is_open)
+    eventually(lambda: reader.consumer.delivery_source.channel.is_open)
     written.message_echo(10)
     assert reader.seen.next() == (10, 10)
 
@@ -80,10 +80,10 @@ def test_a_plain_description_reads_a_stream_as_well(bench, written):
         'consume': {'x-stream-offset': 5},
     }
     consumer = bench.consumer([(EchoExchange, [(description, 'echo-rk')])])
-    consumer.source.begin(lambda: None)
-    eventually(lambda: len(consumer.source.channel.inbox) == 5)
-    assert consumer.source.next_delivery().offset == 5
-    consumer.source.end()
+    consumer.delivery_source.begin(lambda: None)
+    eventually(lambda: len(consumer.delivery_source.channel.inbox) == 5)
+    assert consumer.delivery_source.next_delivery().offset == 5
+    consumer.delivery_source.end()
 
 
 def test_a_reader_goes_on_behind_the_last_message_that_it_has_handled(bench, written):
@@ -138,7 +138,7 @@ def test_a_reader_that_stops_and_starts_goes_on_where_it_was(bench, written):
 def test_a_stream_that_was_deleted_and_declared_again_is_read_from_its_beginning(bench, written):
     reader = Reader(offset='next')
     bench.run(reader)
-    eventually(lambda: reader.consumer.source.channel.is_open)
+    eventually(lambda: reader.consumer.delivery_source.channel.is_open)
     written.message_echo(10).wait(TIMEOUT)
     assert reader.seen.next() == (10, 10)
     bench.bare.queue_delete('log')
@@ -216,12 +216,12 @@ def test_a_message_of_a_stream_that_is_rejected_stays_there_and_the_reader_goes_
 
 def test_a_message_of_a_stream_cannot_go_back(bench, written):
     consumer = bench.consumer([(EchoExchange, [(stream('log', offset='first'), 'echo-rk')])])
-    consumer.source.begin(lambda: None)
-    delivery = eventually(consumer.source.next_delivery)
+    consumer.delivery_source.begin(lambda: None)
+    delivery = eventually(consumer.delivery_source.next_delivery)
     with pytest.raises(messaging.ConfigurationError, match='takes no message back'):
         consumer.reject(delivery, requeue=True)
     consumer.ack(delivery)
-    consumer.source.end()
+    consumer.delivery_source.end()
 
 
 def test_a_stream_without_a_prefetch_count_is_an_error_that_says_so(bench):
@@ -230,15 +230,15 @@ def test_a_stream_without_a_prefetch_count_is_an_error_that_says_so(bench):
 
     consumer = bench.consumer([(EchoExchange, [(stream('log'), 'echo-rk')])], Boundless)
     with pytest.raises(messaging.ConfigurationError, match=r'Boundless\.prefetch_count is 0; a stream'):
-        consumer.source.begin(lambda: None)
+        consumer.delivery_source.begin(lambda: None)
 
 
 def test_other_queues_have_no_offsets(bench):
     consumer = bench.consumer()
     bench.producer(EchoProducer).message_echo('x', _headers={'x-stream-offset': 7}).wait(TIMEOUT)
-    consumer.source.begin(lambda: None)
-    assert eventually(consumer.source.next_delivery).offset is None
-    consumer.source.end()
+    consumer.delivery_source.begin(lambda: None)
+    assert eventually(consumer.delivery_source.next_delivery).offset is None
+    consumer.delivery_source.end()
 
 
 # Without a broker

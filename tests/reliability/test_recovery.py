@@ -333,7 +333,7 @@ def test_a_virtual_host_that_is_gone_is_told_once_and_ends_the_processor(
     scheduler = microthreads.MicroScheduler()
     scheduler.add_microthread(echo)
     loop = Loop(scheduler)
-    eventually(lambda: echo.consumer.source.channel.is_open and echo.consumer.conn_broker.is_open)
+    eventually(lambda: echo.consumer.delivery_source.channel.is_open and echo.consumer.conn_broker.is_open)
 
     bench.broker.delete_vhost('doomed')
     if isinstance(bench.broker, Embedded):

@@ -132,7 +132,7 @@ def client(seconds: float = 0.2) -> Iterator[None]:
     def work() -> None:
         with contextlib.suppress(messaging.PostageError):
             open_things.append(messaging.GenericConsumer(EQK))
-            open_things[-1].source.begin(lambda: None)
+            open_things[-1].delivery_source.begin(lambda: None)
             open_things.append(EchoProducer())
             open_things[-1].message_echo('x')
 

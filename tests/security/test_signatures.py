@@ -417,7 +417,7 @@ def test_what_is_remembered_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyP
     for number in range(30):
         producer.message_echo(number)
     processor.seen.take(30)
-    gate = processor.consumer.source.gate
+    gate = processor.consumer.delivery_source.gate
     eventually(lambda: not gate._in_hand)
     assert len(gate._known) == 10
     assert not gate._waiting
@@ -449,7 +449,7 @@ def test_what_is_older_than_it_may_be_is_refused(
 
 def test_the_caller_of_a_stale_request_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = guarded(bench, max_age=60)
-    assert processor.consumer.source.gate is not None
+    assert processor.consumer.delivery_source.gate is not None
     before, calls = time.time_ns, []
 
     def once_late() -> int:
@@ -511,7 +511,7 @@ def test_each_way_of_asking_is_signed_both_ways(bench: Bench, attributes: dict[s
     bench.publish(result('forged'), queue, '')
     assert [value_of(found) for found in producer.consume_rpc(queue, timeout=TIMEOUT)] == [3]
     assert not bench.log.find('is refused')
-    assert processor.consumer.source.gate is not None
+    assert processor.consumer.delivery_source.gate is not None
 
 
 def test_a_reply_in_a_queue_that_is_not_signed_is_dropped(bench: Bench) -> None:
@@ -696,7 +696,7 @@ def test_no_key_is_seen_anywhere(bench: Bench) -> None:
     producer.rpc_echo(1)
     bench.producer(Stranger).message_echo(1)
     bench.await_message('dead')
-    things = (processor, processor.consumer, producer, processor.consumer.source.gate, producer._signatures)
+    things = (processor, processor.consumer, producer, processor.consumer.delivery_source.gate, producer._signatures)
     texts = [repr(thing) for thing in things] + [repr(vars(thing)) for thing in things]
     assert not sightings(f'{texts} {bench.log.text}')
 

@@ -29,7 +29,7 @@ class MessageFields:
         if delivery is None and len(self._processors) != 1:
             return None
         for processor in self._processors:
-            if delivery is None or processor.consumer.source.is_delivery_of(delivery):
+            if delivery is None or processor.consumer.delivery_source.is_delivery_of(delivery):
                 return processor.fingerprint
         return None
 

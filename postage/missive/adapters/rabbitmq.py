@@ -13,6 +13,7 @@ from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Receipt
 from postage.messaging.declarations import check_queue
+from postage.messaging.gate import Gate
 from postage.messaging.unsettled import Unsettled
 from postage.microthreads.alarm import Alarm
 from postage.missive.adapters.running import RunnableAdapter
@@ -96,13 +97,13 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         logger.info('consuming from %s', consumer)
         try:
             while not self.shutdown_handler.should_exit():
-                delivery = consumer.source.next_delivery()
+                delivery = consumer.delivery_source.next_delivery()
                 if delivery is None:
                     self.shutdown_handler.wait_for(lambda: self._alarm.wait(None))
                 else:
                     began = time.monotonic()
                     self._receive(ctx, delivery)
-                    consumer.source.took(1, time.monotonic() - began)
+                    consumer.delivery_source.took(1, time.monotonic() - began)
         finally:
             if not self._unsettled.wait(self.drain_timeout):
                 logger.error('%s stops with messages that wait for a confirm; they come again', type(self).__name__)
@@ -115,7 +116,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         try:
             for queue in self.queues:
                 consumer.queue_declare(queue)
-            consumer.source.begin(self._alarm.ring)
+            consumer.delivery_source.begin(self._alarm.ring)
         except BaseException:
             consumer.close()
             raise
@@ -124,9 +125,9 @@ class RabbitMQAdapter(RunnableAdapter[M]):
     def _receive(self, ctx: ProcessingContext[M], delivery: Delivery) -> None:
         """Have one delivery handled."""
         message: Any
-        assert self._consumer is not None
+        gate = self._gate
         try:
-            if self._consumer.source.gate is not None and not self._consumer.source.gate.admits(delivery):
+            if gate is not None and not gate.admits(delivery):
                 return
             message_id = (delivery.properties.message_id or '').encode('utf-8', 'surrogateescape')
             message = ctx.new_message(delivery.body, message_id, delivery.headers, delivery)
@@ -143,6 +144,10 @@ class RabbitMQAdapter(RunnableAdapter[M]):
             ctx.handle(message)
         finally:
             current.reset(token)
+
+    @property
+    def _gate(self) -> Gate | None:
+        return None if self._consumer is None else self._consumer.delivery_source.gate
 
     def _wake(self) -> None:
         self._alarm.ring()
@@ -179,13 +184,13 @@ class RabbitMQAdapter(RunnableAdapter[M]):
             logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
             self._hand_back(delivery, requeue=False)
             return
-        if self._consumer is not None and self._consumer.source.gate is not None:
-            self._consumer.source.gate.handled(delivery)
+        if (gate := self._gate) is not None:
+            gate.handled(delivery)
         delivery.channel.settle(delivery)
 
     def _hand_back(self, delivery: Delivery, requeue: bool) -> None:
-        if self._consumer is not None and self._consumer.source.gate is not None:
-            self._consumer.source.gate.failed(delivery)
+        if (gate := self._gate) is not None:
+            gate.failed(delivery)
         delivery.channel.settle(delivery, requeue=requeue)
 
 
