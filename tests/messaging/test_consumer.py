@@ -605,7 +605,7 @@ def test_what_cannot_be_decoded_raises_whatever_the_encoder_raises(bench):
 def test_a_consumer_whose_encoder_cannot_encode_says_so_when_it_is_to_answer(bench):
     reading = type('Reading', (), {'content_type': '', 'decode': lambda self, data: data})
     consumer = bench.consumer((), type('Reader', (messaging.GenericConsumer,), {'encoder_class': reading}))
-    with pytest.raises(messaging.ConfigurationError, match='Reader.encoder_class, .*, has no encode'):
+    with pytest.raises(messaging.ConfigurationError, match=r'Reader\.encoder_class, .*, has no encode'):
         consumer.encode({})
 
 
