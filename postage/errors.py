@@ -97,7 +97,7 @@ class BrokerUnavailable(BrokerError, pika.exceptions.AMQPConnectionError):
 
 
 class AuthenticationFailed(BrokerError, pika.exceptions.ProbableAuthenticationError):
-    """Raised at once where the broker refuses the user or the password."""
+    """Raised where the broker refuses the user or the password; at once, or 5 s later if it took them before."""
 
 
 class CertificateRefused(BrokerError, pika.exceptions.AMQPConnectionError):
@@ -105,7 +105,7 @@ class CertificateRefused(BrokerError, pika.exceptions.AMQPConnectionError):
 
 
 class VirtualHostRefused(BrokerError, pika.exceptions.ProbableAccessDeniedError):
-    """Raised at once where the virtual host does not exist or the user may not enter it."""
+    """Raised where the virtual host does not exist or the user may not enter it; at once, or 5 s later if it did."""
 
 
 class ConnectionLost(BrokerError, pika.exceptions.AMQPConnectionError):

@@ -21,6 +21,7 @@ from postage.sparingly import Sparingly
 logger = logging.getLogger('postage')
 
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attempts; the last one is the ceiling
+REFUSED_SECONDS = 5.0  # for which a broker that let us in before is asked again though it refuses
 SHORT_LIFE = 1.0  # seconds that a link has to last before the pauses are short again
 
 
@@ -58,6 +59,7 @@ class Attempts:
         self._round = 0
         self._failures: list[str] = []  # of this round
         self._refused_hosts: set[int] = set()  # for their certificates
+        self._refused_since: float | None = None  # by brokers that let us in before
         self._was_open = self._is_over = False
         self._sparingly = Sparingly()
         self._opened_at = 0.0
@@ -104,6 +106,7 @@ class Attempts:
         link.watch_for_silence()
         self._failures.clear()
         self._opened_at = time.monotonic()
+        self._refused_since = None
         self._on_open(link)
         self._was_open = True
 
@@ -118,7 +121,7 @@ class Attempts:
             # that runs. Nothing was sent that is secret.
             self._sparingly.log(logging.ERROR, '%s', permanent)
             permanent = permanent if self._is_refused_everywhere() else None
-        if permanent is not None:
+        if permanent is not None and not self._may_pass(permanent):
             self._on_refused(permanent)  # before the log says so, for what reads that may go by it
             if self._was_open:
                 logger.error('%s', permanent)
@@ -132,6 +135,19 @@ class Attempts:
         """Whether each host has shown a certificate that cannot be right, and none was ever connected to."""
         self._refused_hosts.add(self._host % self._hosts)
         return not self._was_open and len(self._refused_hosts) == self._hosts
+
+    def _may_pass(self, refusal: errors.BrokerError) -> bool:
+        """Whether a login may be refused for a moment only: a broker that stops or starts may not know its users.
+
+        Only a broker that has let us in before is given that time.
+        """
+        if not self._was_open or not isinstance(refusal, (errors.AuthenticationFailed, errors.VirtualHostRefused)):
+            return False
+        now = time.monotonic()
+        if self._refused_since is None:
+            self._refused_since = now
+            logger.warning('%s; it is asked again for %g s', refusal, REFUSED_SECONDS)
+        return now - self._refused_since < REFUSED_SECONDS
 
     def _pause(self) -> float:
         """Seconds before the next attempt."""

@@ -10,7 +10,7 @@ import pytest
 
 from postage import errors
 from postage.amqp import attempts as attempts_module
-from postage.amqp.attempts import PAUSES, SHORT_LIFE, Attempts
+from postage.amqp.attempts import PAUSES, REFUSED_SECONDS, SHORT_LIFE, Attempts
 from postage.settings import broker_settings
 from support.loops import StepLoop
 
@@ -130,11 +130,36 @@ def test_after_the_end_no_attempt_is_made(on: Setting) -> None:
     assert Link.made == []
 
 
+LOGIN_REFUSED, NO_VIRTUAL_HOST = (
+    pika.exceptions.AMQPConnectionError(pika.exceptions.ConnectionClosedByBroker(code, text))
+    for code, text in ((403, 'ACCESS_REFUSED - Login was refused'), (530, "NOT_ALLOWED - vhost 'shop' not found"))
+)
+
+
+@pytest.mark.parametrize('refused', [LOGIN_REFUSED, NO_VIRTUAL_HOST], ids=['login', 'virtual host'])
+def test_a_broker_that_let_us_in_before_may_refuse_that_for_a_moment(on: Setting, refused: BaseException) -> None:
+    on.attempts.begin()
+    on.seconds_to_next()
+    for _ in range(2):
+        on.live(SHORT_LIFE + 1)
+        began = on.loop.now + on.seconds_to_next()
+        while on.loop.now - began < REFUSED_SECONDS - PAUSES[-1] / 2:
+            Link.made[-1].failed(refused)
+            on.seconds_to_next()
+    assert on.events == ['open', 'open']
+    on.live(SHORT_LIFE + 1)
+    on.seconds_to_next()
+    Link.made[-1].failed(refused)
+    on.seconds_to_next()
+    on.loop.run(REFUSED_SECONDS)
+    Link.made[-1].failed(refused)
+    assert isinstance(on.events[-1], (errors.AuthenticationFailed, errors.VirtualHostRefused))
+
+
 def test_a_refusal_for_good_is_told_and_no_attempt_follows(on: Setting) -> None:
     on.attempts.begin()
     on.seconds_to_next()
-    refused = pika.exceptions.ConnectionClosedByBroker(403, 'ACCESS_REFUSED - Login was refused')
-    Link.made[-1].failed(pika.exceptions.AMQPConnectionError(refused))
+    Link.made[-1].failed(LOGIN_REFUSED)
     on.loop.run(60)
     assert [type(event) for event in on.events] == [errors.AuthenticationFailed]
     assert len(Link.made) == 1

@@ -11,6 +11,7 @@ import pytest
 
 from conformance.version_table import says
 from postage import errors, messaging, microthreads
+from postage.amqp import attempts
 from postage.broker.server import BrokerServer
 from support.brokers import Embedded, RabbitMQ, connect, with_port
 from support.loops import Loop
@@ -327,6 +328,7 @@ def test_another_host_takes_over_with_all_that_was_declared(bench: Bench, moving
 def test_a_virtual_host_that_is_gone_is_told_once_and_ends_the_processor(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attempts, 'REFUSED_SECONDS', 0.2)
     bench.broker.add_vhost('doomed')
     monkeypatch.setenv('POSTAGE_URL', bench.broker.url_of('doomed'))
     echo = bench.closing(Echo())
@@ -348,6 +350,7 @@ def test_a_virtual_host_that_is_gone_is_told_as_such_whatever_went_first(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RabbitMQ deletes exchanges, queues and connections one after the other; in which order depends on its version."""
+    monkeypatch.setattr(attempts, 'REFUSED_SECONDS', 0.0)
     queues: Any = ['one', 'two', messaging.quorum('three')]
     for number in range(6):
         bench.broker.add_vhost(f'doomed-{number}')
