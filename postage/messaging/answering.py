@@ -14,6 +14,7 @@ from postage.messaging.replies import ReplySender
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.printable import text_of
 from postage.settings import Hup
+from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
 
@@ -30,6 +31,7 @@ class Answering(Connected):
         super().__init__(hup, vhost)
         self.reply_addresses = ReplyAddresses(self)
         self._replies = ReplySender(self._settings, self._signatures)
+        self._sparingly = Sparingly()
 
     def _give_back(self) -> None:
         super()._give_back()
@@ -49,7 +51,7 @@ class Answering(Connected):
         :raises errors.EncodingError: the result cannot be encoded
         """
         if not header.reply_to:
-            logger.warning('an RPC without a reply_to property cannot be answered')
+            self._sparingly.log(logging.WARNING, 'an RPC without a reply_to property cannot be answered')
             return None
         # That of a processor's own request, an Answerable, has been looked at when the request was begun.
         if type(header) is not Answerable and not self._may_answer(header):

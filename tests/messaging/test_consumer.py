@@ -7,7 +7,7 @@ import threading
 import pika.exceptions
 import pytest
 
-from postage import messaging
+from postage import messaging, sparingly
 from postage.amqp.connection import Connection
 from support.messaging import (
     EQK,
@@ -607,6 +607,13 @@ def test_a_consumer_whose_encoder_cannot_encode_says_so_when_it_is_to_answer(ben
     consumer = bench.consumer((), type('Reader', (messaging.GenericConsumer,), {'encoder_class': reading}))
     with pytest.raises(messaging.ConfigurationError, match=r'Reader\.encoder_class, .*, has no encode'):
         consumer.encode({})
+
+
+def test_requests_without_an_address_are_told_of_at_a_bounded_rate(bench):
+    consumer = bench.consumer()
+    for _ in range(1000):
+        assert consumer.rpc_reply(pika.BasicProperties(), 1) is None
+    assert len(bench.log.find('without a reply_to property')) == sparingly.LINES
 
 
 @pytest.mark.parametrize('answer', [messaging.MessageResult([1]), [1]], ids=['message', 'plain value'])
