@@ -24,6 +24,10 @@ PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attem
 REFUSED_SECONDS = 5.0  # for which a broker that let us in before is asked again though it refuses
 SHORT_LIFE = 1.0  # seconds that a link has to last before the pauses are short again
 
+_random = (
+    random.SystemRandom()
+)  # pauses of forked processes differ, and the program's own random numbers stay as they are
+
 
 class Attempts:
     """Each host in turn, and after a round of all of them a pause, which grows. For the I/O thread.
@@ -75,7 +79,7 @@ class Attempts:
         if self._was_open:
             lived = time.monotonic() - self._opened_at
             self._round = 0 if lived > SHORT_LIFE else min(self._round + 1, len(PAUSES) - 1)
-            pause = PAUSES[self._round] * random.uniform(0.1, 1.0)
+            pause = PAUSES[self._round] * _random.uniform(0.1, 1.0)
         self._loop.call_later(pause, self._connect)
 
     def end(self) -> None:
@@ -162,7 +166,7 @@ class Attempts:
             )
         self._failures.clear()
         self._round += 1
-        return PAUSES[min(self._round, len(PAUSES)) - 1] * random.uniform(0.5, 1.0)
+        return PAUSES[min(self._round, len(PAUSES)) - 1] * _random.uniform(0.5, 1.0)
 
 
 def quieten_pika() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,4 +58,14 @@ class LazyGroup(click.Group):
                 raise click.ClickException(printable(str(error))) from error
             if not isinstance(error, OSError) or error.errno == errno.EPIPE:  # click ends a broken pipe quietly
                 raise
+            _give_up_output()
             raise click.ClickException(printable(f'{type(error).__name__}: {error}')) from error
+
+
+def _give_up_output() -> None:
+    """Where standard output takes nothing, leave what is in it: the interpreter would complain of it once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -46,7 +46,7 @@ class Setting:
         monkeypatch.setattr(attempts_module, 'Link', Link)
         monkeypatch.setattr(attempts_module, 'Services', lambda loop: loop)
         monkeypatch.setattr(attempts_module.time, 'monotonic', lambda: self.loop.now)
-        monkeypatch.setattr(attempts_module.random, 'uniform', lambda _, longest: longest)
+        monkeypatch.setattr(attempts_module._random, 'uniform', lambda _, longest: longest)
         monkeypatch.setattr(Link, 'made', [])
         monkeypatch.setenv('POSTAGE_HOST', ','.join(f'host-{number}' for number in range(hosts)))
         self.attempts = Attempts(

@@ -259,9 +259,9 @@ def test_a_prefetched_message_that_goes_back_untried_is_no_attempt(bench):
     first = bench.consumer([(EchoExchange, [(quorum('jobs', retry=(0.1, 0.2)), 'echo-rk')])])
     for number in range(5):
         bench.producer().message_echo(number).wait(TIMEOUT)
-    first.source.begin(lambda: None)
-    eventually(lambda: first.source.channel.inbox)
-    first.source.end()
+    first.delivery_source.begin(lambda: None)
+    eventually(lambda: first.delivery_source.channel.inbox)
+    first.delivery_source.end()
     bench.run(processor)
     assert processor.seen.next()[1] == 0
 
