@@ -22,7 +22,7 @@ from postage import messaging
 from postage.amqp.steps import Steps
 from postage.broker.server import BrokerServer
 from support.brokers import Broker, Embedded, connect, with_port
-from support.canaries import canary
+from support.canary import canary
 from support.fixtures import bench_on
 from support.leftovers import postage_threads
 from support.limits import limited

@@ -119,3 +119,18 @@ def test_the_other_contenders_send_what_postage_sends(monkeypatch: pytest.Monkey
     encoded = messaging.JsonEncoder().encode(message.body)
     assert encoded == common.encode(common.envelope(common.text(0)))
     assert len(encoded) == common.BODY_SIZE == 270
+
+
+WITHOUT_PYTEST = """
+import sys
+sys.modules['pytest'] = None
+sys.path.insert(0, sys.argv[1])
+import brokers
+print('loaded')
+"""
+
+
+def test_the_environment_that_starts_brokers_needs_no_pytest(run_program: Callable[..., Program]) -> None:
+    program = run_program(WITHOUT_PYTEST, [str(BENCHMARKS)])
+    assert program.wait(20) == 0, program.output
+    assert program.output == 'loaded'

@@ -21,7 +21,8 @@ from postage.broker.virtual_host import VirtualHost
 from postage.cli.main import postage
 from postage.messaging.properties import DELAY_PREFIX
 from support.brokers import Broker, Embedded, RabbitMQ, connect, with_login
-from support.canaries import canary, sightings
+from support.canaries import sightings
+from support.canary import canary
 from support.ports import free_ports
 from support.programs import Module
 from support.rabbitmq_node import binary

@@ -14,7 +14,7 @@ from pika.exceptions import ProbableAccessDeniedError
 from conformance.version_table import says
 from postage.broker.users import Permissions
 from support.brokers import Broker
-from support.canaries import canary
+from support.canary import canary
 from support.channels import refusal_of
 from support.users import add_user, delete_user
 

@@ -20,7 +20,7 @@ from conformance.version_table import ACCEPTED, NO_FEATURES, TABLE, says
 from postage.broker.server import BrokerServer
 from postage.broker.users import Permissions
 from support.brokers import Broker, Embedded, RabbitMQ, connect
-from support.canaries import canary
+from support.canary import canary
 from support.channels import (
     PATIENCE,
     PROTOCOL_HEADER,

@@ -13,7 +13,7 @@ from postage import messaging, microthreads
 from postage.amqp.cancelled import cancelled
 from postage.broker.users import Permissions
 from postage.messaging.cancelling import Canceller
-from support.canaries import canary
+from support.canary import canary
 from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, echo_producer, eventually
 from support.proxy import Proxy
 from support.users import add_user, delete_user

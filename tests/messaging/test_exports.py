@@ -9,7 +9,7 @@ from postage import errors, messaging, microthreads
 from postage.program import program_settings
 from postage.secret import Secret
 from postage.settings import broker_settings
-from support.canaries import canary
+from support.canary import canary
 
 PASSWORD = canary('-exports')
 

@@ -15,7 +15,7 @@ from postage import messaging
 from postage.amqp import publishing, registry
 from postage.amqp.connection import Connection
 from postage.amqp.recording import recording
-from support.canaries import canary
+from support.canary import canary
 from support.messaging import (
     TIMEOUT,
     EchoExchange,

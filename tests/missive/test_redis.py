@@ -13,7 +13,7 @@ import redis
 from missive.conftest import AnyProcessor, RedisServer, Run, slow_program, wait_until
 from postage import missive
 from postage.missive.adapters.redis import RedisPubSubAdapter
-from support.canaries import canary
+from support.canary import canary
 from support.messaging import LogBook, Seen
 from support.programs import Program
 

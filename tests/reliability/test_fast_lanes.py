@@ -15,7 +15,7 @@ from postage import messaging
 from postage.amqp import publishing
 from postage.broker.server import BrokerServer
 from support.brokers import Embedded
-from support.canaries import GUEST
+from support.canary import GUEST
 from support.fixtures import bench_on
 from support.lanes import LANES
 from support.messaging import TIMEOUT, Bench, Echo, EchoExchange, eventually

@@ -17,7 +17,7 @@ from postage import messaging
 from postage.broker.users import Permissions
 from postage.dead_letters.sqlite import SQLiteDeadLetters
 from support.brokers import Broker, Embedded, RabbitMQ, connect, with_login
-from support.canaries import canary
+from support.canary import canary
 from support.letters import letter
 from support.programs import Module
 from support.soak import IS_SOAK

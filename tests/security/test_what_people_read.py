@@ -27,7 +27,7 @@ from postage.cli.main import postage as command_line
 from postage.dead_letters import SQLiteDeadLetters
 from postage.printable import printable, printable_lines, shown
 from postage.settings import broker_settings
-from support.canaries import canary
+from support.canary import canary
 from support.letters import letter
 from support.messaging import EQK, TIMEOUT, Bench, Processor, command, eventually
 

@@ -14,7 +14,7 @@ import pika.exceptions
 from postage.broker.rules import DEFAULT
 from postage.broker.server import BrokerServer
 from postage.secret import Secret
-from support.canaries import GUEST
+from support.canary import GUEST
 from support.rabbitmq_node import RabbitMQNode
 
 

@@ -1,7 +1,7 @@
 """Passwords and keys of the tests, which can be told from anything else, and where they turn up.
 
-A :class:`Canary` is what a test uses for a password or a key. At the end of a run :class:`Watch` has searched all that
-the tests printed, logged and failed with, and their programs, too; where one was found, the run fails.
+What tests use for passwords and keys is made by :mod:`support.canary`. At the end of a run :class:`Watch` has searched
+all that the tests printed, logged and failed with, and their programs, too; where one was found, the run fails.
 """
 
 from __future__ import annotations
@@ -16,20 +16,9 @@ from typing import Any
 
 import pytest
 
-CANARY = 'canary-7f3a'
-"""What every password and key of a test begins with."""
-
+from support.canary import CANARY
 
 SIGHTING = 'canary'
-
-
-def canary(name: str = '') -> str:
-    """A password or key for a test."""
-    return f'{CANARY}{name}'
-
-
-GUEST = canary('-guest')
-"""What the brokers of the tests take for the password of ``guest``, beside ``guest`` itself."""
 
 
 def sightings(text: str) -> list[str]:

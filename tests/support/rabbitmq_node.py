@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from support.canaries import GUEST
+from support.canary import GUEST
 from support.ports import free_ports
 from support.rabbitmq_versions import WANTED, find_server, not_installed
 

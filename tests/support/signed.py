@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from postage import messaging
-from support.canaries import canary
+from support.canary import canary
 from support.messaging import Bench, Echo, EchoExchange, EchoProducer, Got
 
 OLD, NEW = f'old:{canary("-old-key")}', f'new:{canary("-new-key")}'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from postage.broker.users import Permissions
 from support.brokers import Broker, Embedded, RabbitMQ
-from support.canaries import canary
+from support.canary import canary
 from support.rabbitmq_node import binary
 
 

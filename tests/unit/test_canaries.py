@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from support.canaries import CANARY, canary, sightings
+from support.canaries import sightings
+from support.canary import CANARY, canary
 
 TESTS = Path(__file__).parents[1]
 
 IMPORTS = """
 import logging, sys
 import pytest
-from support.canaries import canary, note
+from support.canaries import note
+from support.canary import canary
 from support.programs import Program
 """
 TEST = """
@@ -37,7 +39,7 @@ WAYS = {
     'to_standard_error': 'print(canary(), file=sys.stderr)',
     'logged': "logging.getLogger('postage').warning('%s', [canary()])",
     'raised': 'raise ValueError(canary())',
-    'by_a_program': "p = Program('\\nfrom support.canaries import canary; print(canary())'); p.wait(); p.stop()",
+    'by_a_program': "p = Program('\\nfrom support.canary import canary; print(canary())'); p.wait(); p.stop()",
     'by_a_command': (
         'import click; from click.testing import CliRunner; '
         "CliRunner().invoke(click.Command('c', callback=lambda: click.echo(canary())))"
@@ -104,4 +106,4 @@ def passwords() -> Iterator[tuple[str, str]]:
 
 def test_every_password_of_a_test_is_a_canary() -> None:
     wrong = [each for each in passwords() if each[1] not in PUBLIC and CANARY not in each[1]]
-    assert not wrong, 'use support.canaries.canary'
+    assert not wrong, 'use support.canary.canary'

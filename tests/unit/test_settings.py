@@ -25,7 +25,7 @@ from postage.settings import (
     default_vhost,
     fast_lane,
 )
-from support.canaries import canary
+from support.canary import canary
 
 SECRET = canary('-hunter2')
 

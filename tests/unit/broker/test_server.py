@@ -19,7 +19,8 @@ from pika.exceptions import AMQPConnectionError, ChannelClosedByBroker, Connecti
 
 from postage.broker import BrokerServer
 from postage.broker.users import Permissions
-from support.canaries import canary, sightings
+from support.canaries import sightings
+from support.canary import canary
 
 PASSWORD = canary('-server')
 
