@@ -21,7 +21,7 @@ import threading, warnings
 class Slow(Prices):
     @messaging.MessageHandler('command', 'price')
     def msg_price(self, content):
-        print('begun', content['parameters'], flush=True)
+        print('begun %s\\n' % content['parameters'], end='', flush=True)  # in one piece, for others write there, too
         time.sleep(content['parameters'])
         print('done', content['parameters'], flush=True)
 

@@ -475,8 +475,9 @@ def test_a_handler_that_outlives_the_acknowledgement_timeout_has_its_message_del
         woken.set()
         for name, milliseconds in (('consumer_timeout', 1800000), ('channel_tick_interval', 60000)):
             node.evaluate(f'application:set_env(rabbit, {name}, {milliseconds}), ""')
-    assert dozing.seen.next() == ('long', True)
-    assert dozing.seen.next()[0] == 'behind'
+    again = dict(dozing.seen.take(2))  # in any order: both go back when the channel is closed
+    assert again['long'] is True
+    assert 'behind' in again
     private_bench.log.expect('WARNING', 'dropped 1 acknowledgement')
     producer.message_echo('later')
     assert dozing.seen.next() == ('later', False)

@@ -29,7 +29,8 @@ from postage.missive import RawMessage
 from postage.missive.adapters.rabbitmq import RabbitMQAdapter
 from postage.secret import Secret
 from postage.settings import broker_settings
-from support.canaries import CANARY, canary, chain, leaks, shown, sightings
+from support.canaries import chain, leaks, shown, sightings
+from support.canary import CANARY, canary
 from support.messaging import EQK, EchoProducer, Processor
 from support.ports import free_ports
 
