@@ -24,9 +24,8 @@ PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between rounds of attem
 REFUSED_SECONDS = 5.0  # for which a broker that let us in before is asked again though it refuses
 SHORT_LIFE = 1.0  # seconds that a link has to last before the pauses are short again
 
-_random = (
-    random.SystemRandom()
-)  # pauses of forked processes differ, and the program's own random numbers stay as they are
+# The pauses of forked processes differ, and the program's own random numbers stay as they are.
+_random = random.SystemRandom()
 
 
 class Attempts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -15,12 +16,22 @@ from postage.cli.output import as_line, print_json, quiet
 from postage.messaging import Exchange
 from postage.printable import printable, printable_lines
 
-exchange_option = click.option(
-    '--exchange', required=True, metavar='NAME', help='The exchange, which has to exist. "" is the default one.'
-)
-key_argument = click.argument('key')
-name_argument = click.argument('name')
-arguments_argument = click.argument('arguments', nargs=-1, metavar='[key=json]... | [json]')
+
+def _takes_message(function: Callable[..., None]) -> Any:
+    """Add what says which message is sent, where to, and how that is shown."""
+    for add in (
+        options.as_data,
+        options.encoder,
+        options.timeout,
+        click.option(
+            '--exchange', required=True, metavar='NAME', help='The exchange, which has to exist. "" is the default one.'
+        ),
+        click.argument('arguments', nargs=-1, metavar='[key=json]... | [json]'),
+        click.argument('name'),
+        click.argument('key'),
+    ):
+        function = add(function)
+    return function
 
 
 def parameters_of(arguments: tuple[str, ...]) -> Any:
@@ -53,13 +64,7 @@ def passive(exchange: str) -> type[Exchange]:
 
 
 @click.command('call')
-@key_argument
-@name_argument
-@arguments_argument
-@exchange_option
-@options.timeout
-@options.encoder
-@options.as_data
+@_takes_message
 def call(
     key: str,
     name: str,
@@ -88,13 +93,7 @@ def call(
 
 
 @click.command('send')
-@key_argument
-@name_argument
-@arguments_argument
-@exchange_option
-@options.timeout
-@options.encoder
-@options.as_data
+@_takes_message
 def send(
     key: str,
     name: str,
