@@ -20,6 +20,7 @@ from postage.cli.run.openmetrics import added
 from postage.cli.run.status import address_of
 from postage.errors import ConfigurationError
 from support.brokers import Broker, Embedded
+from support.messaging import eventually
 from support.programs import Module
 from support.running import SHOP, Notes, ShopProducer
 
@@ -86,10 +87,18 @@ def test_the_figures_of_all_workers_are_summed_and_those_of_workers_that_have_go
     assert number_of(running, 'postage_messages_in_hand') == 0
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether all threads of a process have been stopped by a signal. Linux only."""
+    stats = Path(f'/proc/{pid}/task').glob('*/stat')
+    return all(stat.read_text().rpartition(')')[2].split()[0] == 'T' for stat in stats)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='whether a process has stopped is read from /proc')
 def test_a_worker_that_does_not_answer_is_named(running: Module) -> None:
     pid = int(running.expect('is ready').split('pid ')[1].split(')')[0])
     os.kill(pid, signal.SIGSTOP)
     try:
+        eventually(lambda: is_stopped(pid))  # one of its threads may go on for a moment
         status, _, body = get(running, '/ready')
     finally:
         os.kill(pid, signal.SIGCONT)
