@@ -435,16 +435,18 @@ class PublishingChannel(Channel):
         :param told: receipts that are settled and have to tell it
         """
         told, now, durations = deque() if told is None else told, time.monotonic(), self.durations
+        buckets = durations.buckets
         try:
             with self.lock:
                 while known:
                     outgoing = known[0]
-                    size, bucket = len(outgoing.body), bisect_left(BOUNDS, now - outgoing.at)
+                    took, size = now - outgoing.at, len(outgoing.body)
+                    bucket = bisect_left(BOUNDS, took)
                     del known[0]
                     self.in_flight -= 1
                     self._bytes -= size
-                    durations.buckets[bucket] += 1
-                    durations.seconds += now - outgoing.at
+                    buckets[bucket] += 1
+                    durations.seconds += took
                     receipt = outgoing.receipt
                     if receipt is not None:
                         if outgoing.failure is not None:

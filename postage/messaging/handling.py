@@ -234,7 +234,7 @@ class Dispatcher:
         if delivery.receipts is None:
             delivery.channel.settle(delivery)
         else:
-            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+            self.unsettled.add(delivery, delivery.receipts, delivery.channel.settle, self._unpublished)
 
     def _begin_admitted(self, gate: Gate, delivery: Delivery) -> None:
         """Handle a delivery where it is signed as it has to be, and no copy. For a consumer with keys."""
@@ -385,20 +385,20 @@ class Dispatcher:
             else:
                 self._failures.give_up(delivery, outcome.failure)
         elif delivery.receipts is not None:
-            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+            settle = delivery.channel.settle if self._own_ack is None else self._leave_own_ack
+            self.unsettled.add(delivery, delivery.receipts, settle, self._unpublished)
         elif self._own_ack is not None:
             self._own_ack(delivery)
         else:
             delivery.channel.settle(delivery)
 
-    def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
-        """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
-        if failed is None:
-            if self._own_ack is not None:
-                self.unsettled.leave(functools.partial(self._own_ack, delivery))
-            else:
-                delivery.channel.settle(delivery)
-            return
+    def _leave_own_ack(self, delivery: Delivery) -> None:
+        """All that the handlers of a delivery published is confirmed. Called on a connection's thread."""
+        assert self._own_ack is not None
+        self.unsettled.leave(functools.partial(self._own_ack, delivery))
+
+    def _unpublished(self, delivery: Delivery, failed: Receipt) -> None:
+        """Something that they published was not confirmed. Called on a connection's thread."""
         assert failed.error is not None
         self.unsettled.leave(functools.partial(self._give_up_unpublished, delivery, failed, failed.error))
 

@@ -87,9 +87,7 @@ class ReplySender:
             properties = self._signatures.reply(header.reply_to, encoded, content_type, *ids_of_it)
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()
-        if delivery is not None and not delivery.is_handled:
-            delivery.published(receipt)
-        elif on_refused is not None:
+        if (delivery is None or not delivery.published(receipt)) and on_refused is not None:
             receipt.when_settled(functools.partial(_look_at, receipt, header, on_refused), is_urgent=False)
         return receipt
 
@@ -151,9 +149,10 @@ class Reply:
         if self.sent:
             logger.warning('a second answer to RPC %s was dropped', self.header.correlation_id)
             return
-        if not hasattr(message, 'body'):
-            message = MessageResult(message)
-        if isinstance(message, Message):
+        is_own = isinstance(message, Message)
+        if not is_own and not hasattr(message, 'body'):
+            message, is_own = MessageResult(message), True
+        if is_own:
             body = message.body
             if not body['fingerprint']:
                 body['fingerprint'].update(self._fingerprint)

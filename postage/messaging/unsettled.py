@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -32,10 +33,14 @@ class Unsettled:
         self.work: deque[Callable[[], None]] = deque()
 
     def add(
-        self, delivery: Delivery, receipts: Sequence[Receipt], settle: Callable[[Delivery, Receipt | None], None]
+        self,
+        delivery: Delivery,
+        receipts: Sequence[Receipt],
+        settle: Callable[[Delivery], object],
+        give_up: Callable[[Delivery, Receipt], object],
     ) -> None:
-        """Call ``settle(delivery, failed)`` once all of the receipts are settled; ``failed`` is one that was not
-        confirmed, if there is one."""
+        """Call ``settle(delivery)`` once all of the receipts are confirmed, or ``give_up(delivery, failed)``, with one
+        that was not, once all are settled. Either is called on a connection's thread."""
         with self._lock:
             self.count += 1
         # Whether the broker may soon deliver no more until some are acknowledged.
@@ -43,12 +48,7 @@ class Unsettled:
         if len(receipts) == 1:  # the usual case: a reply
             receipt = receipts[0]
             self._channels.add(receipt.ledger.channel)
-
-            def settled() -> None:
-                settle(delivery, receipt if receipt.error else None)
-                self.one_less()
-
-            receipt.when_settled(settled, is_urgent)
+            receipt.when_settled(functools.partial(self._end, delivery, receipt, settle, give_up), is_urgent)
             return
         receipts = list(receipts)
         missing = len(receipts)
@@ -59,12 +59,25 @@ class Unsettled:
                 missing -= 1
                 if missing:
                     return
-            settle(delivery, next((receipt for receipt in receipts if receipt.error is not None), None))
-            self.one_less()
+            told = next((receipt for receipt in receipts if receipt.error is not None), receipts[0])
+            self._end(delivery, told, settle, give_up)
 
         for receipt in receipts:
             self._channels.add(receipt.ledger.channel)
             receipt.when_settled(one_is_settled, is_urgent)
+
+    def _end(
+        self,
+        delivery: Delivery,
+        receipt: Receipt,
+        settle: Callable[[Delivery], object],
+        give_up: Callable[[Delivery, Receipt], object],
+    ) -> None:
+        if receipt.error is None:
+            settle(delivery)
+        else:
+            give_up(delivery, receipt)
+        self.one_less()
 
     def one_more(self) -> None:
         """One more waits for something."""
