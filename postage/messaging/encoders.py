@@ -76,13 +76,13 @@ class JsonEncoder(Encoder):
         try:
             packed = _encode_msgpack(body)
             first = packed.find(_FLOAT)
-            if first < 0 or not _find_not_finite(packed, first):
-                # Only at the very end, as every reply has one: no key can be one.
-                has_no_keys = first < 0 or first == len(packed) - 9
+            # One at the very end, as every reply has it, is no key; it is finite where its exponent begins with a zero.
+            is_sound = first < 0 or (first == len(packed) - 9 and packed[first + 1] & 127 != 127)
+            if is_sound or not _find_not_finite(packed, first):
                 # Two results of a megabyte alive at once cost five times as much as one after the other.
                 del packed
                 encoded = _encode_json(body)
-                if has_no_keys or not _find_digit_key(encoded) or not _find_float_key(encoded):
+                if is_sound or not _find_digit_key(encoded) or not _find_float_key(encoded):
                     return encoded
         except Exception:
             pass  # the careful way says why

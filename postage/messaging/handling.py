@@ -110,7 +110,8 @@ class Dispatcher:
         self.ends_by: Then | None = None
         self._stop_requested = False
         self._unhandled = Unhandled(type(host).__name__)
-        self.unsettled = Unsettled(wake)
+        settle = None if source.own_ack is None else self._leave_own_ack
+        self.unsettled = Unsettled(self._unpublished, settle, wake)
         self._failures = Failures(host, consumer, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
         if source.gate is not None:
@@ -234,7 +235,7 @@ class Dispatcher:
         if delivery.receipts is None:
             delivery.channel.settle(delivery)
         else:
-            self.unsettled.add(delivery, delivery.receipts, delivery.channel.settle, self._unpublished)
+            self.unsettled.add(delivery, delivery.receipts)
 
     def _begin_admitted(self, gate: Gate, delivery: Delivery) -> None:
         """Handle a delivery where it is signed as it has to be, and no copy. For a consumer with keys."""
@@ -379,14 +380,13 @@ class Dispatcher:
             tracing.settled(delivery, outcome.failure)
         if outcome.failure is not None:
             for receipt in delivery.receipts or ():  # such as that of a reply which tells the failure
-                receipt.when_settled(functools.partial(self._look_at_reply, delivery, receipt), is_urgent=False)
+                receipt.when_settled(functools.partial(self._look_at_reply, delivery), is_urgent=False)
             if outcome.pause is not None:
                 self._failures.put_off(delivery, outcome.pause, outcome.failure)
             else:
                 self._failures.give_up(delivery, outcome.failure)
         elif delivery.receipts is not None:
-            settle = delivery.channel.settle if self._own_ack is None else self._leave_own_ack
-            self.unsettled.add(delivery, delivery.receipts, settle, self._unpublished)
+            self.unsettled.add(delivery, delivery.receipts)
         elif self._own_ack is not None:
             self._own_ack(delivery)
         else:

@@ -88,7 +88,7 @@ class ReplySender:
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()
         if (delivery is None or not delivery.published(receipt)) and on_refused is not None:
-            receipt.when_settled(functools.partial(_look_at, receipt, header, on_refused), is_urgent=False)
+            receipt.when_settled(functools.partial(_look_at, header, on_refused), is_urgent=False)
         return receipt
 
 
@@ -100,7 +100,7 @@ def unanswerable(body: Mapping[str, Any], has_message_handler: bool) -> MessageR
     return MessageResultError(text)
 
 
-def _look_at(receipt: Receipt, header: Any, on_refused: Callable[[Any, BaseException], None]) -> None:
+def _look_at(header: Any, on_refused: Callable[[Any, BaseException], None], receipt: Receipt) -> None:
     if isinstance(receipt.error, errors.Nacked):
         on_refused(header, receipt.error)
 
@@ -131,9 +131,9 @@ class Reply:
         addresses: ReplyAddresses | None = None,
     ) -> None:
         self._send = send
-        self.header = delivery.answerable if header is None else header
-        self.cancel_id: str | None = self.header.correlation_id
-        to = self.header.reply_to
+        self.header = header = delivery.answerable if header is None else header
+        self.cancel_id: str | None = header.correlation_id
+        to = header.reply_to
         # Direct reply-to, the usual case, without a call.
         if addresses is not None and to and not to.startswith(DIRECT_REPLY_TO) and not addresses.accepts(to, delivery):
             self._send = addresses.drop

@@ -206,7 +206,7 @@ def _recorded(span: Span, histogram: Histogram | None, route: Route) -> Recorded
 
 def sent(recorded: Recorded, receipt: Receipt) -> None:
     """End it once the broker has said what became of the message. Never blocks."""
-    receipt.when_settled(lambda: recorded.end(receipt.error), is_urgent=False)
+    receipt.when_settled(lambda settled: recorded.end(settled.error), is_urgent=False)
 
 
 # Deliveries

@@ -73,7 +73,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         self.drain_timeout = drain_timeout
         self._eqk = eqk
         self._alarm = Alarm()
-        self._unsettled = Unsettled()
+        self._unsettled = Unsettled(self._give_up, self._settle)
         self._consumer: AdapterConsumer | None = None
 
     # Receiving
@@ -160,7 +160,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         if not delivery.receipts:
             self._settle(delivery)
         else:
-            self._unsettled.add(delivery, delivery.receipts, self._settle, self._give_up)
+            self._unsettled.add(delivery, delivery.receipts)
 
     def nack(self, message: Message) -> None:
         """Return a message to its queue, which delivers it again. Does not block."""
