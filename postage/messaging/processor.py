@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
@@ -198,11 +197,10 @@ class MessageProcessor(MicroThread):
         began = now = time.monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
-        take = dispatcher.take
+        take: Callable[[Delivery], None] = dispatcher.take
         if tracing.NEEDED in modules:
             connections = self.consumer.connections
-            settings = connections[0].settings if connections else None
-            take = functools.partial(tracing.take, take, settings=settings)
+            take = tracing.taker(take, connections[0].settings if connections else None)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
