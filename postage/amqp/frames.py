@@ -638,7 +638,7 @@ _PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
 """Bit, name, reader and writer of each property, in the order in which the values follow the flags."""
 
 # How the properties of our own requests and replies begin, where their bodies are JSON: these are read at once.
-_REQUEST_HEAD = _request_head('application/json')
+_REQUEST_HEAD = _request_head('application/json', False)
 _REQUEST_HEAD_SIZE = len(_REQUEST_HEAD)
 _REPLY_HEAD = _usual_head(_CORRELATION_ID | _MESSAGE_ID, 'application/json', 1)
 _REPLY_HEAD_SIZE = len(_REPLY_HEAD)
