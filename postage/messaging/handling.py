@@ -199,6 +199,7 @@ class Dispatcher:
                 if is_late or reply.cancel_id in cancelled.until:
                     unwanted = why_unwanted(reply.header, self.tolerance, reply.cancel_id)
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
+                    self.figures.unwanted += 1
                     self._settle(delivery, HANDLED)
                     return
         except errors.DecodingError as error:

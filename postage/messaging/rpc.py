@@ -273,7 +273,7 @@ class RpcClient:
         """
         refused = self._connection.standing.error
         if refused is not None:
-            raise refused
+            raise refused.again()
         with self._lock:
             channel = self._shared
             if channel is None or call.queue_per_call or not channel.is_wanted:
@@ -419,7 +419,7 @@ class RpcClient:
             for address in list(self._addresses.values()):
                 for call in [call for call in address.calls.values() if owner is None or call.owner is owner]:
                     self._cancel(call)
-                    over.append(self._finish(call, None, error))
+                    over.append(self._finish(call, None, error.again()))
         _call_all(over)
         if self.canceller.waiting:
             with contextlib.suppress(errors.BrokerError):
@@ -553,7 +553,7 @@ class RpcClient:
                 if channel.is_wanted:
                     over.append(self._fail_attempt(call, reason))
                 else:
-                    over.append(self._finish(call, None, error))
+                    over.append(self._finish(call, None, error.again()))
         _call_all(over)
 
 
@@ -652,7 +652,7 @@ def bodies_in(
                 if not channel.inbox and not arrived.acquire(timeout=max(0.0, deadline - time.monotonic())):
                     return
             if channel.error is not None:
-                raise channel.error
+                raise channel.error.again()
             if channel.inbox:
                 delivery = channel.inbox.popleft()
                 try:
