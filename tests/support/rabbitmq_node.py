@@ -343,6 +343,23 @@ class RabbitMQNode:
                 ' application:set_env(rabbit, ssl_options, []), ""'
             )
 
+    @contextlib.contextmanager
+    def management(self) -> Iterator[str]:
+        """The management plugin, and the URL of its API, in a ``with``."""
+        (port,) = free_ports(1)
+        config = f'[{{port, {port}}}, {{ip, "127.0.0.1"}}]'
+        self.evaluate(f'application:set_env(rabbitmq_management, tcp_config, {config}, [{{persistent, true}}]), ""')
+        self._enable_plugins('rabbitmq_management')
+        try:
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            self._enable_plugins()
+
+    def _enable_plugins(self, *names: str) -> None:
+        file = self._directory / 'enabled_plugins'
+        file.write_text(f'[{", ".join(names)}].\n')
+        self.evaluate(f'{{ok, _, _}} = rabbit_plugins:ensure("{file}"), ""', START_TIMEOUT)
+
     def close_all_connections(self, vhost: str | None = None) -> None:
         """Close every connection, or those of one virtual host, as ``rabbitmqctl close_all_connections`` does (320).
 
