@@ -11,11 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postage.cli.run.openmetrics import Sums, added, text_of
-from postage.cli.run.process import Process
 from postage.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from postage.cli.run.process import Process  # which needs POSIX, and a probe does not
 
 logger = logging.getLogger('postage.run')
 
