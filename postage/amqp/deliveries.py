@@ -17,9 +17,11 @@ from postage.amqp.cancelled import cancelled
 from postage.amqp.cutter import Content
 from postage.amqp.frames import (
     Answerable,
+    Traced,
     answerable_of,
     decode_answerable,
     decode_properties,
+    decode_traced,
     salvage_answerable,
 )
 from postage.amqp.publishing import Receipt
@@ -169,6 +171,11 @@ class Delivery:
             return self.answerable
         except errors.DecodingError:
             return salvage_answerable(self.content.properties)
+
+    @property
+    def traced(self) -> Traced | None:
+        """Of its properties those that its span has; ``None`` where it takes all of them to know. Never raises."""
+        return decode_traced(self.content.properties) if self._properties is None else None
 
     @property
     def cancelled(self) -> bool:

@@ -59,9 +59,18 @@ _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15,
 _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
 DEADLINE = 'x-postage-deadline'
 """The header of a request that says until when its answer is waited for, in milliseconds since 1970."""
-_DEADLINE_TABLE = b'\0\0\0\x1c\x12' + DEADLINE.encode() + b'l'  # as our requests have it, but for the number
+TRACEPARENT: Final = 'traceparent'
+"""The header with the context of a trace (https://www.w3.org/TR/trace-context/#traceparent-header)."""
 
-# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are a deadline alone.
+# The tables of headers that our own messages have, without what follows: a number, a context, and both.
+_DEADLINE_FIELD = b'\x12' + DEADLINE.encode() + b'l'
+_TRACE_LENGTH: Final = 55
+_TRACE_FIELD = b'\x0b' + TRACEPARENT.encode() + b'S\0\0\0\x37'
+_DEADLINE_TABLE = b'\0\0\0\x1c' + _DEADLINE_FIELD
+_TRACE_TABLE = b'\0\0\0\x48' + _TRACE_FIELD
+_TRACED_DEADLINE_TABLE = b'\0\0\0\x64' + _TRACE_FIELD
+
+# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are one of these tables.
 _PLAIN = _HEADERS | _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
 _PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
 
@@ -141,15 +150,24 @@ def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> 
 
 
 def request_properties(
-    content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int, deadline: int
+    content_type: str,
+    delivery_mode: int,
+    own_id: str,
+    reply_to: str,
+    expiration: int,
+    deadline: int,
+    traceparent: str = '',
 ) -> bytes:
     """The same for what most requests have.
 
     :param own_id: message id and correlation id, one of our own
     :param expiration: in milliseconds
     :param deadline: milliseconds since 1970
+    :param traceparent: the context of its span, in the W3C's form, where it has one
     """
-    head = _request_head(content_type)
+    head = _request_head(content_type, bool(traceparent))
+    if traceparent:
+        head = b''.join((head, traceparent.encode(), _DEADLINE_FIELD))
     encoded_id = own_id.encode()
     encoded_id = bytes((len(encoded_id),)) + encoded_id
     tail = (_int64.pack(deadline), b'\2' if delivery_mode == 2 else b'\1', encoded_id)
@@ -180,8 +198,15 @@ def with_headers(encoded: bytes, headers: Mapping[str, Any]) -> bytes:
         position += 1 + encoded[position]
     if flags & _CONTENT_ENCODING:
         position += 1 + encoded[position]
-    table = encode_table(headers, 'header')
+    trace = trace_alone(headers)
+    table = encode_table(headers, 'header') if trace is None else _TRACE_TABLE + trace.encode()
     return b''.join((_flags.pack(flags | _HEADERS), encoded[2:position], table, encoded[position:]))
+
+
+def trace_alone(headers: Mapping[str, Any]) -> str | None:
+    """The context of a trace, where that is all that these headers have, as those of most messages that are traced."""
+    trace = headers.get(TRACEPARENT) if len(headers) == 1 else None
+    return trace if type(trace) is str and len(trace) == _TRACE_LENGTH and trace.isascii() else None
 
 
 @lru_cache(maxsize=256)
@@ -191,11 +216,18 @@ def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> by
 
 
 @lru_cache(maxsize=256)
-def _request_head(content_type: str) -> bytes:
-    """The flags, the content type, and of the headers all but the value of the deadline, which is all they have."""
+def _request_head(content_type: str, is_traced: bool) -> bytes:
+    """The flags, the content type, and of the headers all before the value of the first one, which is the deadline.
+
+    Of one that is traced it is the context, and the deadline follows.
+    """
     head = encode_properties(content_type=content_type or None)
     flags = _HEADERS | _DELIVERY_MODE | _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
-    return _flags.pack(_flags.unpack_from(head)[0] | flags) + head[2:] + _DEADLINE_TABLE
+    return (
+        _flags.pack(_flags.unpack_from(head)[0] | flags)
+        + head[2:]
+        + (_TRACED_DEADLINE_TABLE if is_traced else _DEADLINE_TABLE)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -334,10 +366,14 @@ def decode_answerable(data: bytes) -> Answerable:
         if flags & _CONTENT_ENCODING:
             position += 1 + data[position]
         if flags & _HEADERS:
-            if not data.startswith(_DEADLINE_TABLE, position):
-                return answerable_of(decode_properties(data))
-            position += len(_DEADLINE_TABLE) + 8
-            (deadline,) = _int64.unpack_from(data, position - 8)
+            if data.startswith(_DEADLINE_TABLE, position):
+                position += len(_DEADLINE_TABLE) + 8
+                (deadline,) = _int64.unpack_from(data, position - 8)
+            else:
+                known = _own_table(data, position)
+                if known is None:
+                    return answerable_of(decode_properties(data))
+                position, _, deadline = known
         if flags & _DELIVERY_MODE:
             position += 1
         if flags & _PRIORITY:
@@ -353,6 +389,80 @@ def decode_answerable(data: bytes) -> Answerable:
     except (IndexError, ValueError, StructError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
     return tuple.__new__(Answerable, (correlation_id, reply_to, deadline))
+
+
+def _own_table(data: bytes, position: int) -> tuple[int, str | None, int | None] | None:
+    """Where a table ends that has nothing but the context of a trace, a deadline or both, and what it says of them.
+
+    :return: ``None`` for any other table
+    :raises StructError: it reaches beyond the end
+    """
+    if data.startswith(_DEADLINE_TABLE, position):
+        position += len(_DEADLINE_TABLE)
+        return position + 8, None, _int64.unpack_from(data, position)[0]
+    is_alone = data.startswith(_TRACE_TABLE, position)
+    if not is_alone and not data.startswith(_TRACED_DEADLINE_TABLE, position):
+        return None
+    start = position + len(_TRACE_TABLE)
+    position = start + _TRACE_LENGTH
+    trace = data[start:position]
+    if not trace.isascii():
+        return None
+    if is_alone:
+        return position, trace.decode(), None
+    if not data.startswith(_DEADLINE_FIELD, position):
+        return None
+    position += len(_DEADLINE_FIELD)
+    return position + 8, trace.decode(), _int64.unpack_from(data, position)[0]
+
+
+class Traced(NamedTuple):
+    """Of a message's properties those that its span has.
+
+    :ivar traceparent: the context of the span that sent it
+    """
+
+    traceparent: str | None
+    message_id: str | None
+    correlation_id: str | None
+
+
+def decode_traced(data: bytes) -> Traced | None:
+    """The same out of the properties of a content header, where that is easy, and they have no headers but our own.
+
+    ``None`` where all of them have to be decoded, and looked at one by one. Never raises.
+    """
+    trace = correlation_id = message_id = None
+    try:
+        flags, position = data[0] << 8 | data[1], 2
+        if flags & ~_PLAIN:
+            return None
+        if flags & _CONTENT_TYPE:
+            position += 1 + data[position]
+        if flags & _CONTENT_ENCODING:
+            position += 1 + data[position]
+        if flags & _HEADERS:
+            known = _own_table(data, position)
+            if known is None:
+                return None
+            position, trace, _ = known
+        if flags & _DELIVERY_MODE:
+            position += 1
+        if flags & _PRIORITY:
+            position += 1
+        if flags & _CORRELATION_ID:
+            start, position = position + 1, position + 1 + data[position]
+            correlation_id = data[start:position].decode('utf-8')
+        if flags & _REPLY_TO:
+            position += 1 + data[position]
+        if flags & _EXPIRATION:
+            position += 1 + data[position]
+        if flags & _MESSAGE_ID:
+            start, position = position + 1, position + 1 + data[position]
+            message_id = data[start:position].decode('utf-8')
+    except (IndexError, ValueError, StructError):
+        return None
+    return tuple.__new__(Traced, (trace, message_id, correlation_id)) if position == len(data) else None
 
 
 def answerable_of(properties: pika.BasicProperties) -> Answerable:

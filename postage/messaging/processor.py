@@ -196,6 +196,10 @@ class MessageProcessor(MicroThread):
             dispatcher.unsettled.work_off()
         began = now = time.monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
+        take: Callable[[Delivery], None] = dispatcher.take
+        if tracing.NEEDED in modules:
+            connections = self.consumer.connections
+            take = tracing.taker(take, connections[0].settings if connections else None)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
@@ -204,11 +208,7 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                if tracing.NEEDED in modules:
-                    connections = self.consumer.connections
-                    tracing.take(dispatcher.take, delivery, connections[0].settings if connections else None)
-                else:
-                    dispatcher.take(delivery)
+                take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
