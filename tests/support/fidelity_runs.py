@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,9 @@ class Stage:
             process.kill()
             output, run.errors = process.communicate()
         self._await_broker()
-        reader = _Reader({str(process.pid): 'the pid', self._vhost: 'the vhost', socket.gethostname(): 'the host'})
+        reader = _Reader(
+            {'pid': str(process.pid), 'vhost': self._vhost, 'host': socket.gethostname(), 'user': getuser()}
+        )
         run.notes = [json.loads(line[5:]) for line in output.splitlines() if line.startswith('note ')]
         queues = self._node.queues(self._vhost, 'messages')
         run.left = {name: count for name, count in queues.items() if count and name not in ('tap', 'rejected')}
@@ -136,7 +139,6 @@ class Stage:
 
     def _environment(self) -> dict[str, str]:
         return {
-            'LOGNAME': 'whoever',
             'POSTAGE_HOST': 'localhost',
             'POSTAGE_PORT': str(self._node.port),
             'POSTAGE_VHOST': self._vhost,
@@ -165,10 +167,10 @@ def taken(channel: Any, queue: str) -> Iterator[tuple[Any, bytes]]:
 class _Reader:
     """Reads messages without what another run has in another way, such as addresses to answer to, and process ids.
 
-    :ivar words: what stands for such a value
+    :ivar own: what the program's own fingerprint says
     """
 
-    words: dict[str, str]
+    own: dict[str, str]
 
     def seen(self, properties: Any, body: bytes) -> tuple[str, str, Any]:
         """A message on the wire: its exchange, its key, and its content type with its body."""
@@ -187,12 +189,12 @@ class _Reader:
         except ValueError:
             return body.decode('latin-1')
 
-    def _reworded(self, value: Any) -> Any:
+    def _reworded(self, value: Any, name: str = '') -> Any:
         if isinstance(value, dict):
-            return {key: self._reworded(item) for key, item in value.items()}
+            return {key: self._reworded(item, key) for key, item in value.items()}
         if isinstance(value, list):
             return [self._reworded(item) for item in value]
-        return self.words.get(value, value) if isinstance(value, str) else value
+        return f'the {name}' if name in self.own and value == self.own[name] else value
 
 
 # What 1.2.1 came to
