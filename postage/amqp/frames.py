@@ -53,15 +53,25 @@ _length = Struct('>I')
 _int32, _int64, _uint64, _double = Struct('>i'), Struct('>q'), Struct('>Q'), Struct('>d')
 _settlement = Struct('>BHIIQBB')
 _flags = Struct('>H')
+_deadline_mode_and_size = Struct('>qBB')
 
 # Bits of the property flags (section 4.2.6.1), highest first, in the order in which the values follow.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
 _CORRELATION_ID, _REPLY_TO, _EXPIRATION, _MESSAGE_ID = 1 << 10, 1 << 9, 1 << 8, 1 << 7
 DEADLINE = 'x-postage-deadline'
 """The header of a request that says until when its answer is waited for, in milliseconds since 1970."""
-_DEADLINE_TABLE = b'\0\0\0\x1c\x12' + DEADLINE.encode() + b'l'  # as our requests have it, but for the number
+TRACEPARENT: Final = 'traceparent'
+"""The header with the context of a trace (https://www.w3.org/TR/trace-context/#traceparent-header)."""
 
-# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are a deadline alone.
+# The tables of headers that our own messages have, without what follows: a number, a context, and both.
+_DEADLINE_FIELD = b'\x12' + DEADLINE.encode() + b'l'
+_TRACE_LENGTH: Final = 55
+_TRACE_FIELD = b'\x0b' + TRACEPARENT.encode() + b'S\0\0\0\x37'
+_DEADLINE_TABLE = b'\0\0\0\x1c' + _DEADLINE_FIELD
+_TRACE_TABLE = b'\0\0\0\x48' + _TRACE_FIELD
+_TRACED_DEADLINE_TABLE = b'\0\0\0\x64' + _TRACE_FIELD
+
+# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are one of these tables.
 _PLAIN = _HEADERS | _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
 _PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
 
@@ -74,12 +84,14 @@ def short_string(text: str, what: str) -> bytes:
 
     :raises EncodingError: where it is longer than 255 bytes, or no text, naming ``what`` it was
     """
-    if not isinstance(text, str):
-        raise EncodingError(f'{what} must be text, not {shown(text)}')
-    data = utf8(text, what)
-    if len(data) > 255:
-        raise EncodingError(f'{what} is {len(data)} bytes long, AMQP allows 255: {text[:60]!r}…')
-    return bytes((len(data),)) + data
+    try:
+        data = text.encode('utf-8')
+        return bytes((len(data),)) + data
+    except (AttributeError, ValueError):
+        if not isinstance(text, str):
+            raise EncodingError(f'{what} must be text, not {shown(text)}') from None
+        size = len(utf8(text, what))
+        raise EncodingError(f'{what} is {size} bytes long, AMQP allows 255: {text[:60]!r}…') from None
 
 
 @lru_cache(maxsize=4096)
@@ -141,15 +153,24 @@ def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> 
 
 
 def request_properties(
-    content_type: str, delivery_mode: int, own_id: str, reply_to: str, expiration: int, deadline: int
+    content_type: str,
+    delivery_mode: int,
+    own_id: str,
+    reply_to: str,
+    expiration: int,
+    deadline: int,
+    traceparent: str = '',
 ) -> bytes:
     """The same for what most requests have.
 
     :param own_id: message id and correlation id, one of our own
     :param expiration: in milliseconds
     :param deadline: milliseconds since 1970
+    :param traceparent: the context of its span, in the W3C's form, where it has one
     """
-    head = _request_head(content_type)
+    head = _request_head(content_type, bool(traceparent))
+    if traceparent:
+        head = b''.join((head, traceparent.encode(), _DEADLINE_FIELD))
     encoded_id = own_id.encode()
     encoded_id = bytes((len(encoded_id),)) + encoded_id
     tail = (_int64.pack(deadline), b'\2' if delivery_mode == 2 else b'\1', encoded_id)
@@ -180,8 +201,15 @@ def with_headers(encoded: bytes, headers: Mapping[str, Any]) -> bytes:
         position += 1 + encoded[position]
     if flags & _CONTENT_ENCODING:
         position += 1 + encoded[position]
-    table = encode_table(headers, 'header')
+    trace = trace_alone(headers)
+    table = encode_table(headers, 'header') if trace is None else _TRACE_TABLE + trace.encode()
     return b''.join((_flags.pack(flags | _HEADERS), encoded[2:position], table, encoded[position:]))
+
+
+def trace_alone(headers: Mapping[str, Any]) -> str | None:
+    """The context of a trace, where that is all that these headers have, as those of most messages that are traced."""
+    trace = headers.get(TRACEPARENT) if len(headers) == 1 else None
+    return trace if type(trace) is str and len(trace) == _TRACE_LENGTH and trace.isascii() else None
 
 
 @lru_cache(maxsize=256)
@@ -191,11 +219,18 @@ def _usual_head(further_flags: int, content_type: str, delivery_mode: int) -> by
 
 
 @lru_cache(maxsize=256)
-def _request_head(content_type: str) -> bytes:
-    """The flags, the content type, and of the headers all but the value of the deadline, which is all they have."""
+def _request_head(content_type: str, is_traced: bool) -> bytes:
+    """The flags, the content type, and of the headers all before the value of the first one, which is the deadline.
+
+    Of one that is traced it is the context, and the deadline follows.
+    """
     head = encode_properties(content_type=content_type or None)
     flags = _HEADERS | _DELIVERY_MODE | _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
-    return _flags.pack(_flags.unpack_from(head)[0] | flags) + head[2:] + _DEADLINE_TABLE
+    return (
+        _flags.pack(_flags.unpack_from(head)[0] | flags)
+        + head[2:]
+        + (_TRACED_DEADLINE_TABLE if is_traced else _DEADLINE_TABLE)
+    )
 
 
 @lru_cache(maxsize=256)
@@ -319,6 +354,22 @@ class Answerable(NamedTuple):
     deadline: int | None = None
 
 
+def decode_correlation_id(data: bytes) -> str | None:
+    """The correlation id in the properties of a content header.
+
+    :raises DecodingError: as :func:`decode_properties`
+    """
+    if data.startswith(_REPLY_HEAD):
+        try:
+            start = _REPLY_HEAD_SIZE + 1
+            end = start + data[_REPLY_HEAD_SIZE]
+            if end <= len(data):
+                return data[start:end].decode('utf-8')
+        except (IndexError, ValueError):
+            pass  # said below
+    return decode_answerable(data).correlation_id
+
+
 def decode_answerable(data: bytes) -> Answerable:
     """The correlation id, the reply address and the deadline in the properties of a content header.
 
@@ -326,6 +377,14 @@ def decode_answerable(data: bytes) -> Answerable:
     """
     correlation_id = reply_to = deadline = None
     try:
+        if data.startswith(_REQUEST_HEAD):
+            deadline, _, size = _deadline_mode_and_size.unpack_from(data, _REQUEST_HEAD_SIZE)
+            start = _REQUEST_HEAD_SIZE + 10
+            middle = start + size
+            end = middle + 1 + data[middle]
+            if end <= len(data):
+                both = data[start:middle].decode('utf-8'), data[middle + 1 : end].decode('utf-8'), deadline
+                return tuple.__new__(Answerable, both)
         flags, position = data[0] << 8 | data[1], 2
         if flags & ~_PLAIN:
             return answerable_of(decode_properties(data))
@@ -334,10 +393,14 @@ def decode_answerable(data: bytes) -> Answerable:
         if flags & _CONTENT_ENCODING:
             position += 1 + data[position]
         if flags & _HEADERS:
-            if not data.startswith(_DEADLINE_TABLE, position):
-                return answerable_of(decode_properties(data))
-            position += len(_DEADLINE_TABLE) + 8
-            (deadline,) = _int64.unpack_from(data, position - 8)
+            if data.startswith(_DEADLINE_TABLE, position):
+                position += len(_DEADLINE_TABLE) + 8
+                (deadline,) = _int64.unpack_from(data, position - 8)
+            else:
+                known = _own_table(data, position)
+                if known is None:
+                    return answerable_of(decode_properties(data))
+                position, _, deadline = known
         if flags & _DELIVERY_MODE:
             position += 1
         if flags & _PRIORITY:
@@ -353,6 +416,80 @@ def decode_answerable(data: bytes) -> Answerable:
     except (IndexError, ValueError, StructError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
     return tuple.__new__(Answerable, (correlation_id, reply_to, deadline))
+
+
+def _own_table(data: bytes, position: int) -> tuple[int, str | None, int | None] | None:
+    """Where a table ends that has nothing but the context of a trace, a deadline or both, and what it says of them.
+
+    :return: ``None`` for any other table
+    :raises StructError: it reaches beyond the end
+    """
+    if data.startswith(_DEADLINE_TABLE, position):
+        position += len(_DEADLINE_TABLE)
+        return position + 8, None, _int64.unpack_from(data, position)[0]
+    is_alone = data.startswith(_TRACE_TABLE, position)
+    if not is_alone and not data.startswith(_TRACED_DEADLINE_TABLE, position):
+        return None
+    start = position + len(_TRACE_TABLE)
+    position = start + _TRACE_LENGTH
+    trace = data[start:position]
+    if not trace.isascii():
+        return None
+    if is_alone:
+        return position, trace.decode(), None
+    if not data.startswith(_DEADLINE_FIELD, position):
+        return None
+    position += len(_DEADLINE_FIELD)
+    return position + 8, trace.decode(), _int64.unpack_from(data, position)[0]
+
+
+class Traced(NamedTuple):
+    """Of a message's properties those that its span has.
+
+    :ivar traceparent: the context of the span that sent it
+    """
+
+    traceparent: str | None
+    message_id: str | None
+    correlation_id: str | None
+
+
+def decode_traced(data: bytes) -> Traced | None:
+    """The same out of the properties of a content header, where that is easy, and they have no headers but our own.
+
+    ``None`` where all of them have to be decoded, and looked at one by one. Never raises.
+    """
+    trace = correlation_id = message_id = None
+    try:
+        flags, position = data[0] << 8 | data[1], 2
+        if flags & ~_PLAIN:
+            return None
+        if flags & _CONTENT_TYPE:
+            position += 1 + data[position]
+        if flags & _CONTENT_ENCODING:
+            position += 1 + data[position]
+        if flags & _HEADERS:
+            known = _own_table(data, position)
+            if known is None:
+                return None
+            position, trace, _ = known
+        if flags & _DELIVERY_MODE:
+            position += 1
+        if flags & _PRIORITY:
+            position += 1
+        if flags & _CORRELATION_ID:
+            start, position = position + 1, position + 1 + data[position]
+            correlation_id = data[start:position].decode('utf-8')
+        if flags & _REPLY_TO:
+            position += 1 + data[position]
+        if flags & _EXPIRATION:
+            position += 1 + data[position]
+        if flags & _MESSAGE_ID:
+            start, position = position + 1, position + 1 + data[position]
+            message_id = data[start:position].decode('utf-8')
+    except (IndexError, ValueError, StructError):
+        return None
+    return tuple.__new__(Traced, (trace, message_id, correlation_id)) if position == len(data) else None
 
 
 def answerable_of(properties: pika.BasicProperties) -> Answerable:
@@ -499,6 +636,12 @@ _PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
     (1 << 2, 'cluster_id', _read_short_string, short_string),
 )
 """Bit, name, reader and writer of each property, in the order in which the values follow the flags."""
+
+# How the properties of our own requests and replies begin, where their bodies are JSON: these are read at once.
+_REQUEST_HEAD = _request_head('application/json', False)
+_REQUEST_HEAD_SIZE = len(_REQUEST_HEAD)
+_REPLY_HEAD = _usual_head(_CORRELATION_ID | _MESSAGE_ID, 'application/json', 1)
+_REPLY_HEAD_SIZE = len(_REPLY_HEAD)
 
 
 # Frames out

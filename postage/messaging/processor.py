@@ -196,23 +196,24 @@ class MessageProcessor(MicroThread):
             dispatcher.unsettled.work_off()
         began = now = time.monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
+        source = self.consumer.delivery_source
+        take: Callable[[Delivery], None] = dispatcher.take
+        if tracing.NEEDED in modules:
+            connections = self.consumer.connections
+            take = tracing.taker(take, connections[0].settings if connections else None)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
                 if dispatcher.in_hand < self.concurrency and not (dispatcher.is_winding_down or dispatcher.is_paused):
-                    delivery = self.consumer.delivery_source.next_delivery()
+                    delivery = source.next_delivery()
                 if delivery is None:
                     more = False
                     break
-                if tracing.NEEDED in modules:
-                    connections = self.consumer.connections
-                    tracing.take(dispatcher.take, delivery, connections[0].settings if connections else None)
-                else:
-                    dispatcher.take(delivery)
+                take(delivery)
                 taken += 1
                 now = time.monotonic()
         # Those that have only begun say themselves how long they took.
-        self.consumer.delivery_source.took(taken - (dispatcher.in_hand - in_hand), now - began)
+        source.took(taken - (dispatcher.in_hand - in_hand), now - began)
         self._may_have_more = more
         return more
 

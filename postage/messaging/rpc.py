@@ -217,10 +217,13 @@ class Call(Outgoing):
         own_id, mode = self.correlation_id, self.delivery_mode
         remaining = max(1, int(min(1000 * (self.gives_up_at - time.monotonic()), frames.EXPIRATION_MAX)))
         deadline = int(1000 * time.time()) + remaining
-        if self.further is None and self.signatures is None:
-            self.properties = frames.request_properties(self.content_type, mode, own_id, reply_to, remaining, deadline)
-            return
         further = self.further or {}
+        trace = '' if not further else frames.trace_alone(further['headers']) if further.keys() == {'headers'} else None
+        if trace is not None and self.signatures is None:
+            self.properties = frames.request_properties(
+                self.content_type, mode, own_id, reply_to, remaining, deadline, trace
+            )
+            return
         properties: dict[str, Any] = {'content_type': self.content_type or None, 'delivery_mode': mode}
         properties |= {'message_id': own_id, 'correlation_id': own_id, 'reply_to': reply_to}
         properties |= {'expiration': str(remaining), **further}
@@ -464,7 +467,7 @@ class RpcClient:
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
         malformed = None
         try:
-            correlation_id = frames.decode_answerable(content.properties).correlation_id
+            correlation_id = frames.decode_correlation_id(content.properties)
         except errors.DecodingError as error:
             malformed = MessageResultError(f'Malformed reply: {error}')
             correlation_id = frames.salvage_answerable(content.properties).correlation_id

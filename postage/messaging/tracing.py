@@ -12,13 +12,15 @@ sent again, and what came through a dead-letter exchange begin traces of their o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from sys import modules
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from postage import __version__, errors
 from postage.amqp.deliveries import LINKED, Delivery
+from postage.amqp.frames import TRACEPARENT
 from postage.amqp.publishing import Receipt
 from postage.messaging import meters
 from postage.messaging.outcomes import Failure
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 NEEDED: Final = 'opentelemetry.trace'
-TRACEPARENT: Final = 'traceparent'
+MESSAGE_ID: Final = 'messaging.message.id'
+CONVERSATION_ID: Final = 'messaging.message.conversation_id'
+DELIVERY_TAG: Final = 'messaging.rabbitmq.message.delivery_tag'
 SYSTEM: Final = 'rabbitmq'
 MOST_ROUTES: Final = 1000  # that are remembered; a routing key may be another one for each message
 
@@ -56,22 +60,24 @@ class Tracing:
         self.sends, self.calls, self.handles = trace.SpanKind.PRODUCER, trace.SpanKind.CLIENT, trace.SpanKind.CONSUMER
         self.in_context, self.attach, self.detach = trace.set_span_in_context, context.attach, context.detach
         self.inject, self.extract = propagation.inject, propagation.extract
+        self.sender_by, self.alone = propagation.sender_by, propagation.alone
 
 
 _tracing: Tracing | None = None
+_is_off = False  # the program has set a provider that records nothing
 
 
 def _tracing_now() -> Tracing | None:
     """The same once there is a provider that records; no provider is ever replaced."""
-    global _tracing
-    if _tracing is None:
+    global _tracing, _is_off
+    if _tracing is None and not _is_off:
         trace: Any = modules[NEEDED]
         if getattr(trace, '_TRACER_PROVIDER', trace) is None:  # as the public function finds, too
             return None
         provider = trace.get_tracer_provider()
-        if isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider)):
-            return None
-        _tracing = Tracing(provider.get_tracer('postage', __version__))
+        _is_off = isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+        if not _is_off:
+            _tracing = Tracing(provider.get_tracer('postage', __version__))
     return _tracing
 
 
@@ -87,14 +93,14 @@ class Recorded:
         self._span = span
         self._histogram = histogram
         self._attributes = attributes
-        self._began = time.monotonic()
+        self._began = 0.0 if histogram is None else monotonic()
 
     def end(self, error: BaseException | None) -> None:
         """It has ended, with the error where there was one. Any thread."""
         name = None if error is None else class_path_of(error)
         if self._histogram is not None:
             attributes = self._attributes if name is None else {**self._attributes, 'error.type': name}
-            self._histogram.record(time.monotonic() - self._began, attributes)
+            self._histogram.record(monotonic() - self._began, attributes)
         if self._span is not None:
             if error is not None and name is not None:
                 from opentelemetry.trace import Status, StatusCode
@@ -128,28 +134,24 @@ class Route:
         self.attributes: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
         self.measured = {name: value for name, value in self.attributes.items() if name in MEASURED}
 
-    def attributes_of(self, message_id: str | None, conversation_id: str | None) -> dict[str, Any]:
-        """The attributes of one message's span: a dictionary of its own."""
-        attributes = self.attributes.copy()
-        if message_id is not None:
-            attributes['messaging.message.id'] = message_id
-        if conversation_id is not None:
-            attributes['messaging.message.conversation_id'] = conversation_id
-        return attributes
-
 
 _routes: dict[tuple[Any, ...], Route] = {}
 
 
-def _route(operation: str, settings: BrokerSettings | None, exchange: str, key: str, queue: str | None) -> Route:
-    endpoint = settings.endpoints[0] if settings is not None else None
-    host, port = (endpoint.host, endpoint.port) if endpoint is not None else (None, None)
-    known = operation, host, port, exchange, key, queue
-    route = _routes.get(known)
-    if route is None:
-        if len(_routes) >= MOST_ROUTES:
-            _routes.clear()
-        route = _routes[known] = Route(operation, destination_of(exchange, key, queue), key, host, port)
+def _address_of(settings: BrokerSettings | None) -> tuple[str | None, int | None]:
+    if settings is None:
+        return None, None
+    endpoint = settings.endpoints[0]
+    return endpoint.host, endpoint.port
+
+
+def _remember(
+    known: tuple[Any, ...], operation: str, address: tuple[str | None, int | None], where: tuple[str, str, str | None]
+) -> Route:
+    """A new route: that of an exchange, a routing key and, for a consumer, a queue."""
+    if len(_routes) >= MOST_ROUTES:
+        _routes.clear()
+    route = _routes[known] = Route(operation, destination_of(*where), where[1], *address)
     return route
 
 
@@ -179,20 +181,27 @@ def sending(
     tracing, histogram = _tracing_now(), meters.histogram('messaging.client.operation.duration')
     if tracing is None and histogram is None:
         return None, further
-    found = _route('send', settings, route[0], route[1], None)
+    address = _address_of(settings)
+    known = 'send', address, route
+    found = _routes.get(known) or _remember(known, 'send', address, (*route, None))
     if tracing is None:
         return Recorded(None, histogram, found.measured), further
-    given: dict[str, Any] = further or {}
-    headers = dict(given.get('headers') or ())
-    is_injected = TRACEPARENT in headers
-    span = tracing.start_span(
-        found.name,
-        kind=tracing.calls if is_injected else tracing.sends,
-        attributes=found.attributes_of(message_id, correlation_id or given.get('correlation_id')),
-    )
+    headers: dict[str, Any] = {}
+    kind, is_injected, conversation_id = tracing.sends, False, correlation_id
+    if further is not None:
+        headers.update(further.get('headers') or ())
+        is_injected = TRACEPARENT in headers
+        if is_injected:
+            kind = tracing.calls
+        conversation_id = correlation_id or further.get('correlation_id')
+    attributes = found.attributes.copy()
+    attributes[MESSAGE_ID] = message_id
+    if conversation_id is not None:
+        attributes[CONVERSATION_ID] = conversation_id
+    span = tracing.start_span(found.name, None, kind, attributes)
     if not is_injected:
         tracing.inject(span, headers)
-        further = {**given, 'headers': headers}
+        further = {'headers': headers} if further is None else {**further, 'headers': headers}
     return _recorded(span, histogram, found), further
 
 
@@ -206,42 +215,87 @@ def _recorded(span: Span, histogram: Histogram | None, route: Route) -> Recorded
 
 def sent(recorded: Recorded, receipt: Receipt) -> None:
     """End it once the broker has said what became of the message. Never blocks."""
-    receipt.when_settled(lambda: recorded.end(receipt.error), is_urgent=False)
+    receipt.when_settled(partial(_sent, recorded), is_urgent=False)
+
+
+def _sent(recorded: Recorded, receipt: Receipt) -> None:
+    recorded.end(receipt.error)
 
 
 # Deliveries
 
 
-def take(begin: Callable[[Delivery], None], delivery: Delivery, settings: BrokerSettings | None) -> None:
-    """Have a delivery begun within a span of its own, which :func:`settled` ends. In the scheduler's thread.
+def taker(begin: Callable[[Delivery], None], settings: BrokerSettings | None) -> Callable[[Delivery], None]:
+    """What has deliveries begun each within a span of its own, which :func:`settled` ends.
 
-    :param settings: the broker that it came from; ``None`` where there is none, as in ``test_client()``
+    It is good for the next few deliveries. Where nothing is recorded it is ``begin`` itself.
+
+    :param settings: the broker that they come from; ``None`` where there is none, as in ``test_client()``
     """
     tracing, histogram = _tracing_now(), meters.histogram('messaging.process.duration')
     if tracing is None and histogram is None:
-        begin(delivery)
-        return
-    route = _route('process', settings, delivery.exchange, delivery.routing_key, delivery.queue)
+        return begin
+    return partial(_take, begin, tracing, histogram, _address_of(settings))
+
+
+def _take(
+    begin: Callable[[Delivery], None],
+    tracing: Tracing | None,
+    histogram: Histogram | None,
+    address: tuple[str | None, int | None],
+    delivery: Delivery,
+) -> None:
+    content = delivery.content
+    known: tuple[Any, ...]
+    if content.exchange:
+        known = address, delivery.queue, content.exchange, content.routing_key
+    else:  # its headers may say otherwise
+        known = address, delivery.queue, delivery.exchange, delivery.routing_key
+    route = _routes.get(known)
+    if route is None:
+        where = delivery.exchange, delivery.routing_key, delivery.queue
+        route = _remember(known, 'process', address, where)
     if tracing is None:
         delivery.span = Recorded(None, histogram, route.measured)
         _begin(begin, delivery)
         return
-    try:
-        properties: Any = delivery.properties
-    except errors.DecodingError:  # none but those that an answer depends on
-        properties = delivery.salvaged
-    headers = getattr(properties, 'headers', None) or {}
-    parent, links = _origin_of(headers, tracing)
-    attributes = route.attributes_of(getattr(properties, 'message_id', None), properties.correlation_id or None)
-    attributes['messaging.rabbitmq.message.delivery_tag'] = delivery.delivery_tag
-    span = tracing.start_span(route.name, parent, tracing.handles, attributes, links)
+    attributes = route.attributes.copy()
+    traced = delivery.traced
+    parent = None if traced is None else tracing.sender_by(traced.traceparent)
+    if traced is not None and parent is not None:
+        if traced.message_id is not None:
+            attributes[MESSAGE_ID] = traced.message_id
+        if traced.correlation_id:
+            attributes[CONVERSATION_ID] = traced.correlation_id
+        attributes[DELIVERY_TAG] = delivery.delivery_tag
+        span = tracing.start_span(route.name, parent, tracing.handles, attributes)
+        within = tracing.alone(span)
+    else:
+        span, within = _span_of(delivery, route, attributes, tracing)
     delivery.span = _recorded(span, histogram, route)
     # What begins here takes a copy of the context with it: a handler that runs as a microthread, or in a thread.
-    token = tracing.attach(tracing.in_context(span, parent))
+    token = tracing.attach(within)
     try:
         _begin(begin, delivery)
     finally:
         tracing.detach(token)
+
+
+def _span_of(delivery: Delivery, route: Route, attributes: dict[str, Any], tracing: Tracing) -> tuple[Span, Any]:
+    """The span of a delivery whose properties are not the usual ones, and the context that its handlers have."""
+    try:
+        properties: Any = delivery.properties
+    except errors.DecodingError:  # none but those that an answer depends on
+        properties = delivery.salvaged
+    parent, links = _origin_of(getattr(properties, 'headers', None) or {}, tracing)
+    message_id = getattr(properties, 'message_id', None)
+    if message_id is not None:
+        attributes[MESSAGE_ID] = message_id
+    if properties.correlation_id:
+        attributes[CONVERSATION_ID] = properties.correlation_id
+    attributes[DELIVERY_TAG] = delivery.delivery_tag
+    span = tracing.start_span(route.name, parent, tracing.handles, attributes, links)
+    return span, tracing.in_context(span, parent)
 
 
 def _begin(begin: Callable[[Delivery], None], delivery: Delivery) -> None:

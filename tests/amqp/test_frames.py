@@ -173,10 +173,68 @@ def test_the_properties_of_most_messages_are_quicker_made_and_the_same(
         expiration=str(expiration),
     )
     assert frames.decode_answerable(request) == ('id-1', reply_to, deadline)
+    assert frames.decode_traced(request) == (None, 'id-1', 'id-1')
     for correlation_id in ('', 'of the request, längér'):
         reply = frames.reply_properties(content_type, 'id-1', correlation_id)
         transient = {**head, 'delivery_mode': 1, 'correlation_id': correlation_id or None}
         assert reply == frames.encode_properties(**transient)
+
+
+TRACE = f'00-{"ab" * 16}-{"cd" * 8}-01'
+
+
+@PROFILE
+@given(
+    content_type=names,
+    delivery_mode=some.sampled_from([1, 2]),
+    reply_to=names,
+    deadline=some.integers(2**31, 2**62),
+    trace=some.sampled_from([TRACE, 'é' * 27 + '-', 'é' * 55, '"' * 55]),
+)
+def test_the_properties_of_traced_messages_are_quicker_made_and_read_and_the_same(
+    content_type: str, delivery_mode: int, reply_to: str, deadline: int, trace: str
+) -> None:
+    head = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': 'id-1'}
+    headers = {frames.TRACEPARENT: trace}
+    usual = frames.usual_properties(content_type, delivery_mode, 'id-1')
+    message = frames.with_headers(usual, headers)
+    assert message == frames.encode_properties(**head, headers=headers)
+    request = {'correlation_id': 'id-2', 'reply_to': reply_to, 'expiration': '5'}
+    asked = frames.encode_properties(**head, **request, headers={**headers, frames.DEADLINE: deadline})
+    assert frames.decode_answerable(message) == (None, None, None)
+    assert frames.decode_answerable(asked) == ('id-2', reply_to, deadline)
+    for data, correlation_id in ((message, None), (asked, 'id-2')):
+        is_own = trace.isascii()
+        assert frames.decode_traced(data) == ((trace, 'id-1', correlation_id) if is_own else None)
+        for end in range(len(data)):
+            assert frames.decode_traced(data[:end]) is None
+    if trace.isascii():
+        assert frames.trace_alone(headers) == trace
+        request['correlation_id'] = 'id-1'
+        assert frames.request_properties(content_type, delivery_mode, 'id-1', reply_to, 5, deadline, trace) == (
+            frames.encode_properties(**head, **request, headers={**headers, frames.DEADLINE: deadline})
+        )
+
+
+@pytest.mark.parametrize(
+    'further',
+    [
+        *(
+            {'headers': headers}
+            for headers in ({'a': 1}, {'traceparent': TRACE, 'a': 1}, {'a': 1, 'traceparent': TRACE})
+        ),
+        *({'headers': headers} for headers in ({}, {'traceparent': TRACE[1:]}, {'traceparent': None})),
+        {'headers': {'traceparent': TRACE, 'x-other-dead-line': 2**40}},
+        {'headers': {frames.DEADLINE: 2**40, 'traceparent': TRACE}},
+        {'type': 'x'},
+    ],
+)
+def test_what_has_more_than_a_trace_is_not_read_as_if_it_had_not(further: dict[str, Any]) -> None:
+    assert frames.decode_traced(frames.encode_properties(message_id='id-1', **further)) is None
+    headers = further.get('headers', {})
+    assert frames.trace_alone(headers) is None
+    usual = frames.usual_properties('', 1, 'id-1')
+    assert frames.decode_properties(frames.with_headers(usual, headers)).headers == headers
 
 
 # Headers as they came by AMQP, with every type that there is (https://www.rabbitmq.com/amqp-0-9-1-errata, section 3).
@@ -440,7 +498,7 @@ def test_what_an_answer_depends_on_is_the_same_decoded_by_itself(**properties: A
 @PROFILE
 @given(data=some.binary(max_size=60), flags=some.integers(0, 2**16 - 1))
 def test_whatever_bytes_come_as_properties_nothing_but_a_decoding_error_is_raised(data: bytes, flags: int) -> None:
-    for decode in (frames.decode_properties, frames.decode_answerable):
+    for decode in (frames.decode_properties, frames.decode_answerable, frames.decode_traced):
         for bytes_ in (data, struct.pack('>H', flags) + data):
             with contextlib.suppress(DecodingError):
                 decode(bytes_)

@@ -383,6 +383,15 @@ class RabbitMQNode:
             time.sleep(0.02)  # nothing tells when a queue that is being declared, deleted or recovered is done with it
         return {name: number for name, number in queues.items() if number is not None}
 
+    def connections(self, vhost: str) -> int:
+        """Return how many connections there are to a virtual host."""
+        return int(
+            self._evaluate(
+                'integer_to_list(length([V || [{vhost, V}] <- rabbit_networking:connection_info_all([vhost]),'
+                f' V =:= {binary(vhost)}]))'
+            )
+        )
+
     def channels(self, vhost: str) -> int:
         """Return how many channels are open in a virtual host."""
         return int(
@@ -418,10 +427,14 @@ class RabbitMQNode:
             yield name
         finally:
             if self.is_running:
-                if self._changes == changes and self._evaluate(EMPTY % binary(name)) == 'empty':
+                if self._changes == changes and self.empty(name):
                     self._spare_vhosts.append(name)
                 else:
                     self.delete_vhost(name)
+
+    def empty(self, vhost: str) -> bool:
+        """Remove all that AMQP makes in a virtual host, once its clients have gone; return whether it is empty then."""
+        return self._evaluate(EMPTY % binary(vhost)) == 'empty'
 
     # Inside
 
