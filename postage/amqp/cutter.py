@@ -38,6 +38,7 @@ PROTOCOL_HEADER: Final = ord('A')  # a broker that refuses the protocol version 
 _DELIVER = BASIC_DELIVER.to_bytes(4, 'big')
 _method = Struct('>I')
 _tag_and_bits = Struct('>QB')
+_tag_bits_and_size = Struct('>QBB')  # of the short string that follows
 _reply_code = Struct('>H')
 _body_size = Struct('>Q')
 
@@ -77,7 +78,6 @@ class Content:
         'body',
         'delivery_tag',
         'exchange',
-        'is_return',
         'joined',
         'missing',
         'parts',
@@ -99,7 +99,7 @@ class Content:
     missing: int  # bytes of the body
     parts: list[bytes]
     joined: int  # how many of them are joined already
-    is_return: bool
+    is_return = False
 
     def begin(self, size: int, properties: bytes, body_max: int) -> None:
         """The header has come, which announces a body of that size."""
@@ -123,6 +123,13 @@ class Content:
         return isinstance(self.parts, Dropped)
 
 
+class Returned(Content):
+    """A message that comes back, for no queue took it."""
+
+    __slots__ = ()
+    is_return = True
+
+
 class Dropped(list[bytes]):
     """The pieces of a body that is too large: none of them is kept."""
 
@@ -139,12 +146,11 @@ def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: 
     :return: where the message ends; 0 where the rest has to be cut frame by frame
     """
     content = lane.content = Content()
-    content.is_return = False
     after_tag = position + 1 + data[position]
     content.tag_or_text = data[position + 1 : after_tag]
-    content.delivery_tag, redelivered = _tag_and_bits.unpack_from(data, after_tag)
+    content.delivery_tag, redelivered, exchange_size = _tag_bits_and_size.unpack_from(data, after_tag)
     content.redelivered = redelivered & 1 == 1
-    after_exchange = after_tag + 10 + data[after_tag + 9]
+    after_exchange = after_tag + 10 + exchange_size
     content.exchange = data[after_tag + 10 : after_exchange]
     content.routing_key = data[after_exchange + 1 : after_exchange + 1 + data[after_exchange]]
     if end - header < CONTENT_HEADER.size:
@@ -154,7 +160,7 @@ def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: 
     after = after_header + length + FRAME_OVERHEAD if length else after_header
     if kind != HEADER or number != channel or after > end or length > room:
         return 0
-    if length and data[after_header : after_header + 7] != FRAME_HEAD.pack(BODY, channel, length):
+    if length and FRAME_HEAD.unpack_from(data, after_header) != (BODY, channel, length):
         return 0
     if data[after_header - 1] != FRAME_END_BYTE or data[after - 1] != FRAME_END_BYTE:
         return 0  # said where frames are cut one by one
@@ -166,8 +172,7 @@ def _cut_delivery(lane: Lane, channel: int, data: bytes, position: int, header: 
 
 
 def _cut_return(data: bytes, position: int) -> Content:
-    content = Content()
-    content.is_return = True
+    content = Returned()
     (content.reply_code,) = _reply_code.unpack_from(data, position)
     end = position + 3 + data[position + 2]
     content.tag_or_text = data[position + 3 : end]
@@ -228,17 +233,17 @@ class Cutter:
                         self._pass_on(data[position:])
                         return taken, frames
                     self._check_size(kind, channel, size)
-                wanted = size + FRAME_OVERHEAD
-                if wanted > end - position:
+                after = position + size + FRAME_OVERHEAD
+                if after > end:
+                    wanted = after - position
                     if kind == BODY and self._begin_body(lanes.get(channel), data, position, size):
                         taken += end - position
                         position = end
                     break
-                after = position + wanted
                 if data[after - 1] != FRAME_END_BYTE:
                     raise pika.exceptions.InvalidFrameError(f'{name_of(kind, channel, size)} without its end marker')
                 lane = lanes.get(channel)
-                if lane is not None and kind == METHOD and data[position + 7 : position + 11] == _DELIVER:
+                if lane is not None and kind == METHOD and data.startswith(_DELIVER, position + 7):
                     whole = _cut_delivery(lane, channel, data, position + 11, after, end, body_room)
                     touched[lane] = None
                     frames += 3 if whole else 1
@@ -246,12 +251,11 @@ class Cutter:
                     taken += after - position
                 elif lane is not None and take(lane, kind, data, position + 7, after - 1, self.body_max):
                     touched[lane] = None
-                    taken += wanted
+                    taken += after - position
                     frames += 1
                 else:
                     self._give(kind, data, position, after)
                 position = after
-                wanted = FRAME_OVERHEAD
         except Exception as error:
             raise unreadable(error, kind, channel, size) from error
         if position < end:

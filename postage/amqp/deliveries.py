@@ -75,7 +75,6 @@ class Delivery:
     :ivar body: the bytes of its body
     :ivar redelivered: whether it may have been delivered before
     :ivar delivery_tag: its number on its channel
-    :ivar consumer_tag: the consumer it was delivered to
     :ivar receipts: of what its handlers have published so far
     :ivar position: how far its stream has been handled, where it comes from one
     :ivar span: in which it is handled, where that is traced
@@ -88,7 +87,6 @@ class Delivery:
         'body',
         'cancel_id',
         'channel',
-        'consumer_tag',
         'content',
         'delivery_tag',
         'generation',
@@ -108,7 +106,6 @@ class Delivery:
         self.body = content.body
         self.delivery_tag = content.delivery_tag
         self.redelivered = content.redelivered
-        self.consumer_tag = content.tag_or_text.decode()
         self.receipts: list[Receipt] | None = None
         self.retries: DelayedRetries | None = None
         self.span: Any = None
@@ -117,6 +114,11 @@ class Delivery:
         self.cancel_id: str | None = None
         self.content = content
         self._properties: pika.spec.BasicProperties | None = None
+
+    @property
+    def consumer_tag(self) -> str:
+        """The consumer it was delivered to."""
+        return self.content.tag_or_text.decode()
 
     @property
     def exchange(self) -> str:
@@ -205,13 +207,18 @@ class Delivery:
         offset = self.headers.get(OFFSET)
         return int(offset) if self.position is not None and isinstance(offset, int) else None
 
-    def published(self, receipt: Receipt) -> None:
-        """Hold back this delivery's acknowledgement until that message is confirmed."""
+    def published(self, receipt: Receipt) -> bool:
+        """Hold back this delivery's acknowledgement until that message is confirmed.
+
+        Returns ``False`` where it is too late for that: what publishes was left running behind the handler.
+        """
         if self.is_handled:
-            return  # by what a handler left running behind it
+            return False
         if self.receipts is None:
-            self.receipts = []
-        self.receipts.append(receipt)
+            self.receipts = [receipt]
+        else:
+            self.receipts.append(receipt)
+        return True
 
     @shown_half_built
     def __repr__(self) -> str:

@@ -53,6 +53,7 @@ _length = Struct('>I')
 _int32, _int64, _uint64, _double = Struct('>i'), Struct('>q'), Struct('>Q'), Struct('>d')
 _settlement = Struct('>BHIIQBB')
 _flags = Struct('>H')
+_deadline_mode_and_size = Struct('>qBB')
 
 # Bits of the property flags (section 4.2.6.1), highest first, in the order in which the values follow.
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
@@ -83,12 +84,14 @@ def short_string(text: str, what: str) -> bytes:
 
     :raises EncodingError: where it is longer than 255 bytes, or no text, naming ``what`` it was
     """
-    if not isinstance(text, str):
-        raise EncodingError(f'{what} must be text, not {shown(text)}')
-    data = utf8(text, what)
-    if len(data) > 255:
-        raise EncodingError(f'{what} is {len(data)} bytes long, AMQP allows 255: {text[:60]!r}…')
-    return bytes((len(data),)) + data
+    try:
+        data = text.encode('utf-8')
+        return bytes((len(data),)) + data
+    except (AttributeError, ValueError):
+        if not isinstance(text, str):
+            raise EncodingError(f'{what} must be text, not {shown(text)}') from None
+        size = len(utf8(text, what))
+        raise EncodingError(f'{what} is {size} bytes long, AMQP allows 255: {text[:60]!r}…') from None
 
 
 @lru_cache(maxsize=4096)
@@ -351,6 +354,22 @@ class Answerable(NamedTuple):
     deadline: int | None = None
 
 
+def decode_correlation_id(data: bytes) -> str | None:
+    """The correlation id in the properties of a content header.
+
+    :raises DecodingError: as :func:`decode_properties`
+    """
+    if data.startswith(_REPLY_HEAD):
+        try:
+            start = _REPLY_HEAD_SIZE + 1
+            end = start + data[_REPLY_HEAD_SIZE]
+            if end <= len(data):
+                return data[start:end].decode('utf-8')
+        except (IndexError, ValueError):
+            pass  # said below
+    return decode_answerable(data).correlation_id
+
+
 def decode_answerable(data: bytes) -> Answerable:
     """The correlation id, the reply address and the deadline in the properties of a content header.
 
@@ -358,6 +377,14 @@ def decode_answerable(data: bytes) -> Answerable:
     """
     correlation_id = reply_to = deadline = None
     try:
+        if data.startswith(_REQUEST_HEAD):
+            deadline, _, size = _deadline_mode_and_size.unpack_from(data, _REQUEST_HEAD_SIZE)
+            start = _REQUEST_HEAD_SIZE + 10
+            middle = start + size
+            end = middle + 1 + data[middle]
+            if end <= len(data):
+                both = data[start:middle].decode('utf-8'), data[middle + 1 : end].decode('utf-8'), deadline
+                return tuple.__new__(Answerable, both)
         flags, position = data[0] << 8 | data[1], 2
         if flags & ~_PLAIN:
             return answerable_of(decode_properties(data))
@@ -609,6 +636,12 @@ _PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
     (1 << 2, 'cluster_id', _read_short_string, short_string),
 )
 """Bit, name, reader and writer of each property, in the order in which the values follow the flags."""
+
+# How the properties of our own requests and replies begin, where their bodies are JSON: these are read at once.
+_REQUEST_HEAD = _request_head('application/json', False)
+_REQUEST_HEAD_SIZE = len(_REQUEST_HEAD)
+_REPLY_HEAD = _usual_head(_CORRELATION_ID | _MESSAGE_ID, 'application/json', 1)
+_REPLY_HEAD_SIZE = len(_REPLY_HEAD)
 
 
 # Frames out

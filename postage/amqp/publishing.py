@@ -74,7 +74,7 @@ class Receipt:
         self._confirms = confirms
         self._event: threading.Event | None = None
         self._is_urgent = False
-        self._callbacks: list[Callable[[], None]] | None = None
+        self._callbacks: list[Callable[[Receipt], object]] | None = None
 
     @property
     def confirmed(self) -> bool:
@@ -121,10 +121,11 @@ class Receipt:
 
         Nothing may block there.
         """
-        self.when_settled(callback, is_urgent=True)
+        self.when_settled(lambda _: callback(), is_urgent=True)
 
-    def when_settled(self, callback: Callable[[], None], is_urgent: bool) -> None:
-        """The same. Where it is not urgent, its confirm may be read a moment later, together with others."""
+    def when_settled(self, callback: Callable[[Receipt], object], is_urgent: bool) -> None:
+        """The same, with the receipt itself. Where it is not urgent, its confirm may be read a moment later, together
+        with others."""
         channel = self.ledger.channel
         with channel.lock:
             if self.unsettled:
@@ -136,7 +137,7 @@ class Receipt:
                     channel.urgent += 1
                     channel.is_awaited = True
                 return
-        callback()
+        callback(self)
 
     def _tell(self) -> None:
         """It has been settled: tell what waits for it. Without the lock; no callback is added once it is settled."""
@@ -149,7 +150,7 @@ class Receipt:
         callbacks, self._callbacks = self._callbacks, None
         for callback in callbacks or ():
             try:
-                callback()
+                callback(self)
             except Exception:  # it would cost the connection
                 logger.exception('a callback of %r raised', self)
 
@@ -435,16 +436,18 @@ class PublishingChannel(Channel):
         :param told: receipts that are settled and have to tell it
         """
         told, now, durations = deque() if told is None else told, time.monotonic(), self.durations
+        buckets = durations.buckets
         try:
             with self.lock:
                 while known:
                     outgoing = known[0]
-                    size, bucket = len(outgoing.body), bisect_left(BOUNDS, now - outgoing.at)
+                    took, size = now - outgoing.at, len(outgoing.body)
+                    bucket = bisect_left(BOUNDS, took)
                     del known[0]
                     self.in_flight -= 1
                     self._bytes -= size
-                    durations.buckets[bucket] += 1
-                    durations.seconds += now - outgoing.at
+                    buckets[bucket] += 1
+                    durations.seconds += took
                     receipt = outgoing.receipt
                     if receipt is not None:
                         if outgoing.failure is not None:

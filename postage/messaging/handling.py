@@ -110,7 +110,8 @@ class Dispatcher:
         self.ends_by: Then | None = None
         self._stop_requested = False
         self._unhandled = Unhandled(type(host).__name__)
-        self.unsettled = Unsettled(wake)
+        settle = None if source.own_ack is None else self._leave_own_ack
+        self.unsettled = Unsettled(self._unpublished, settle, wake)
         self._failures = Failures(host, consumer, self.unsettled, self.figures, self._begin_again)
         self._own_ack = source.own_ack
         if source.gate is not None:
@@ -238,7 +239,7 @@ class Dispatcher:
         if delivery.receipts is None:
             delivery.channel.settle(delivery)
         else:
-            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+            self.unsettled.add(delivery, delivery.receipts)
         return ended
 
     def _begin_admitted(self, gate: Gate, delivery: Delivery) -> None:
@@ -384,26 +385,25 @@ class Dispatcher:
             tracing.settled(delivery, outcome.failure)
         if outcome.failure is not None:
             for receipt in delivery.receipts or ():  # such as that of a reply which tells the failure
-                receipt.when_settled(functools.partial(self._look_at_reply, delivery, receipt), is_urgent=False)
+                receipt.when_settled(functools.partial(self._look_at_reply, delivery), is_urgent=False)
             if outcome.pause is not None:
                 self._failures.put_off(delivery, outcome.pause, outcome.failure)
             else:
                 self._failures.give_up(delivery, outcome.failure)
         elif delivery.receipts is not None:
-            self.unsettled.add(delivery, delivery.receipts, self._settle_published)
+            self.unsettled.add(delivery, delivery.receipts)
         elif self._own_ack is not None:
             self._own_ack(delivery)
         else:
             delivery.channel.settle(delivery)
 
-    def _settle_published(self, delivery: Delivery, failed: Receipt | None) -> None:
-        """All that the handlers of a delivery published is settled, too. Called on a connection's thread."""
-        if failed is None:
-            if self._own_ack is not None:
-                self.unsettled.leave(functools.partial(self._own_ack, delivery))
-            else:
-                delivery.channel.settle(delivery)
-            return
+    def _leave_own_ack(self, delivery: Delivery) -> None:
+        """All that the handlers of a delivery published is confirmed. Called on a connection's thread."""
+        assert self._own_ack is not None
+        self.unsettled.leave(functools.partial(self._own_ack, delivery))
+
+    def _unpublished(self, delivery: Delivery, failed: Receipt) -> None:
+        """Something that they published was not confirmed. Called on a connection's thread."""
         assert failed.error is not None
         self.unsettled.leave(functools.partial(self._give_up_unpublished, delivery, failed, failed.error))
 

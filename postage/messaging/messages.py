@@ -271,32 +271,36 @@ def check_envelope(body: object) -> dict[str, Any]:
     :raises EnvelopeError: where a field is missing or of the wrong type, naming the field, what it is and what
         it should be
     """
-    if isinstance(body, dict):
-        get = body.get
+    try:  # what Postage itself sends, quicker than field by field
         if (
-            isinstance(get('type'), str)
-            and isinstance(get('name'), str)
-            and get('category') in CATEGORIES
-            and isinstance(get('content'), dict)
-            and isinstance(get('version', VERSION), str)
-            and isinstance(get('fingerprint', body), dict)
-            and isinstance(get('_reserved', body), dict)
+            type(body) is dict
+            and type(body['type']) is str
+            and type(body['name']) is str
+            and body['category'] in CATEGORIES
+            and type(body['content']) is dict
+            and type(body['version']) is str
+            and type(body['fingerprint']) is dict
+            and type(body['_reserved']) is dict
         ):
             return body
-    raise EnvelopeError(_fault(body))
+    except KeyError:
+        pass
+    return _check_fields(body)
 
 
-def _fault(body: object) -> str:
-    """Return what keeps the body from being a Postage message."""
+def _check_fields(body: object) -> dict[str, Any]:
+    """The same for whatever it is."""
     if not isinstance(body, dict):
-        return f'a message must be a dictionary, but is {_type_name(body)}'
+        raise EnvelopeError(f'a message must be a dictionary, but is {_type_name(body)}')
     for name, required, wanted in _FIELDS:
         if name not in body:
             if required:
-                return f'the field {name!r} is missing; it must be {_WORDS[wanted]}'
+                raise EnvelopeError(f'the field {name!r} is missing; it must be {_WORDS[wanted]}')
         elif not isinstance(body[name], wanted):
-            return f'the field {name!r} must be {_WORDS[wanted]}, but is {_type_name(body[name])}'
-    return f"the field 'category' must be 'message' or 'rpc', but is {shown(body['category'])}"
+            raise EnvelopeError(f'the field {name!r} must be {_WORDS[wanted]}, but is {_type_name(body[name])}')
+    if body['category'] not in CATEGORIES:
+        raise EnvelopeError(f"the field 'category' must be 'message' or 'rpc', but is {shown(body['category'])}")
+    return body
 
 
 _WORDS: Final[Mapping[type, str]] = {str: 'text', dict: 'a dictionary'}

@@ -87,10 +87,8 @@ class ReplySender:
             properties = self._signatures.reply(header.reply_to, encoded, content_type, *ids_of_it)
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()
-        if delivery is not None and not delivery.is_handled:
-            delivery.published(receipt)
-        elif on_refused is not None:
-            receipt.when_settled(functools.partial(_look_at, receipt, header, on_refused), is_urgent=False)
+        if (delivery is None or not delivery.published(receipt)) and on_refused is not None:
+            receipt.when_settled(functools.partial(_look_at, header, on_refused), is_urgent=False)
         return receipt
 
 
@@ -102,7 +100,7 @@ def unanswerable(body: Mapping[str, Any], has_message_handler: bool) -> MessageR
     return MessageResultError(text)
 
 
-def _look_at(receipt: Receipt, header: Any, on_refused: Callable[[Any, BaseException], None]) -> None:
+def _look_at(header: Any, on_refused: Callable[[Any, BaseException], None], receipt: Receipt) -> None:
     if isinstance(receipt.error, errors.Nacked):
         on_refused(header, receipt.error)
 
@@ -133,9 +131,9 @@ class Reply:
         addresses: ReplyAddresses | None = None,
     ) -> None:
         self._send = send
-        self.header = delivery.answerable if header is None else header
-        self.cancel_id: str | None = self.header.correlation_id
-        to = self.header.reply_to
+        self.header = header = delivery.answerable if header is None else header
+        self.cancel_id: str | None = header.correlation_id
+        to = header.reply_to
         # Direct reply-to, the usual case, without a call.
         if addresses is not None and to and not to.startswith(DIRECT_REPLY_TO) and not addresses.accepts(to, delivery):
             self._send = addresses.drop
@@ -151,9 +149,10 @@ class Reply:
         if self.sent:
             logger.warning('a second answer to RPC %s was dropped', self.header.correlation_id)
             return
-        if not hasattr(message, 'body'):
-            message = MessageResult(message)
-        if isinstance(message, Message):
+        is_own = isinstance(message, Message)
+        if not is_own and not hasattr(message, 'body'):
+            message, is_own = MessageResult(message), True
+        if is_own:
             body = message.body
             if not body['fingerprint']:
                 body['fingerprint'].update(self._fingerprint)

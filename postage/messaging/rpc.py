@@ -467,7 +467,7 @@ class RpcClient:
     def _on_reply(self, channel: ReplyChannel, content: Content) -> None:
         malformed = None
         try:
-            correlation_id = frames.decode_answerable(content.properties).correlation_id
+            correlation_id = frames.decode_correlation_id(content.properties)
         except errors.DecodingError as error:
             malformed = MessageResultError(f'Malformed reply: {error}')
             correlation_id = frames.salvage_answerable(content.properties).correlation_id

@@ -215,7 +215,7 @@ def _recorded(span: Span, histogram: Histogram | None, route: Route) -> Recorded
 
 def sent(recorded: Recorded, receipt: Receipt) -> None:
     """End it once the broker has said what became of the message. Never blocks."""
-    receipt.when_settled(partial(_sent, recorded, receipt), is_urgent=False)
+    receipt.when_settled(partial(_sent, recorded), is_urgent=False)
 
 
 def _sent(recorded: Recorded, receipt: Receipt) -> None:

@@ -73,7 +73,7 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         self.drain_timeout = drain_timeout
         self._eqk = eqk
         self._alarm = Alarm()
-        self._unsettled = Unsettled()
+        self._unsettled = Unsettled(self._give_up, self._settle)
         self._consumer: AdapterConsumer | None = None
 
     # Receiving
@@ -158,9 +158,9 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         """Acknowledge a message, once what its handler has published so far is confirmed. Does not block."""
         delivery: Delivery = message.delivery
         if not delivery.receipts:
-            self._settle(delivery, None)
+            self._settle(delivery)
         else:
-            self._unsettled.add(delivery, delivery.receipts, self._settle)
+            self._unsettled.add(delivery, delivery.receipts)
 
     def nack(self, message: Message) -> None:
         """Return a message to its queue, which delivers it again. Does not block."""
@@ -178,12 +178,12 @@ class RabbitMQAdapter(RunnableAdapter[M]):
         else:
             logger.warning('%r names no address to answer to', message)
 
-    def _settle(self, delivery: Delivery, failed: Receipt | None) -> None:
-        """What a handler published is settled. Called on a connection's thread."""
-        if failed is not None:
-            logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
-            self._hand_back(delivery, requeue=False)
-            return
+    def _give_up(self, delivery: Delivery, failed: Receipt) -> None:
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, failed.error)
+        self._hand_back(delivery, requeue=False)
+
+    def _settle(self, delivery: Delivery) -> None:
+        """What a handler published is confirmed. Called on a connection's thread."""
         if (gate := self._gate) is not None:
             gate.handled(delivery)
         delivery.channel.settle(delivery)
