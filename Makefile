@@ -106,8 +106,10 @@ amqp-tools: ## install amqp-tools (Debian, Ubuntu), a client in C that the embed
 old-releases: ## prepare Postage 1.2.1, with which ours is compared; the tests do it themselves
 	@$(PYTHON) tests/support/old_release.py
 
-table: ## write the table of docs/upgrading.rst anew, from the programs in tests/fidelity
+# A minute, and a RabbitMQ.
+table: $(VENV)/.postage ## write the table of docs/upgrading.rst anew, and record what the programs in tests/fidelity do on 1.2.1
 	@PYTHONPATH=tests $(BIN)/python tests/support/fidelity.py
+	@PYTHONPATH=tests $(BIN)/python tests/support/fidelity_runs.py
 
 define INSTALL
 @if ! command -v apt-get >/dev/null; then \

@@ -41,6 +41,7 @@ Role = Literal['publishing', 'consuming']
 OPERATION_TIMEOUT = 60.0  # seconds that a blocking operation waits for the broker, reconnects included
 CLOSE_TIMEOUT = 10.0  # seconds that a close, or the end of the program, waits for what is pending
 ABORT_SECONDS = 0.1  # for an attempt to connect to end when it is given up
+QUIET = 1.5  # heartbeats: one passes where a broker that looks at each half has just sent something else
 AGAIN_SECONDS = 0.01  # before steps that lost their connection are taken again
 
 
@@ -179,8 +180,8 @@ class Connection:
         blocked_at = standing.blocked_at
         if blocked_at is not None:
             return f'the broker has taken no messages for {now - blocked_at:.1f} s, to save memory or disk space'
-        silence = time.monotonic() - link.read_at if link.read_at else 0.0
-        return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat < silence else ''
+        silence = link.silence
+        return f'the broker has been silent for {silence:.1f} s' if 0 < link.heartbeat * QUIET < silence else ''
 
     @property
     def unconfirmed(self) -> int:

@@ -313,7 +313,7 @@ class Link(pika.SelectConnection):
         if not self.heartbeat or not self.is_open:
             return
         now = time.monotonic()
-        if self.bytes_received != received:
+        if self.bytes_received != received or (self._socket is not None and self._has_unread(self._socket)):
             received, since = self.bytes_received, now
         patience = 2 * self.heartbeat * WATCH_SHARE - (now - since)
         if patience <= 0:
@@ -329,6 +329,23 @@ class Link(pika.SelectConnection):
                 sock.close()
 
     # Sending
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which nothing has come; 0 where that is not known, or something waits to be read. Any thread."""
+        sock = self._socket
+        if sock is None or not self.read_at or self._has_unread(sock):
+            return 0.0
+        return time.monotonic() - self.read_at
+
+    @staticmethod
+    def _has_unread(sock: socket.socket) -> bool:
+        """Whether something has come that no thread has read yet, its end included: then it is us who are late."""
+        try:
+            sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+        return True
 
     @property
     def backlog(self) -> int:

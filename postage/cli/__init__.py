@@ -10,6 +10,14 @@ def main() -> int:
 
     The broker runs without the packages that the other commands need.
     """
+    try:
+        return _run()
+    except KeyboardInterrupt:  # while it was being loaded; then the commands see to that
+        sys.stderr.write('Aborted!\n')
+        return 1
+
+
+def _run() -> int:
     if sys.argv[1:2] == ['broker']:
         from postage.broker.__main__ import main as broker
 

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,8 @@ from postage.errors import DecodingError
 from postage.printable import printable
 from postage.settings import debug_mode
 
+CUT = 16  # columns that what is cut off at its end has at least
+GAP = 2  # columns between those of a table
 WIDE = 200  # columns where the output is no terminal, for there it is read by programs
 
 
@@ -44,22 +47,58 @@ def quiet() -> Generator[None, None, None]:
         logger.setLevel(before)
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> None:
-    """A table of text, each cell printable; nothing where there are no rows."""
+def print_table(
+    titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = (), spare: Sequence[str] = ()
+) -> None:
+    """A table of text, each cell printable; nothing where there are no rows.
+
+    :param right: columns of figures
+    :param spare: columns that a terminal goes without where it is too narrow for all of them, in this order
+    """
     rows = list(rows)
     if rows:
-        console().print(table_of(titles, rows, right))
+        out = console()
+        out.print(table_of(titles, rows, right, spare if out.is_terminal else (), out.width))
 
 
-def table_of(titles: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[str] = ()) -> Table:
-    """The same, not printed."""
+def table_of(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: Sequence[str] = (),
+    spare: Sequence[str] = (),
+    width: int = WIDE,
+) -> Table:
+    """The same, not printed, for so many columns of a terminal. Where some are spare, each row stays on one line."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = {title: max(map(cell_len, (title, *column))) for title, *column in zip(titles, *cells, strict=True)}
+    for title in spare:
+        if sum(min(each, CUT) + GAP for each in widths.values()) - GAP <= width:
+            break
+        del widths[title]
+    most = _narrowed(widths, width) if spare else {}
     table = Table(box=None, header_style='bold', pad_edge=False)
-    for title in titles:
-        is_figure = title in right  # which stays in one piece, however narrow the terminal is
-        table.add_column(title, justify='right' if is_figure else 'left', overflow='fold', no_wrap=is_figure)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    for title in widths:
+        table.add_column(
+            title,
+            justify='right' if title in right else 'left',
+            overflow='ellipsis' if spare else 'fold',
+            no_wrap=bool(spare) or title in right,  # figures stay in one piece, however narrow the terminal is
+            max_width=most.get(title),
+        )
+    for row in cells:
+        table.add_row(*(Text(cell) for title, cell in zip(titles, row, strict=True) if title in widths))
     return table
+
+
+def _narrowed(widths: dict[str, int], width: int) -> dict[str, int]:
+    """The widths of columns that fit into so many of a terminal, as far as to cut off the widest helps."""
+    excess = sum(each + GAP for each in widths.values()) - GAP - width
+    narrowed = dict(widths)
+    for title in sorted(widths, key=lambda title: -widths[title]):
+        cut = max(0, min(excess, widths[title] - CUT))
+        narrowed[title] -= cut
+        excess -= cut
+    return narrowed
 
 
 def print_json(value: Any) -> None:

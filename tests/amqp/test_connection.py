@@ -106,6 +106,20 @@ def test_close_may_be_called_twice_and_counts_once(bench: Bench) -> None:
     second.message_echo('still open').wait(TIMEOUT)
 
 
+def test_a_broker_that_is_late_by_a_heartbeat_is_no_trouble_yet(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('POSTAGE_URL', f'{bench.broker.url}?heartbeat=60')
+    producer = bench.producer()
+    producer.message_echo('text').wait(TIMEOUT)
+    connection = producer.conn_broker
+    assert connection.link is not None
+    connection.link.read_at = (
+        time.monotonic() - 61
+    )  # as when it has just sent something, half a heartbeat before it looks
+    assert connection.trouble == ''
+    connection.link.read_at -= 31
+    assert connection.trouble == 'the broker has been silent for 92.0 s'
+
+
 def test_after_the_last_close_a_new_one_connects_again(bench: Bench) -> None:
     bench.producer().close()
     bench.producer().message_echo('again').wait(TIMEOUT)

@@ -7,6 +7,7 @@ import itertools
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -481,6 +482,28 @@ def test_what_is_received_is_counted_for_the_heartbeats(link: OverAPair) -> None
     assert link.lane.numbers == [1, 1]
     assert link.bytes_received - before[0] == len(message) * 2
     assert link.frames_received - before[1] == 6
+
+
+def test_a_broker_is_silent_while_nothing_has_come(link: OverAPair, new_link: Callable[[bool], OverAPair]) -> None:
+    assert link.silence == 0
+    link.peer.sendall(frame('a'))
+    link.ioloop.poll()
+    link.read_at -= 5
+    assert 5 <= link.silence < 6
+    assert new_link(False).silence == 0
+
+
+def test_a_broker_is_not_silent_where_what_has_come_waits_to_be_read(link: OverAPair) -> None:
+    link.lend()  # to a thread that is late
+    link.read_at, link.heartbeat = time.monotonic() - 5, 1.0
+    link.peer.sendall(frame('a'))
+    assert link.silence == 0
+    link.watch_for_silence(link.bytes_received, link.read_at)
+    assert link.ends == []
+    with turn_of(link).lock:
+        link.read()
+    link.watch_for_silence(link.bytes_received, link.read_at - 5)
+    assert [str(end) for end in link.ends] == ['nothing was received for 5 s']
 
 
 def test_abandoning_closes_both_handles(link: OverAPair) -> None:

@@ -23,6 +23,20 @@ from postage.cli import main
 sys.exit(main())
 """
 
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == 'postage.cli.main':
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ['postage', '--help']
+from postage.cli import main
+sys.exit(main())
+"""
+
 LOADED = """
 import sys
 from postage.cli import main
@@ -73,6 +87,12 @@ def test_an_unknown_command_is_a_mistake_of_the_caller(start):
     program = start('nonsense')
     assert program.wait() == 2
     assert 'No such command' in program.output
+
+
+def test_ctrl_c_while_it_is_being_loaded_is_no_traceback(run_program):
+    program = run_program(INTERRUPTED)
+    assert program.wait() == 1
+    assert program.lines == ['Aborted!']
 
 
 def test_help_does_not_load_what_it_does_not_need(run_program):

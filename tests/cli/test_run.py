@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -282,6 +284,25 @@ def test_a_worker_whose_supervisor_is_killed_ends_too(start: Callable[..., Modul
     program.wait()  # until no process has its output open
     assert embedded.channels() == 0
     assert worker != program.pid
+
+
+INTERRUPTED = """
+import os, signal, sys
+if 'postage.cli.run.worker' in sys.orig_argv:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        os.kill(os.getpid(), number)
+"""
+
+
+def test_ctrl_c_in_a_terminal_leaves_alone_a_worker_that_is_being_started(
+    start: Callable[..., Module], tmp_path: Path
+) -> None:
+    """It reaches all processes; what becomes of them is the supervisor's affair."""
+    (tmp_path / 'sitecustomize.py').write_text(INTERRUPTED)
+    program = start('shop:Prices', PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    program.expect('is ready')
+    assert end(program) == 0
+    assert len([line for line in program.lines if 'worker 1' in line]) == 2, program.output  # it is ready, it has ended
 
 
 # Workers that end, and are replaced

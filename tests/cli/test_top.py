@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+from rich.screen import Screen
 
 from postage import messaging
 from postage.cli.main import postage as group
 from postage.cli.operate import top
-from postage.cli.operate.asking import Expected, ask, operator
-from support.messaging import TIMEOUT, Bench, Echo, EchoExchange, EchoProducer
+from postage.cli.operate.asking import Answer, Expected, ask, operator
+from support.messaging import TIMEOUT, Bench, Echo, EchoExchange, EchoProducer, eventually
+from support.proxy import Proxy
 
 
 class Shop(Echo):
@@ -103,6 +105,71 @@ def test_the_one_that_is_chosen_stays_so_when_it_moves(press: Callable[..., str]
     shown = press('s', 's', 's', 's')  # by what was handled
     assert 'by handled' in shown
     assert '> a' in ' '.join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ('typed', 'keys'),
+    [
+        ('jjp', ['j', 'j', 'p']),
+        ('\x1b[B\x1b[Ap', ['j', 'k', 'p']),
+        ('\x1bOBq', ['j', 'q']),
+        ('\x1b[3~\x1b[1;5Cs', ['s']),
+        ('\x1b', []),
+    ],
+)
+def test_keys_are_told_apart_however_fast_they_come(typed: str, keys: list[str]) -> None:
+    assert top.keys_of(typed) == keys
+
+
+def test_a_broker_that_goes_away_is_said_and_those_that_come_back_are_shown(
+    bench: Bench, shops: list[Shop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = top.View('name')
+    with Proxy.before(bench.broker) as proxied:
+        monkeypatch.setenv('POSTAGE_URL', proxied.url(bench.broker.url))
+        with operator(0.5) as producer:
+            assert len(top.look(view, producer, '', 0.5)) == 2
+            proxied.refuse()
+            proxied.cut()
+            eventually(lambda: top.look(view, producer, '', 0.5) == [])
+            assert 'the broker has been away for' in shown(view, 200)
+            proxied.accept()
+            eventually(lambda: len(top.look(view, producer, '', 0.5)) == 2)
+    assert 'away' not in shown(view, 200)
+
+
+def shown(view: top.View, width: int, height: int | None = None) -> str:
+    """What is to be seen of it on a terminal."""
+    console = Console(width=width, height=height, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(view if height is None else Screen(view))
+    return str(captured.get())
+
+
+def stats_of(number: int) -> Answer:
+    messages = {'last_error': {'exception': 'KeyError', 'message': 'x' * 70}, 'in_hand': 0, 'rate': 0, 'p99': 0.5}
+    stats = {'messages': messages, 'version': '1.2.3', 'uptime': 100, 'paused': False, 'connections': []}
+    return Answer({'name': f'shop-{number:02}', 'host': 'here', 'pid': number}, stats, None, 0.0)
+
+
+@pytest.mark.parametrize('width', [60, 80, 100, 120])
+def test_each_component_has_one_line_however_narrow_the_terminal_is(width: int) -> None:
+    view = top.View('name')
+    view.update([stats_of(number) for number in range(3)])
+    lines = shown(view, width).splitlines()
+    assert [line.removeprefix('>').split()[0] for line in lines[-3:]] == ['shop-00', 'shop-01', 'shop-02']
+    for title in ('name', 'pid', 'state', 'in hand'):
+        assert title in lines[-4]
+
+
+def test_the_one_that_is_chosen_is_on_the_screen() -> None:
+    view = top.View('name')
+    view.update([stats_of(number) for number in range(50)])
+    assert 'shop-00' in shown(view, 80, 10)
+    view.move(49)
+    lines = shown(view, 80, 10).splitlines()
+    assert len(lines) == 10
+    assert lines[-1].split()[:2] == ['>', 'shop-49']
 
 
 def test_a_key_ends_it(press: Callable[..., str]) -> None:

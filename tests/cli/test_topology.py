@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pika
 import pytest
 from click.testing import CliRunner, Result
 
+from postage.broker.users import Permissions
 from postage.cli.main import postage as group
+from support.brokers import RabbitMQ, with_login
+from support.canary import canary
 from support.messaging import Bench
+from support.users import add_user, delete_user
+
+ELSEWHERE = 'amqp://guest@elsewhere.example:5672/%2F'
 
 SHOP = """
 from postage import messaging
@@ -31,11 +38,20 @@ class Orders(messaging.MessageProcessor):
 
     def __init__(self):
         super().__init__({}, self.eqk)
+
+class Elsewhere(messaging.GenericConsumer):
+    eqk = [(OrderExchange, [('audit', '#')])]
+    hup = {'host': 'elsewhere.example', 'user': 'guest', 'password': 'guest'}
+    vhost = '/'
+
+class Another(Elsewhere):
+    hup = None
+    vhost = 'another'
 """
 
 
 @pytest.fixture
-def topology(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Result]]:
+def topology(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Result]]:
     """The command, in this process, where there is a component to be found."""
     (tmp_path / 'topology_shop.py').write_text(SHOP)
     monkeypatch.chdir(tmp_path)
@@ -56,7 +72,7 @@ def test_it_shows_exchanges_keys_and_queues(bench: Bench, topology: Callable[...
 
 
 def test_it_prints_json(topology: Callable[..., Result]) -> None:
-    found = json.loads(output(topology('--json')))
+    (found,) = json.loads(output(topology('--json')))
     assert [queue['name'] for queue in found['queues']] == ['orders', 'audit']
     assert found['bindings'][0] == {'exchange': 'order-exchange', 'routing_key': 'order.#', 'queue': 'orders'}
 
@@ -72,6 +88,33 @@ def test_it_draws_graphs(topology: Callable[..., Result]) -> None:
     assert '  n1 -.->|"dead letters"| n3' in mermaid
 
 
+def test_what_is_declared_on_two_brokers_is_one_document(topology: Callable[..., Result]) -> None:
+    own, other = json.loads(output(topology('topology_shop:Elsewhere', '--json')))
+    assert [queue['name'] for queue in own['queues']] == ['orders', 'audit']
+    assert [queue['name'] for queue in other['queues']] == ['audit']
+    assert other['broker'] == ELSEWHERE
+    mermaid = output(topology('topology_shop:Elsewhere', '--mermaid')).splitlines()
+    assert mermaid.count('flowchart LR') == 1
+    assert len([line for line in mermaid if 'audit' in line]) == 2
+    assert f'"order-exchange on {ELSEWHERE}" -> "audit on {ELSEWHERE}"' in output(
+        topology('topology_shop:Elsewhere', '--dot')
+    )
+
+
+def test_each_broker_has_its_own_faults(topology: Callable[..., Result], bench: Bench) -> None:
+    bench.bare.exchange_declare('order-exchange', 'topic', durable=True)
+    bench.bare.queue_declare('audit', durable=True)
+    bench.broker.add_vhost('another')
+    try:
+        result = topology('topology_shop:Another', '--json', '--check')
+    finally:
+        bench.broker.delete_vhost('another')
+    assert result.exit_code == 1
+    own, other = json.loads(result.stdout)
+    assert own['faults'] == ["queue 'orders' is missing"]
+    assert other['faults'] == ["exchange 'order-exchange' is missing", "queue 'audit' is missing"]
+
+
 def test_what_the_broker_lacks_or_has_otherwise_is_told(bench: Bench, topology: Callable[..., Result]) -> None:
     bench.bare.exchange_declare('order-exchange', 'direct', durable=True)
     bench.bare.queue_declare('audit', durable=True)
@@ -83,10 +126,7 @@ def test_what_the_broker_lacks_or_has_otherwise_is_told(bench: Bench, topology: 
 
 
 def test_a_broker_that_has_all_of_it_is_as_it_should_be(bench: Bench, topology: Callable[..., Result]) -> None:
-    bench.bare.exchange_declare('order-exchange', 'topic', durable=True)
-    bench.bare.queue_declare('audit', durable=True)
-    arguments = {'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'dead'}
-    bench.bare.queue_declare('orders', durable=True, arguments=arguments)
+    declare(bench.bare)
     output(topology('--check'))
 
 
@@ -140,12 +180,17 @@ def binding(queue: str, key: str) -> dict[str, Any]:
     }
 
 
+def declare(channel: Any) -> None:
+    """Declare all that the component does, but for the bindings."""
+    channel.exchange_declare('order-exchange', 'topic', durable=True)
+    channel.queue_declare('audit', durable=True)
+    arguments = {'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'dead'}
+    channel.queue_declare('orders', durable=True, arguments=arguments)
+
+
 @pytest.fixture
 def management(bench: Bench) -> Iterator[Management]:
-    bench.bare.exchange_declare('order-exchange', 'topic', durable=True)
-    bench.bare.queue_declare('audit', durable=True)
-    arguments = {'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'dead'}
-    bench.bare.queue_declare('orders', durable=True, arguments=arguments)
+    declare(bench.bare)
     management = Management()
     yield management
     management.close()
@@ -155,7 +200,7 @@ def test_bindings_are_looked_for_where_they_can_be_listed(
     bench: Bench, topology: Callable[..., Result], management: Management, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 'bindings are not checked' in output(topology('--check'))
-    found = json.loads(output(topology('--check', '--json', '--management', management.url)))
+    (found,) = json.loads(output(topology('--check', '--json', '--management', management.url)))
     assert (found['faults'], found['bindings_checked']) == ([], True)
     ((path, authorization),) = management.asked
     assert path == f'/api/bindings/{quote(bench.broker.vhost, safe="")}'
@@ -181,6 +226,36 @@ def test_an_api_that_does_not_tell_is_said(
 ) -> None:
     management.status, management.bindings = status, bindings
     assert words in output(topology('--check', '--management', management.url), 1)
+
+
+def test_rabbitmq_itself_lists_them(
+    rabbitmq: RabbitMQ, topology: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = 'a shop/über'  # in a URL each of it has to be escaped
+    rabbitmq.add_vhost(name)
+    monkeypatch.setenv('POSTAGE_URL', rabbitmq.url_of(name))
+    try:
+        with (
+            rabbitmq.node.management() as url,
+            pika.BlockingConnection(pika.URLParameters(rabbitmq.url_of(name))) as bare,
+        ):
+            channel = bare.channel()
+            declare(channel)
+            for queue, key in (('orders', 'order.#'), ('audit', '#')):
+                channel.queue_bind(queue, 'order-exchange', key)
+            output(topology('--check', '--management', url))
+            channel.queue_unbind('orders', 'order-exchange', 'order.#')
+            channel.queue_bind('orders', 'order-exchange', 'order.#', {'any': 'argument'})
+            said = output(topology('--check', '--management', url), 1)
+            assert "the binding of queue 'orders' to exchange 'order-exchange' by key 'order.#' is missing" in said
+            assert "'audit'" not in said
+            add_user(rabbitmq, 'shop', Permissions('.*', '.*', '.*'))
+            monkeypatch.setenv('POSTAGE_URL', with_login(rabbitmq.url, f'shop:{canary("shop")}'))
+            assert 'tells user ' in (said := output(topology('--check', '--management', url), 1))
+            assert 'the user has no tag "monitoring" or "management" (401)' in said
+    finally:
+        delete_user(rabbitmq, 'shop')
+        rabbitmq.delete_vhost(name)
 
 
 def test_where_no_api_is_that_is_said(topology: Callable[..., Result], management: Management) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,41 @@ class Guarded(messaging.MessageProcessor):
     @messaging.MessageHandler('command', 'fail')
     def msg_fail(self, content):
         raise KeyError('a price')
+"""
+
+SHORT_HEARTBEAT = 1  # seconds
+
+ORDINARY = """
+import time
+from postage import messaging, microthreads
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop-exchange'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'done-rk')]
+
+class Orders(messaging.MessageProcessor):
+    concurrency = 4
+
+    def __init__(self):
+        queues = [('orders', 'price-rk'), ('done', 'done-rk'), ('idle', 'idle-rk')]
+        super().__init__({}, [(ShopExchange, queues)])
+        self.producer = Producer()
+
+    @messaging.MessageHandler('command', 'compute')
+    def msg_compute(self, content):
+        time.sleep(content['parameters'])
+        self.producer.message_done()
+
+    @messaging.MessageHandler('command', 'wait')
+    def msg_wait(self, content):
+        yield microthreads.sleep(content['parameters'])
+        self.producer.message_done()
+
+    @messaging.MessageHandler('command', 'done')
+    def msg_done(self, content):
+        pass
 """
 
 
@@ -138,6 +174,62 @@ def ask(port: int, path: str) -> tuple[int, Any]:
         return response.status, json.loads(response.read())
     finally:
         connection.close()
+
+
+class Load:
+    """Messages for ``ORDINARY``, quiet times between them, and new workers, for the length of a ``with``.
+
+    :ivar sent: how many messages it has sent
+    :ivar replaced: how often it had the workers replaced
+    :ivar error: what went wrong with it
+    """
+
+    def __init__(self, broker: Broker, program: Module, source: Path) -> None:
+        self.sent = self.replaced = 0
+        self.error: BaseException | None = None
+        self._url = broker.url
+        self._program = program
+        self._source = source
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name='load-of-a-test')
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with Producer(hup=self._url) as producer:
+                while not self._is_over.is_set():
+                    self._busy_time(producer)
+                    if not self._is_over.is_set():
+                        self._replace()
+                    self._is_over.wait(4 * SHORT_HEARTBEAT)  # a quiet time
+        except BaseException as error:
+            self.error = error
+
+    def _busy_time(self, producer: Producer) -> None:
+        producer.message_compute(3.0 * SHORT_HEARTBEAT)
+        producer.message_wait(3.0 * SHORT_HEARTBEAT)
+        for number in range(500):
+            producer.message_compute(0.0 if number % 10 else 0.05)
+            producer.message_wait(0.0 if number % 10 else 0.5)
+            self.sent += 2
+            if self._is_over.wait(0.01):
+                break
+        producer.flush(30)
+
+    def _replace(self) -> None:
+        self.replaced += 1
+        if self.replaced % 2:
+            self._program.send_signal(signal.SIGHUP)
+        else:
+            self._source.write_text(f'{ORDINARY}\n# {self.replaced}\n')
+        self._program.expect('in place of pid', 60, times=2 * self.replaced)
 
 
 # Faults: each is there for the length of a `with`
@@ -272,12 +364,29 @@ def test_confirms_that_do_not_come_are_seen(
 
 @pytest.mark.timeout(900)
 def test_where_nothing_is_wrong_it_says_so(
-    embedded: Embedded, run_module: Callable[..., Module], tmp_path: Path
+    broker: Broker, run_module: Callable[..., Module], tmp_path: Path, record_note: Callable[[str], None]
 ) -> None:
-    guarded = Guarded(embedded, None, run_module, tmp_path)
-    guarded.wait(True, PATIENCE)
+    """Handlers are short and long, the times busy and quiet, workers are replaced, and to one queue nothing comes."""
+    source = tmp_path / 'shop.py'
+    source.write_text(ORDINARY)
+    environment = {'POSTAGE_URL': f'{broker.url}?heartbeat={SHORT_HEARTBEAT}'}
+    options = ['--workers', '2', '--reload', '--status', '127.0.0.1:0', '--confirm-time', '5', '--handler-time', '5']
+    program = run_module('postage', ['run', 'shop:Orders', *options], environment)
+    program.expect('is ready', 30, times=2)
+    port = int(program.expect('status at').rpartition('/')[0].rpartition(':')[2])
     over = time.monotonic() + (600 if IS_SOAK else 3)
-    while time.monotonic() < over:
-        assert guarded.faults() == []
-        time.sleep(0.1)  # it is asked, as a probe asks
-    assert guarded.end() == 0
+    asked, seconds = 0, 0.0
+    with Load(broker, program, source) as load:
+        while time.monotonic() < over and load.error is None:
+            began = time.monotonic()
+            status, body = ask(port, '/ready')
+            asked, seconds = asked + 1, max(seconds, time.monotonic() - began)
+            assert (status, body['faults']) == (200, []), f'{body} after {asked} times\n{program.output}'
+            time.sleep(0.1)  # it is asked, as a probe asks
+    assert load.error is None
+    record_note(
+        f'/ready on {broker.name} {broker.rules}: {asked} times ready, 0 times not, {seconds * 1000:.0f} ms at most; '
+        f'{load.sent} messages, {load.replaced} times new workers'
+    )
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(30) == 0, program.output

@@ -343,6 +343,23 @@ class RabbitMQNode:
                 ' application:set_env(rabbit, ssl_options, []), ""'
             )
 
+    @contextlib.contextmanager
+    def management(self) -> Iterator[str]:
+        """The management plugin, and the URL of its API, in a ``with``."""
+        (port,) = free_ports(1)
+        config = f'[{{port, {port}}}, {{ip, "127.0.0.1"}}]'
+        self.evaluate(f'application:set_env(rabbitmq_management, tcp_config, {config}, [{{persistent, true}}]), ""')
+        self._enable_plugins('rabbitmq_management')
+        try:
+            yield f'http://127.0.0.1:{port}'
+        finally:
+            self._enable_plugins()
+
+    def _enable_plugins(self, *names: str) -> None:
+        file = self._directory / 'enabled_plugins'
+        file.write_text(f'[{", ".join(names)}].\n')
+        self.evaluate(f'{{ok, _, _}} = rabbit_plugins:ensure("{file}"), ""', START_TIMEOUT)
+
     def close_all_connections(self, vhost: str | None = None) -> None:
         """Close every connection, or those of one virtual host, as ``rabbitmqctl close_all_connections`` does (320).
 
@@ -365,6 +382,15 @@ class RabbitMQNode:
         while None in (queues := self._queues(vhost, count)).values() and time.monotonic() < deadline:
             time.sleep(0.02)  # nothing tells when a queue that is being declared, deleted or recovered is done with it
         return {name: number for name, number in queues.items() if number is not None}
+
+    def connections(self, vhost: str) -> int:
+        """Return how many connections there are to a virtual host."""
+        return int(
+            self._evaluate(
+                'integer_to_list(length([V || [{vhost, V}] <- rabbit_networking:connection_info_all([vhost]),'
+                f' V =:= {binary(vhost)}]))'
+            )
+        )
 
     def channels(self, vhost: str) -> int:
         """Return how many channels are open in a virtual host."""
@@ -401,10 +427,14 @@ class RabbitMQNode:
             yield name
         finally:
             if self.is_running:
-                if self._changes == changes and self._evaluate(EMPTY % binary(name)) == 'empty':
+                if self._changes == changes and self.empty(name):
                     self._spare_vhosts.append(name)
                 else:
                     self.delete_vhost(name)
+
+    def empty(self, vhost: str) -> bool:
+        """Remove all that AMQP makes in a virtual host, once its clients have gone; return whether it is empty then."""
+        return self._evaluate(EMPTY % binary(vhost)) == 'empty'
 
     # Inside
 

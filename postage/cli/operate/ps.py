@@ -12,6 +12,14 @@ from postage.cli.operate.options import number, span
 from postage.cli.output import print_json, print_table
 
 TITLES = ('name', 'host', 'pid', 'version', 'state', 'uptime', 'in hand', 'rate/s', 'p99', 'last error')
+SPARE = (
+    'version',
+    'host',
+    'uptime',
+    'p99',
+    'last error',
+    'rate/s',
+)  # what a narrow terminal goes without, in this order
 RIGHT = ('pid', 'uptime', 'in hand', 'rate/s', 'p99')
 
 
@@ -27,7 +35,7 @@ def command(answers: list[Answer], as_data: bool) -> None:
     if as_data:
         print_json([{'seconds': round(answer.seconds, 3), **answer.value} for answer in told])
     else:
-        print_table(TITLES, options.rows_of(told, row_of), RIGHT)
+        print_table(TITLES, options.rows_of(told, row_of), RIGHT, SPARE)
 
 
 def row_of(answer: Answer) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import select
 import sys
 import time
@@ -10,15 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from postage import errors
 from postage.cli.malformed import MALFORMED
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, Expected, Operator, ask, in_order, operator
-from postage.cli.operate.ps import RIGHT, TITLES, row_of
-from postage.cli.output import as_line, console, table_of
+from postage.cli.operate.ps import RIGHT, SPARE, TITLES, row_of
+from postage.cli.output import as_line, console, quiet, table_of
 from postage.printable import printable
 
 ORDERS = {'name': None, 'rate': 'rate', 'in hand': 'in_hand', 'p99': 'p99', 'handled': 'handled', 'failed': 'failed'}
@@ -33,11 +36,12 @@ class View:
     :ivar answers: what is shown, sorted
     :ivar order: what it is sorted by
     :ivar said: what came of the last key
+    :ivar trouble: why there was no last look, if there was none
     """
 
     def __init__(self, order: str) -> None:
         self.order = order
-        self.said = ''
+        self.said = self.trouble = ''
         self.answers: list[Answer] = []
         self._chosen = 0
 
@@ -69,14 +73,19 @@ class View:
         self.order = names[(names.index(self.order) + 1) % len(names)]
         self.update(self.answers)
 
-    def __rich__(self) -> Group:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = []
         for number, answer in enumerate(self.answers):
             with contextlib.suppress(*MALFORMED):
                 rows.append(('>' if number == self._chosen else '', *row_of(answer)))
-        head = f'{len(self.answers)} components, by {self.order}   {KEYS}'
-        table = table_of(('', *TITLES), rows, RIGHT)
-        return Group(Text(head, 'bold'), Text(printable(self.said)), table)
+        head = Text(f'{len(self.answers)} components, by {self.order}   {KEYS}', 'bold')
+        said = Text(printable(self.trouble or self.said))
+        if console.is_terminal:  # below whose last line nothing is seen
+            above = sum(len(text.wrap(console, options.max_width)) for text in (head, said)) + 1
+            rows = rows[max(0, self._chosen + 1 - max(1, console.height - above)) :]
+        yield head
+        yield said
+        yield table_of(('', *TITLES), rows, RIGHT, SPARE if console.is_terminal else (), options.max_width)
 
 
 def _figure(answer: Answer, field: str) -> float:
@@ -106,26 +115,44 @@ def command(
     looks = 0
     with (
         operator(interval, **attributes) as producer,
+        quiet(),
         _keys() as keyboard,
         _shown(view, as_data) as show,
         contextlib.suppress(KeyboardInterrupt, _End),
     ):
         while count is None or looks < count:
             began = time.monotonic()
-            answers = ask(producer, 'stats', address, interval)
+            answers = look(view, producer, address, interval)
             looks += 1
-            view.update(answers)
             show()
             if count is None or looks < count:
                 _obey(keyboard, view, show, producer, interval, began + interval)
     sys.exit(0 if answers else 1)
 
 
+def look(view: View, producer: Operator, address: str, timeout: float) -> list[Answer]:
+    """Ask the components, and have the view show their answers, or why there are none. Blocks for the time-out."""
+    answers: list[Answer] = []
+    view.trouble = ''
+    try:
+        answers = ask(producer, 'stats', address, timeout)
+    except errors.PostageError as error:  # such as a broker that is away, and will be back
+        view.trouble = str(error)
+    view.update(answers)
+    return answers
+
+
 @contextlib.contextmanager
 def _shown(view: View, as_data: bool) -> Iterator[Callable[[], None]]:
     """What shows the view as it is now: over the last one on a terminal, below it elsewhere."""
     if as_data:
-        yield lambda: click.echo(as_line([answer.value for answer in view.answers]))
+
+        def show() -> None:
+            click.echo(as_line([answer.value for answer in view.answers]))
+            if view.trouble:
+                click.echo(printable(view.trouble), err=True)
+
+        yield show
         return
     out = console()
     if not out.is_terminal:
@@ -147,9 +174,18 @@ def _obey(
         readable, _, _ = select.select([keyboard], [], [], max(0.0, until - time.monotonic()))
         if not readable:
             return
-        act(keyboard.read(1), view, producer, timeout)
+        typed = os.read(keyboard.fileno(), 1000).decode(errors='ignore')
+        for key in keys_of(typed) or ['']:
+            act(key, view, producer, timeout)
         show()
     time.sleep(max(0.0, until - time.monotonic()))
+
+
+def keys_of(typed: str) -> list[str]:
+    """The keys that were pressed, each in a character. Arrows are j and k; what else has a sequence is left out."""
+    for arrow, key in (('A', 'k'), ('B', 'j')):
+        typed = re.sub(rf'\x1b[\[O]{arrow}', key, typed)
+    return list(re.sub(r'\x1b(?:[\[O][\d;]*.?)?', '', typed))
 
 
 def act(key: str, view: View, producer: Operator, timeout: float) -> None:
@@ -166,8 +202,10 @@ def act(key: str, view: View, producer: Operator, timeout: float) -> None:
     elif key in ('p', 'r') and view.chosen is not None:
         question, done = ('pause', 'paused') if key == 'p' else ('resume', 'resumed')
         whom = view.chosen
-        answers = ask(producer, question, whom.address, timeout, Expected(1))
-        told = [answer.error or done for answer in answers]
+        try:
+            told = [each.error or done for each in ask(producer, question, whom.address, timeout, Expected(1))]
+        except errors.PostageError as error:
+            told = [str(error)]
         view.said = f'{whom.who}: {", ".join(told) or "no answer"}'
 
 

@@ -69,32 +69,38 @@ def command(
         raise click.UsageError(f'--json or --{form}, not both')
     with quiet():
         programs = programs_of(targets, None)
-        faults = [fault for program in programs for fault in _faults(program, timeout, management)] if check else []
-    for program in programs:
-        if as_data:
-            checked = {'faults': faults, 'bindings_checked': management is not None} if check else {}
-            print_json({**_as_data(program), **checked})
-        elif form is not None:
-            click.echo(as_dot(edges_of(program)) if form == 'dot' else as_mermaid(edges_of(program)))
-        else:
+        faults = [list(_faults(program, timeout, management)) if check else [] for program in programs]
+    places = [f' on {program.settings}' if len(programs) > 1 else '' for program in programs]
+    if as_data:
+        checked = [{'faults': each, 'bindings_checked': management is not None} if check else {} for each in faults]
+        print_json([{**_as_data(program), **more} for program, more in zip(programs, checked, strict=True)])
+    elif form is not None:
+        edges = [edge for program, place in zip(programs, places, strict=True) for edge in edges_of(program, place)]
+        click.echo(as_dot(edges) if form == 'dot' else as_mermaid(edges))
+    else:
+        for program in programs:
             _print(program)
-    for fault in faults:
-        click.echo(printable(fault), err=True)
+    for place, each in zip(places, faults, strict=True):
+        for fault in each:
+            click.echo(printable(f'{fault}{place}'), err=True)
     if check and management is None and any(program.bindings for program in programs):
         click.echo(UNCHECKED, err=True)
-    sys.exit(1 if faults else 0)
+    sys.exit(1 if any(faults) else 0)
 
 
-def edges_of(program: Program) -> list[Edge]:
-    """The ways that messages take in a program."""
-    edges = [Edge(binding.exchange, binding.queue, binding.routing_key) for binding in program.bindings]
+def edges_of(program: Program, place: str = '') -> list[Edge]:
+    """The ways that messages take in a program.
+
+    :param place: what each name is followed by, where there are several brokers
+    """
+    edges = [Edge(each.exchange + place, each.queue + place, each.routing_key) for each in program.bindings]
     for queue in program.queues.values():
         exchange, key = (
             (queue.flags.get('arguments') or {}).get(f'x-dead-letter-{part}') for part in ('exchange', 'routing-key')
         )
         if exchange is not None:
             target = exchange or (key if key is not None else '(default exchange)')
-            edges.append(Edge(queue.name, str(target), 'dead letters', is_dead=True))
+            edges.append(Edge(queue.name + place, f'{target}{place}', 'dead letters', is_dead=True))
     return list(dict.fromkeys(edges))
 
 

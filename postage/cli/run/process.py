@@ -10,6 +10,10 @@ import sys
 from postage.cli.run.line import Line
 from postage.cli.run.options import Options
 
+OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
+"""Signals that a terminal sends to all its processes, and that are the supervisor's: a worker begins with them blocked,
+and lets them in once it knows to ignore them."""
+
 
 class Process:
     """A worker process: begun, and then told what to do over its line.
@@ -28,11 +32,15 @@ class Process:
         with theirs:
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
             program = [sys.executable, *flags, '-m', 'postage.cli.run.worker']
-            # The descriptor stays open, under the same number, where the worker runs itself anew.
-            self._process = subprocess.Popen(
-                [*program, str(theirs.fileno()), options.as_json()],
-                pass_fds=[theirs.fileno()],
-            )
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINALS)
+            try:
+                # The descriptor stays open, under the same number, where the worker runs itself anew.
+                self._process = subprocess.Popen(
+                    [*program, str(theirs.fileno()), options.as_json()],
+                    pass_fds=[theirs.fileno()],
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.line = Line(ours)
 
     def __str__(self) -> str:

@@ -11,15 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from postage.cli.run.openmetrics import Sums, added, text_of
-from postage.cli.run.process import Process
 from postage.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from postage.cli.run.process import Process  # which needs POSIX, and a probe does not
 
 logger = logging.getLogger('postage.run')
 
-ANSWER_SECONDS = 1.0  # for which a worker may take to say how it is
+ANSWER_SECONDS = 2.0  # for which a worker may take to say how it is
 SLOW_SECONDS = 5.0  # for which a client may take to say what it wants
 
 
@@ -65,7 +67,7 @@ class Reports:
     # In the thread that serves the request
 
     def faults(self) -> list[str]:
-        """What is wrong with the workers, in words. Blocks for a second at most."""
+        """What is wrong with the workers, in words. Blocks for two seconds at most."""
         with self._turn:
             asked, faults = self._gather()
             for process in asked:
@@ -77,7 +79,7 @@ class Reports:
         return faults
 
     def sums(self) -> Sums:
-        """What all workers have counted, those that are gone included. Blocks for a second at most."""
+        """What all workers have counted, those that are gone included. Blocks for two seconds at most."""
         with self._turn:
             self._gather()
             with self._changed:

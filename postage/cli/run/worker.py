@@ -16,6 +16,7 @@ from postage.cli.run import logs
 from postage.cli.run.line import CUT, FAILED, Line
 from postage.cli.run.message_fields import MessageFields
 from postage.cli.run.options import Options
+from postage.cli.run.process import OF_TERMINALS
 from postage.errors import PostageError
 from postage.messaging import Fingerprint, MessageProcessor, health
 from postage.messaging.metrics import samples
@@ -74,9 +75,9 @@ class Worker:
             'cut': self._cut,
             'report': self._report,
         }
-        for number in (signal.SIGINT, signal.SIGHUP):
-            # Those of a terminal, which all its processes get, are the supervisor's. Not SIG_IGN: children inherit it.
-            signal.signal(number, lambda *_: None)
+        for number in OF_TERMINALS:
+            signal.signal(number, lambda *_: None)  # not SIG_IGN: children inherit that
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_TERMINALS)
         threading.Thread(target=self._listen, name='postage-run', daemon=True).start()
 
     def make(self, targets: Sequence[str]) -> None:

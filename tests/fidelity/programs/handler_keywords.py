@@ -6,4 +6,4 @@ Gone: the names are those of the documentation: ``MessageHandler(type=…, name=
 from postage import messaging
 from stage import note, raised
 
-note(raised(messaging.MessageHandler, message_type='command', message_name='echo'))  # "TypeError"
+note(raised(lambda: messaging.MessageHandler(message_type='command', message_name='echo') and None))  # "TypeError"

@@ -24,9 +24,9 @@ class Stepping(Processor):
 
 
 def send(producer):
-    for number in range(500):
+    for number in range(100):
         producer.message_echo(number)
 
 
 stepping = handle(Stepping, send)
-note(seen == list(range(500)), stepping.steps > 0)
+note(seen == list(range(100)), stepping.steps > 0)
