@@ -61,6 +61,7 @@ class HandlerFigures:
     :ivar cancelled: requests that it had begun, or was about to, when their callers wanted no answer any more
     :ivar durations: how long it took, whatever came of it
     :ivar began: when the plain function began that runs, as ``time.monotonic()`` has it; 0 where none runs
+    :ivar ended_at: when one ended last that was handled to its end
     :ivar begun: of others, what they have in hand: delivery → when that began
     :ivar next_mark: when the next mark of the rate is due
     :ivar last_error: of the last message that it failed: when (``time.time()``), the exception's class and its text
@@ -73,6 +74,7 @@ class HandlerFigures:
         'dead',
         'dropped',
         'durations',
+        'ended_at',
         'failed',
         'label',
         'last_error',
@@ -86,7 +88,7 @@ class HandlerFigures:
         self.failed = self.retried = self.dead = self.dropped = self.cancelled = 0
         self.durations = Durations()
         self.rate = Rate()
-        self.next_mark = self.began = 0.0
+        self.next_mark = self.began = self.ended_at = 0.0
         self.begun: dict[Any, float] = {}
         self.last_error: tuple[float, str, str] | None = None
 

@@ -183,8 +183,11 @@ class Dispatcher:
 
     # From a delivery to its handlers
 
-    def _begin(self, delivery: Delivery) -> None:
-        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
+    def _begin(self, delivery: Delivery) -> float | None:
+        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own.
+
+        :return: when it was handled to its end, on the monotonic clock, where that is known
+        """
         try:
             body = check_envelope(self._consumer.decode(delivery.body))
             reply = None
@@ -201,11 +204,11 @@ class Dispatcher:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
                     self.figures.unwanted += 1
                     self._settle(delivery, HANDLED)
-                    return
+                    return None
         except errors.DecodingError as error:
             logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
             self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
-            return
+            return None
         entries = self._table.find(body['category'], body['type'], body['name'])
         figures = self.figures
         figures.received += 1
@@ -216,8 +219,8 @@ class Dispatcher:
                 assert self._host.scheduler is not None
                 self.in_hand += 1
                 self._host.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
-                return
-        outcome = HANDLED
+                return None
+        outcome, ended = HANDLED, None
         token = current.set(delivery)
         try:
             if self._hooks is not None or not entries:
@@ -227,16 +230,18 @@ class Dispatcher:
                     one = call_plain(entry, body, reply, delivery)
                     if one is not HANDLED:
                         outcome = outcome.and_also(one)
+                ended = entry.figures.ended_at
         finally:
             current.reset(token)
         if outcome is not HANDLED or self._stop_requested or self._own_ack is not None:
             self._conclude(delivery, outcome)
-            return
+            return None
         delivery.is_handled = True
         if delivery.receipts is None:
             delivery.channel.settle(delivery)
         else:
             self.unsettled.add(delivery, delivery.receipts)
+        return ended
 
     def _begin_admitted(self, gate: Gate, delivery: Delivery) -> None:
         """Handle a delivery where it is signed as it has to be, and no copy. For a consumer with keys."""
@@ -444,7 +449,8 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
         if reply is not None and result is not None and not reply.sent:
             reply(result)
         # As figures.took() does, without a call for each message.
-        seconds, durations = monotonic() - began, figures.durations
+        figures.ended_at = ended = monotonic()
+        seconds, durations = ended - began, figures.durations
         durations.buckets[0 if seconds <= LEAST else bisect_left(BOUNDS, seconds)] += 1
         durations.seconds += seconds
         figures.began = 0.0

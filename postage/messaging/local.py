@@ -208,7 +208,7 @@ class LocalSource(Encoding):
         self.inbox.append(delivery)
         self._notify()
 
-    def next_delivery(self) -> LocalDelivery | None:
+    def next_delivery(self, now: float | None = None) -> LocalDelivery | None:
         """Take the oldest delivery out of the inbox."""
         try:
             return self.inbox.popleft()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from sys import modules
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -194,10 +195,10 @@ class MessageProcessor(MicroThread):
         dispatcher = self._dispatcher
         if dispatcher.unsettled.work:
             dispatcher.unsettled.work_off()
-        began = now = time.monotonic()
+        began = now = monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
-        take: Callable[[Delivery], None] = dispatcher.take
+        take: Callable[[Delivery], Any] = dispatcher.take
         if tracing.NEEDED in modules:
             connections = self.consumer.connections
             take = tracing.taker(take, connections[0].settings if connections else None)
@@ -205,13 +206,12 @@ class MessageProcessor(MicroThread):
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
                 if dispatcher.in_hand < self.concurrency and not (dispatcher.is_winding_down or dispatcher.is_paused):
-                    delivery = source.next_delivery()
+                    delivery = source.next_delivery(now)
                 if delivery is None:
                     more = False
                     break
-                take(delivery)
+                now = take(delivery) or monotonic()
                 taken += 1
-                now = time.monotonic()
         # Those that have only begun say themselves how long they took.
         source.took(taken - (dispatcher.in_hand - in_hand), now - began)
         self._may_have_more = more

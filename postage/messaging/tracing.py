@@ -225,7 +225,7 @@ def _sent(recorded: Recorded, receipt: Receipt) -> None:
 # Deliveries
 
 
-def taker(begin: Callable[[Delivery], None], settings: BrokerSettings | None) -> Callable[[Delivery], None]:
+def taker(begin: Callable[[Delivery], object], settings: BrokerSettings | None) -> Callable[[Delivery], Any]:
     """What has deliveries begun each within a span of its own, which :func:`settled` ends.
 
     It is good for the next few deliveries. Where nothing is recorded it is ``begin`` itself.
@@ -239,7 +239,7 @@ def taker(begin: Callable[[Delivery], None], settings: BrokerSettings | None) ->
 
 
 def _take(
-    begin: Callable[[Delivery], None],
+    begin: Callable[[Delivery], object],
     tracing: Tracing | None,
     histogram: Histogram | None,
     address: tuple[str | None, int | None],
@@ -298,7 +298,7 @@ def _span_of(delivery: Delivery, route: Route, attributes: dict[str, Any], traci
     return span, tracing.in_context(span, parent)
 
 
-def _begin(begin: Callable[[Delivery], None], delivery: Delivery) -> None:
+def _begin(begin: Callable[[Delivery], object], delivery: Delivery) -> None:
     try:
         begin(delivery)
     finally:
