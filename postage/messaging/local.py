@@ -20,9 +20,9 @@ from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import DEADLINE
 from postage.amqp.topology import Binding, Queue, Topology
 from postage.messaging.declarations import check_eqk, check_queue
+from postage.messaging.dispatching import Dispatcher
 from postage.messaging.encoders import Encoding
 from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.handling import Dispatcher
 from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
