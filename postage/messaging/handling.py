@@ -17,6 +17,7 @@ from postage import errors
 from postage.amqp.cancelled import cancelled
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.durations import BOUNDS
+from postage.messaging.calls import RpcFuture
 from postage.messaging.delays import pause_after
 from postage.messaging.gathering import Gathering
 from postage.messaging.handlers import Colour, Entry, Retry
@@ -25,7 +26,6 @@ from postage.messaging.outcomes import CANCELLED, HANDLED, FilterError, Outcome
 from postage.messaging.properties import attempt_of
 from postage.messaging.replies import Reply
 from postage.messaging.roles import InCharge
-from postage.messaging.rpc import RpcFuture
 from postage.messaging.unwanted import UNWANTED, why_unwanted
 from postage.microthreads import MicroScheduler, MicroThread, Timer
 from postage.printable import class_of, text_of
