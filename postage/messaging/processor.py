@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
-from sys import modules
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -198,10 +197,7 @@ class MessageProcessor(MicroThread):
         began = now = monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
-        take: Callable[[Delivery], Any] = dispatcher.take
-        if tracing.NEEDED in modules:
-            connections = self.consumer.connections
-            take = tracing.taker(take, connections[0].settings if connections else None)
+        take = tracing.taker(dispatcher.take, self.consumer.connections)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
@@ -210,8 +206,9 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                now = take(delivery) or monotonic()
+                take(delivery)
                 taken += 1
+                now = dispatcher.ended_at if dispatcher.ended_at > now else monotonic()
         # Those that have only begun say themselves how long they took.
         source.took(taken - (dispatcher.in_hand - in_hand), now - began)
         self._may_have_more = more
