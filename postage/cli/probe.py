@@ -8,6 +8,7 @@ import json
 import click
 
 from postage.cli.malformed import MALFORMED
+from postage.cli.numbers import Number
 from postage.cli.run.options import of_project
 from postage.cli.run.status import address_of
 from postage.errors import ConfigurationError
@@ -20,7 +21,7 @@ SILENT = 3
 @click.option('--status', envvar='POSTAGE_RUN_STATUS', metavar='HOST:PORT', help='Where it listens.')
 @click.option('--live', 'path', flag_value='/live', help='Whether it runs at all.')
 @click.option('--ready', 'path', flag_value='/ready', default='/ready', help='Whether all is well (the default).')
-@click.option('--timeout', type=click.FloatRange(0.1), default=3.0, show_default=True, help='Seconds to wait.')
+@click.option('--timeout', type=Number(0.1), default=3.0, show_default=True, help='Seconds to wait.')
 @click.option('--json', 'as_data', is_flag=True, help='Print the answer as it came.')
 @click.pass_context
 def command(ctx: click.Context, /, status: str | None, path: str, timeout: float, as_data: bool) -> None:

@@ -95,6 +95,25 @@ def test_ctrl_c_while_it_is_being_loaded_is_no_traceback(run_program):
     assert program.lines == ['Aborted!']
 
 
+@pytest.mark.parametrize(
+    'words',
+    [
+        ('run', 'shop:Prices', '--grace'),
+        ('run', 'shop:Prices', '--handler-time'),
+        ('ps', '--timeout'),
+        ('top', '--interval'),
+        ('tail', 'shop', '--for'),
+        ('probe', '--status', '127.0.0.1:9100', '--timeout'),
+        ('dead-letters', 'replay', '--store', 'any.db', '--rate'),
+    ],
+)
+@pytest.mark.parametrize('number', ['nan', 'inf', '1e300'])
+def test_a_time_that_cannot_be_waited_for_is_a_mistake_of_the_caller(words, number):
+    result = CliRunner().invoke(group, [*words, number])
+    assert result.exit_code == 2, result.output
+    assert f'{number} is no number up to 1e+09' in result.output
+
+
 def test_help_does_not_load_what_it_does_not_need(run_program):
     program = run_program(LOADED)
     program.wait()

@@ -47,6 +47,15 @@ class Wide(Prices):
         print('concurrency', self.concurrency, flush=True)
         yield from super().main()
 
+class Threaded(Prices):
+    def __init__(self):
+        super().__init__()
+        threading.Thread(target=self.wait, name='its-own').start()
+
+    def wait(self):
+        while not os.path.exists('release'):
+            time.sleep(0.05)
+
 class Warns(Prices):
     def __init__(self):
         super().__init__()
@@ -140,6 +149,10 @@ def test_options_stand_in_the_project_file_and_a_variable_goes_first(
         ('[tool.postage]\nworkers = true\n', "[tool.postage] workers: 'True' is not a valid integer"),
         ('[tool.postage]\nreload-dir = ["gone"]\n', "[tool.postage] reload-dir: Directory 'gone' does not exist"),
         ('[tool.postage]\nstatus = 9100\n', "'9100' is no HOST:PORT"),
+        ('[tool.postage]\nworkers = []\n', '[tool.postage] workers must be a single value'),
+        ('[tool.postage]\nlog-format = {a = 1}\n', '[tool.postage] log-format must be a single value'),
+        ('[tool.postage]\ngrace = inf\n', '[tool.postage] grace: inf is no number up to 1e+09'),
+        ('[tool.postage]\nreload-dir = "gone"\n', "[tool.postage] reload-dir: Directory 'gone' does not exist"),
         ('[tool.postage\n', 'pyproject.toml cannot be read: '),
         ('tool.postage = 5\n', 'pyproject.toml: [tool.postage] must be a section'),
         ('[[tool.postage]]\nworkers = 1\n', 'pyproject.toml: [tool.postage] must be a section'),
@@ -162,6 +175,13 @@ def test_a_variable_that_is_wrong_is_named(start: Callable[..., Module]) -> None
     program = start('shop:nothing', POSTAGE_RUN_WORKRES='2')
     program.expect('POSTAGE_RUN_WORKRES means nothing; there are POSTAGE_RUN_COMPONENTS, ')
     program.wait()
+
+
+def test_one_component_need_not_be_a_list(start: Callable[..., Module], tmp_path: Path) -> None:
+    (tmp_path / 'pyproject.toml').write_text('[tool.postage]\ncomponents = "shop:Prices"\nreload-dir = "."\n')
+    program = start()
+    program.expect('is ready')
+    assert end(program) == 0
 
 
 # What cannot be run
@@ -267,6 +287,15 @@ def test_what_takes_longer_than_the_grace_is_interrupted(
     program.expect('begun 30')
     assert end(program) == 3
     assert embedded.messages() == {'prices': 1}
+
+
+def test_a_thread_that_keeps_a_worker_from_its_end_is_named(start: Callable[..., Module], tmp_path: Path) -> None:
+    program = start('shop:Threaded')
+    program.expect('is ready')
+    program.send_signal(signal.SIGTERM)
+    program.expect('it waits for threads of the program that are no daemons: its-own')
+    (tmp_path / 'release').touch()
+    assert program.wait() == 0
 
 
 def test_the_command_quit_ends_it(start: Callable[..., Module], producer: ShopProducer) -> None:

@@ -14,6 +14,7 @@ from postage.cli.dead_letters.common import (
     with_selection,
     with_store,
 )
+from postage.cli.numbers import Number
 from postage.cli.output import print_json
 from postage.dead_letters.replay import Replayed, replay
 from postage.dead_letters.store import DeadLetters, Selection
@@ -27,7 +28,7 @@ from postage.settings import broker_settings
 @with_store
 @with_selection
 @click.argument('ids', nargs=-1)
-@click.option('--rate', type=click.FloatRange(0, min_open=True), help='Letters a second, at most.')
+@click.option('--rate', type=Number(0, min_open=True), help='Letters a second, at most.')
 @click.option('--to', metavar='EXCHANGE:KEY', help='Send them there, or to a queue, if there is no colon.')
 @click.option('--json', 'as_data', is_flag=True, help='Print JSON.')
 def command(store: DeadLetters, selection: Selection, rate: float | None, to: str | None, as_data: bool) -> None:

@@ -26,6 +26,7 @@ from postage.cli.doctor.findings import Finding, Level
 from postage.cli.doctor.program import Program, counted, programs_of
 from postage.cli.doctor.questions import ask_all
 from postage.cli.doctor.rules import apply_all, limits_of
+from postage.cli.numbers import Number
 from postage.cli.output import console, print_json, quiet
 from postage.errors import ConfigurationError
 from postage.secret import Secret
@@ -49,9 +50,7 @@ class Size(click.ParamType[int]):
 @click.command('doctor')
 @click.argument('arguments', nargs=-1, metavar='[URL] [MODULE:NAME]...')
 @click.option('--body', type=Size(), metavar='SIZE', help='The largest body that the program sends, such as 20MiB.')
-@click.option(
-    '--timeout', type=click.FloatRange(0.1), default=10.0, show_default=True, help='Seconds to wait for the broker.'
-)
+@click.option('--timeout', type=Number(0.1), default=10.0, show_default=True, help='Seconds to wait for the broker.')
 @click.option('--strict', is_flag=True, help='Take a warning for wrong, too.')
 @click.option('--json', 'as_data', is_flag=True, help='Print JSON.')
 @click.pass_context

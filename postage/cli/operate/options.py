@@ -12,13 +12,14 @@ import click
 
 from postage.cli.components import present_directory
 from postage.cli.malformed import MALFORMED
+from postage.cli.numbers import Number
 from postage.cli.operate.asking import Answer, Expected, ask, operator
 from postage.printable import printable
 
 Function = TypeVar('Function', bound=Callable[..., Any])
 
 timeout = click.option(
-    '--timeout', type=click.FloatRange(0.05), default=1.0, show_default=True, help='Seconds to wait for answers.'
+    '--timeout', type=Number(0.05), default=1.0, show_default=True, help='Seconds to wait for answers.'
 )
 as_data = click.option('--json', 'as_data', is_flag=True, help='Print JSON.')
 expect = click.option(

@@ -16,6 +16,7 @@ import click
 
 from postage import errors
 from postage.amqp.frames import encode_all
+from postage.cli.numbers import Number
 from postage.cli.operate import options
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.recording import message_of
@@ -30,12 +31,12 @@ UNDER_WAY = 200  # messages that wait for their confirm
 
 @click.command('replay')
 @click.argument('file', type=click.File(encoding='utf-8', errors='surrogateescape'))
-@click.option('--rate', type=click.FloatRange(0, min_open=True), help='Messages a second, at most.')
+@click.option('--rate', type=Number(0, min_open=True), help='Messages a second, at most.')
 @click.option('--exchange', metavar='NAME', help='Send them to this exchange, and not to their own.')
 @click.option('--key', metavar='KEY', help='Send them with this routing key.')
 @click.option(
     '--timeout',
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     default=10.0,
     show_default=True,
     help='Seconds for the broker to take each.',

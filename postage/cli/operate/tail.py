@@ -14,6 +14,7 @@ from typing import Any, TextIO
 import click
 
 from postage.cli.malformed import MALFORMED
+from postage.cli.numbers import Number
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.call import passive
 from postage.cli.operate.recording import as_record, line_of
@@ -36,7 +37,7 @@ class Listener(GenericConsumer):
 @click.argument('keys', nargs=-1, metavar='[KEY]...')
 @click.option('--record', type=click.Path(dir_okay=False, path_type=Path), help='Append them to this file, too.')
 @click.option('--count', type=click.IntRange(1), help='End after so many messages.')
-@click.option('--for', 'seconds', type=click.FloatRange(0), help='End after so many seconds.')
+@click.option('--for', 'seconds', type=Number(0), help='End after so many seconds.')
 @click.option('--json', 'as_data', is_flag=True, help='Print JSON, a line for each message.')
 def command(
     exchange: str, keys: tuple[str, ...], record: Path | None, count: int | None, seconds: float | None, as_data: bool

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from postage import errors
 from postage.cli.malformed import MALFORMED
+from postage.cli.numbers import Number
 from postage.cli.operate import options
 from postage.cli.operate.asking import Answer, Expected, Operator, ask, in_order, operator
 from postage.cli.operate.ps import RIGHT, SPARE, TITLES, row_of
@@ -98,7 +99,7 @@ def _figure(answer: Answer, field: str) -> float:
 
 @click.command('top')
 @click.argument('address', default='', metavar='[name|@host|name@host|pid@host|name#group]')
-@click.option('--interval', type=click.FloatRange(0.1), default=1.0, show_default=True, help='Seconds between looks.')
+@click.option('--interval', type=Number(0.1), default=1.0, show_default=True, help='Seconds between looks.')
 @click.option('--sort', 'order', type=click.Choice(list(ORDERS)), default='name', show_default=True, help='By what.')
 @click.option('--count', type=click.IntRange(1), help='End after so many looks.')
 @options.encoder

@@ -15,6 +15,7 @@ from postage import errors
 from postage.cli.components import check_targets
 from postage.cli.doctor.broker import Broker, connected
 from postage.cli.doctor.program import Program, programs_of
+from postage.cli.numbers import Number
 from postage.cli.operate import options
 from postage.cli.operate.bindings import UNCHECKED, ManagementUrl, bindings_of
 from postage.cli.output import print_json, print_table, quiet
@@ -46,7 +47,7 @@ class Edge:
 )
 @click.option('--dot', 'form', flag_value='dot', help='Print a graph for Graphviz.')
 @click.option('--mermaid', 'form', flag_value='mermaid', help='Print a graph for Mermaid.')
-@click.option('--timeout', type=click.FloatRange(0.1), default=10.0, show_default=True, help='Seconds for the broker.')
+@click.option('--timeout', type=Number(0.1), default=10.0, show_default=True, help='Seconds for the broker.')
 @options.as_data
 def command(
     targets: tuple[str, ...], check: bool, management: str | None, form: str | None, timeout: float, as_data: bool

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from postage.cli.components import check_targets
+from postage.cli.numbers import Number
 from postage.cli.run import logs
 from postage.cli.run.options import PROJECT, SECTION, Options, of_project
 from postage.cli.run.status import StatusServer, address_of
@@ -51,9 +52,7 @@ def _where(error: click.BadParameter) -> str | None:
 @click.argument('components', nargs=-1, metavar='MODULE:NAME...', envvar=f'{PREFIX}_COMPONENTS')
 @click.option('--workers', type=click.IntRange(1), default=1, show_default=True, help='Processes that run all of it.')
 @click.option('--concurrency', type=click.IntRange(1), help='Messages that each processor handles at the same time.')
-@click.option(
-    '--grace', type=click.FloatRange(0.0), default=30.0, show_default=True, help='Seconds for what is in hand to end.'
-)
+@click.option('--grace', type=Number(0.0), default=30.0, show_default=True, help='Seconds for what is in hand to end.')
 @click.option('--reload', is_flag=True, help='Replace the workers when a source changes (needs postage[run]).')
 @click.option(
     '--reload-dir',
@@ -71,14 +70,12 @@ def _where(error: click.BadParameter) -> str | None:
 @click.option('--status', metavar='HOST:PORT', help='Serve /live, /ready and /metrics there.')
 @click.option(
     '--confirm-time',
-    type=click.FloatRange(0.1),
+    type=Number(0.1),
     default=30.0,
     show_default=True,
     help='Seconds unconfirmed after which it is not ready.',
 )
-@click.option(
-    '--handler-time', type=click.FloatRange(0.1), help="The same, in hand; by default the handlers' time-outs alone."
-)
+@click.option('--handler-time', type=Number(0.1), help="The same, in hand; by default the handlers' time-outs alone.")
 @click.pass_context
 def command(ctx: click.Context, /, components: tuple[str, ...], **given: Any) -> None:
     """Run processors, applications, or what functions return that make some.

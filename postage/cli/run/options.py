@@ -13,6 +13,7 @@ from postage.errors import ConfigurationError
 
 PROJECT = 'pyproject.toml'
 SECTION = 'tool.postage'
+LISTS = ('components', 'reload_dir')  # what there may be several of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,17 +74,21 @@ def of_project(known: Collection[str] | None = None) -> dict[str, Any]:
         raise ConfigurationError(
             f'{PROJECT}: [{SECTION}] run must be a section; the components are named by "components"'
         )
-    given = {name.replace('-', '_'): _as_text(value) for name, value in {**section, **own}.items()}
+    given = {name.replace('-', '_'): value for name, value in {**section, **own}.items()}
     for name in given:
         if known is not None and name not in known:
             options = ', '.join(sorted(each.replace('_', '-') for each in known))
             raise ConfigurationError(f'{PROJECT}: [{SECTION}] has the unknown key {name!r:.80}; it may have {options}')
-    return given
+    return {name: _as_text(name, value) for name, value in given.items()}
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(name: str, value: Any) -> str | list[str]:
     """A value as it would be written on a command line, which then tells 2 from 2.5 and true."""
-    return [str(each) for each in value] if isinstance(value, list) else str(value)
+    if name in LISTS:
+        return [str(each) for each in (value if isinstance(value, list) else [value])]
+    if isinstance(value, (list, dict)):
+        raise ConfigurationError(f'{PROJECT}: [{SECTION}] {name.replace("_", "-")} must be a single value')
+    return str(value)
 
 
 def _section(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ def watch(directories: Sequence[str], changed: Callable[[str], None]) -> Callabl
         import watchfiles
     except ImportError:
         raise ConfigurationError("--reload needs watchfiles, which comes with: pip install 'postage[run]'") from None
+    logging.getLogger('watchfiles').setLevel(logging.WARNING)  # it says how many there are, and we say which
     over = threading.Event()
 
     def look() -> None:

@@ -112,7 +112,15 @@ class Worker:
             self._is_running = True
         self._ending.run(self._run_scheduler)
         self._report()  # its last figures
+        self._name_threads()
         return FAILED if self._has_failed else CUT if self._ending.was_cut else 0
+
+    def _name_threads(self) -> None:
+        """Say what the interpreter waits for before it ends."""
+        others = [each for each in threading.enumerate() if each is not threading.current_thread()]
+        names = [each.name for each in others if not each.daemon]
+        if names:
+            logger.warning('it waits for threads of the program that are no daemons: %s', printable(', '.join(names)))
 
     def _run_scheduler(self) -> None:
         for _ in self._scheduler.main():
