@@ -68,10 +68,7 @@ def _of_processors() -> Iterator[Sample]:
             'messaging.system': SYSTEM,
             'messaging.operation.name': 'process',
             'messaging.destination.name': queues[0] if len(queues) == 1 else '',
-            # A lone surrogate, as of a file name, has no UTF-8.
-            'postage.component': str(processor.fingerprint.get('name') or '')
-            .encode(errors='backslashreplace')
-            .decode(),
+            'postage.component': name.encode(errors='backslashreplace').decode(),  # a lone surrogate has no UTF-8
         }
         yield Sample('messaging.client.consumed.messages', about, figures.received)
         yield Sample('postage.messages.redelivered', about, figures.redelivered)
