@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
+from sys import modules
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -197,7 +198,9 @@ class MessageProcessor(MicroThread):
         began = now = monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
-        take = tracing.taker(dispatcher.take, self.consumer.connections)
+        take: Callable[[Delivery], None] = dispatcher.take
+        if tracing.NEEDED in modules:
+            take = tracing.taker(take, self.consumer.connections)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
