@@ -32,9 +32,8 @@ class Process:
         with theirs:
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
             if options.reload:
-                flags.append(
-                    '-B'
-                )  # compiled code would be taken for that of a source which changes again in this second
+                # Compiled code would be taken for that of a source which changes again in this second.
+                flags.append('-B')
             program = [sys.executable, *flags, '-m', 'postage.cli.run.worker']
             before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINALS)
             try:
