@@ -71,6 +71,7 @@ class Dispatcher:
     :ivar figures: what is counted of its messages
     :ivar is_paused: whether nothing new is to be begun before that ends; written by any thread
     :ivar is_draining: whether what has been delivered is handled, and nothing more is delivered
+    :ivar ended_at: when it last handled one by plain functions alone, on the monotonic clock
     :ivar ends_by: how a handler has asked to end the processor, if one has
     :ivar tolerance: seconds by which the clocks of callers may differ
     """
@@ -87,11 +88,10 @@ class Dispatcher:
         self._consumer = consumer
         self._source = source = consumer.delivery_source
         self._table = table
-        self._hooks = hooks
-        self._wake = wake
+        self._hooks, self._wake = hooks, wake
         self.figures = Figures([entry.figures for entry in table.entries])
         self.label = f'a hook of {type(host).__name__}'
-        self.in_hand = 0
+        self.in_hand, self.ended_at = 0, 0.0
         self.is_winding_down = self.is_draining = self.is_paused = False
         self.ends_by: Then | None = None
         self._stop_requested = False
@@ -169,11 +169,8 @@ class Dispatcher:
 
     # From a delivery to its handlers
 
-    def _begin(self, delivery: Delivery) -> float | None:
-        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own.
-
-        :return: when it was handled to its end, on the monotonic clock, where that is known
-        """
+    def _begin(self, delivery: Delivery) -> None:
+        """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
         try:
             body = check_envelope(self._consumer.decode(delivery.body))
             reply = None
@@ -190,23 +187,22 @@ class Dispatcher:
                     logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
                     self.figures.unwanted += 1
                     self._settle(delivery, HANDLED)
-                    return None
+                    return
         except errors.DecodingError as error:
             logger.warning('%r is rejected: %s; its body begins %r', delivery, error, delivery.body[:100])
             self._refuse(delivery, 'undecodable', error, f'the request cannot be understood: {error}')
-            return None
+            return
         entries = self._table.find(body['category'], body['type'], body['name'])
-        figures = self.figures
-        figures.received += 1
+        self.figures.received += 1
         if delivery.redelivered:
-            figures.redelivered += 1
+            self.figures.redelivered += 1
         for entry in entries:
             if not entry.is_plain:
                 assert self._host.scheduler is not None
                 self.in_hand += 1
                 self._host.scheduler.add_microthread(Handling(self, delivery, entries, body, reply))
-                return None
-        outcome, ended = HANDLED, None
+                return
+        outcome = HANDLED
         token = current.set(delivery)
         try:
             if self._hooks is not None or not entries:
@@ -216,18 +212,17 @@ class Dispatcher:
                     one = call_plain(entry, body, reply, delivery)
                     if one is not HANDLED:
                         outcome = outcome.and_also(one)
-                ended = entry.figures.ended_at
+                self.ended_at = entry.figures.ended_at
         finally:
             current.reset(token)
         if outcome is not HANDLED or self._stop_requested or self._own_ack is not None:
             self._conclude(delivery, outcome)
-            return None
+            return
         delivery.is_handled = True
         if delivery.receipts is None:
             delivery.channel.settle(delivery)
         else:
             self.unsettled.add(delivery, delivery.receipts)
-        return ended
 
     def _begin_admitted(self, gate: Gate, delivery: Delivery) -> None:
         """Handle a delivery where it is signed as it has to be, and no copy. For a consumer with keys."""
@@ -310,7 +305,7 @@ class Dispatcher:
         if self.in_hand >= self._host.concurrency or self.is_winding_down or self.is_paused:
             return False
         delivery.is_handled = False
-        self._begin(delivery)
+        tracing.taker(self._begin, self._consumer.connections)(delivery)
         return True
 
     # For the microthreads of its deliveries: see InCharge

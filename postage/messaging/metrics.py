@@ -67,11 +67,12 @@ def _of_processors() -> Iterator[Sample]:
     for processor in list(counted):
         figures = processor.figures
         queues = list(processor.consumer.topology.queues)
+        name = str(processor.fingerprint.get('name') or '')
         about = {
             'messaging.system': SYSTEM,
             'messaging.operation.name': 'process',
             'messaging.destination.name': queues[0] if len(queues) == 1 else '',
-            'postage.component': str(processor.fingerprint.get('name') or ''),
+            'postage.component': name.encode(errors='backslashreplace').decode(),  # a lone surrogate has no UTF-8
         }
         yield Sample('messaging.client.consumed.messages', about, figures.received)
         yield Sample('postage.messages.redelivered', about, figures.redelivered)

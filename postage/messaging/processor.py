@@ -198,10 +198,9 @@ class MessageProcessor(MicroThread):
         began = now = monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
-        take: Callable[[Delivery], Any] = dispatcher.take
+        take: Callable[[Delivery], None] = dispatcher.take
         if tracing.NEEDED in modules:
-            connections = self.consumer.connections
-            take = tracing.taker(take, connections[0].settings if connections else None)
+            take = tracing.taker(take, self.consumer.connections)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
@@ -210,8 +209,9 @@ class MessageProcessor(MicroThread):
                 if delivery is None:
                     more = False
                     break
-                now = take(delivery) or monotonic()
+                take(delivery)
                 taken += 1
+                now = dispatcher.ended_at if dispatcher.ended_at > now else monotonic()
         # Those that have only begun say themselves how long they took.
         source.took(taken - (dispatcher.in_hand - in_hand), now - began)
         self._may_have_more = more

@@ -6,7 +6,7 @@ which is a channel. Without a broker :class:`postage.messaging.local.LocalSource
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -47,6 +47,8 @@ class Consumer(Protocol):
 
     @property
     def delivery_source(self) -> Source: ...
+    @property
+    def connections(self) -> Sequence[Connection]: ...
     @property
     def conn_broker(self) -> Connection: ...
     @property

@@ -251,8 +251,7 @@ class RpcClient:
     ) -> Callable[[], None]:
         """Forget a call. Returns what tells its caller, to be called without the lock."""
         if call.span is not None:
-            late = None if answered or result is None else errors.TimeoutError(f'RPC {call.name!r} has no answer')
-            call.span.end(error or late)
+            call.span.end(error or (result.failure if result is not None else None))
         self._deadlines.forget(call)
         if not answered or call.attempt > 1:
             self._withdraw(call)

@@ -368,6 +368,28 @@ def test_a_source_that_is_broken_keeps_the_old_worker_until_it_is_mended(
     assert end(program) == 0
 
 
+def test_a_source_that_changes_twice_in_a_second_is_loaded_as_it_is_then(
+    start: Callable[..., Module], tmp_path: Path
+) -> None:
+    """Python takes compiled code for that of a source with the same second and size."""
+    helper = tmp_path / 'helper.py'
+    moment = helper.parent.stat().st_mtime
+
+    def write(number: int) -> None:
+        with helper.open('w') as file:
+            file.write(f'print("helper", {number}, flush=True)\n')
+            file.flush()
+            os.utime(helper, (moment, moment))
+
+    write(1)
+    (tmp_path / 'shop.py').write_text(f'import helper\n{SLOW}')
+    program = start('shop:Prices', '--reload', PYTHONDONTWRITEBYTECODE='')
+    for number in (1, 2, 3):
+        write(number)
+        program.expect(f'helper {number}')
+    assert end(program) == 0
+
+
 def test_a_source_that_never_ends_to_load_is_replaced_by_one_that_does(
     start: Callable[..., Module], tmp_path: Path
 ) -> None:

@@ -9,13 +9,18 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from postage.cli.main import postage as group
+from support.booted import booted, why_not
 from support.brokers import Embedded
+from support.messaging import eventually
 from support.pages import DOCS, blocks
 from support.ports import free_ports
 from support.programs import Module
@@ -24,6 +29,8 @@ from support.running import SHOP
 PAGE = DOCS / 'deployment.rst'
 (UNIT,) = blocks(PAGE, 'ini')
 COMPOSE, KUBERNETES = blocks(PAGE, 'yaml')
+CANNOT_BOOT = why_not()
+LOCAL = 'POSTAGE_HOST=127.0.0.1 POSTAGE_PORT={} POSTAGE_USER=guest NOTES=/dev/null'
 ENOUGH = 30 + 15  # seconds: the grace, and what closing may take
 
 
@@ -81,6 +88,40 @@ def test_the_unit_starts_and_stops_what_it_says(run: Any) -> None:
     run.program.expect('in place of pid', 60, times=4)
     assert int(service['TimeoutStopSec']) > ENOUGH
     end(run)
+
+
+@pytest.mark.skipif(bool(CANNOT_BOOT), reason=CANNOT_BOOT)
+def test_systemd_starts_reloads_restarts_and_stops_the_unit(embedded: Embedded, tmp_path: Path) -> None:
+    shop, log = tmp_path / 'srv' / 'shop', tmp_path / 'log'
+    command = shop / '.venv' / 'bin' / 'postage'
+    command.parent.mkdir(parents=True)
+    path = ':'.join(each for each in sys.path if each)
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m postage "$@"\n')
+    command.chmod(0o755)
+    (shop / 'shop.py').write_text(SHOP)
+    (tmp_path / 'password').write_text('guest\n')
+    (port,) = free_ports(1)
+    unit = UNIT.replace(':9100', f':{port}').replace('/etc/shop/password', str(tmp_path / 'password'))
+    unit = unit.replace('POSTAGE_HOST=rabbitmq.example POSTAGE_USER=shop', LOCAL.format(embedded.port))
+    unit = unit.replace('RestartSec=5', 'RestartSec=0')
+    unit = unit.replace('[Service]', f'DefaultDependencies=no\n[Service]\nStandardError=append:{log}')
+    probe = ['probe', '--status', f'127.0.0.1:{port}']
+    with booted(tmp_path, {'shop.service': unit}) as systemd:
+
+        def is_ready() -> bool:
+            return CliRunner().invoke(group, probe).exit_code == 0
+
+        eventually(is_ready)
+        first = systemd.shows('shop', 'MainPID')
+        systemd.run('systemctl', 'reload', 'shop')
+        eventually(lambda: log.read_text().count('in place of pid') == 4)
+        assert systemd.shows('shop', 'MainPID') == first
+        systemd.run('kill', '-KILL', first)
+        eventually(lambda: systemd.shows('shop', 'NRestarts') == '1')
+        eventually(is_ready)
+        systemd.run('systemctl', 'stop', 'shop')
+        assert [systemd.shows('shop', name) for name in ('Result', 'ExecMainStatus')] == ['success', '0']
+    assert embedded.channels() == 0
 
 
 def test_compose_starts_what_it_says_and_its_health_check_passes(run: Any, run_module: Callable[..., Module]) -> None:

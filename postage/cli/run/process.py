@@ -31,6 +31,9 @@ class Process:
         ours, theirs = socket.socketpair()
         with theirs:
             flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
+            if options.reload:
+                # Compiled code would be taken for that of a source which changes again in this second.
+                flags.append('-B')
             program = [sys.executable, *flags, '-m', 'postage.cli.run.worker']
             before = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINALS)
             try:
