@@ -61,6 +61,7 @@ class HandlerFigures:
     :ivar cancelled: requests that it had begun, or was about to, when their callers wanted no answer any more
     :ivar durations: how long it took, whatever came of it
     :ivar began: when the plain function began that runs, as ``time.monotonic()`` has it; 0 where none runs
+    :ivar ended_at: when one ended last that was handled to its end
     :ivar begun: of others, what they have in hand: delivery → when that began
     :ivar next_mark: when the next mark of the rate is due
     :ivar last_error: of the last message that it failed: when (``time.time()``), the exception's class and its text
@@ -73,6 +74,7 @@ class HandlerFigures:
         'dead',
         'dropped',
         'durations',
+        'ended_at',
         'failed',
         'label',
         'last_error',
@@ -86,7 +88,7 @@ class HandlerFigures:
         self.failed = self.retried = self.dead = self.dropped = self.cancelled = 0
         self.durations = Durations()
         self.rate = Rate()
-        self.next_mark = self.began = 0.0
+        self.next_mark = self.began = self.ended_at = 0.0
         self.begun: dict[Any, float] = {}
         self.last_error: tuple[float, str, str] | None = None
 
@@ -166,16 +168,17 @@ class Figures:
     :ivar received: deliveries that were begun
     :ivar redelivered: those of them that may have been delivered before
     :ivar unhandled: those of them that no handler takes
+    :ivar unwanted: requests that were dropped before a handler began: their callers had ceased to wait
     :ivar retried: messages that were put off, to be handled again
     :ivar dead: messages that were given up, by the reason; see :data:`postage.messaging.outcomes.Reason`
     """
 
-    __slots__ = ('dead', 'handlers', 'received', 'redelivered', 'retried', 'since', 'unhandled')
+    __slots__ = ('dead', 'handlers', 'received', 'redelivered', 'retried', 'since', 'unhandled', 'unwanted')
 
     def __init__(self, handlers: Sequence[HandlerFigures]) -> None:
         self.handlers = list(handlers)
         self.since = time.time()
-        self.received = self.redelivered = self.unhandled = self.retried = 0
+        self.received = self.redelivered = self.unhandled = self.unwanted = self.retried = 0
         self.dead: dict[Reason, int] = {}
 
     def gave_up(self, reason: Reason) -> None:
@@ -214,6 +217,7 @@ class Figures:
             'handled': sum(handler.handled for handler in self.handlers),
             'failed': sum(handler.failed for handler in self.handlers),
             'unhandled': self.unhandled,
+            'unwanted': self.unwanted,
             'retried': self.retried,
             'dead': sum(list(self.dead.values())),
             'dead_by_reason': dict(self.dead),

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
 _histograms: dict[str, Histogram] = {}
+_is_off = False  # the program has set a provider that records nothing
 
 
 def histogram(name: str) -> Histogram | None:
     """Where durations of that name are recorded; ``None`` where the program has set no provider, or not yet."""
-    if not _histograms:
+    if not _histograms and not _is_off:
         internal = modules.get('opentelemetry.metrics._internal')
         if getattr(internal, '_METER_PROVIDER', internal) is None:  # a look that costs little, for each message has it
             return None
@@ -31,10 +32,12 @@ def histogram(name: str) -> Histogram | None:
 
 
 def _begin() -> None:
+    global _is_off
     from opentelemetry import metrics
 
     provider = metrics.get_meter_provider()
-    if type(provider).__module__.startswith('opentelemetry.metrics'):  # the API's own, which record nothing
+    _is_off = type(provider).__module__.startswith('opentelemetry.metrics')  # the API's own, which record nothing
+    if _is_off:
         return
     meter = provider.get_meter('postage', __version__)
     for name, metric in METRICS.items():
@@ -51,10 +54,11 @@ def _observe(name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         from opentelemetry.metrics import Observation
 
-        return [
-            Observation(sample.value, {key: value for key, value in sample.attributes.items() if value})
-            for sample in samples()
-            if sample.name == name
-        ]
+        sums: dict[tuple[tuple[str, str], ...], Any] = {}  # of a gauge the SDK would keep the last of several
+        for sample in samples():
+            if sample.name == name:
+                about = tuple((key, value) for key, value in sample.attributes.items() if value)
+                sums[about] = sums.get(about, 0) + sample.value
+        return [Observation(value, dict(about)) for about, value in sums.items()]
 
     return observe

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from sys import modules
+from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from postage import errors
@@ -20,10 +21,10 @@ from postage.messaging.commands import authorise, check_decision, slow_down_rest
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
 from postage.messaging.counting import Figures
+from postage.messaging.dispatching import Dispatcher
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.gate import check_elsewhere, check_max_age
 from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
-from postage.messaging.handling import Dispatcher
 from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.keys import keys_of
@@ -194,24 +195,23 @@ class MessageProcessor(MicroThread):
         dispatcher = self._dispatcher
         if dispatcher.unsettled.work:
             dispatcher.unsettled.work_off()
-        began = now = time.monotonic()
+        began = now = monotonic()
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
         take: Callable[[Delivery], None] = dispatcher.take
         if tracing.NEEDED in modules:
-            connections = self.consumer.connections
-            take = tracing.taker(take, connections[0].settings if connections else None)
+            take = tracing.taker(take, self.consumer.connections)
         with Batch():
             while taken < SLICE_MESSAGES and now - began < SLICE_SECONDS:
                 delivery = None
                 if dispatcher.in_hand < self.concurrency and not (dispatcher.is_winding_down or dispatcher.is_paused):
-                    delivery = source.next_delivery()
+                    delivery = source.next_delivery(now)
                 if delivery is None:
                     more = False
                     break
                 take(delivery)
                 taken += 1
-                now = time.monotonic()
+                now = dispatcher.ended_at if dispatcher.ended_at > now else monotonic()
         # Those that have only begun say themselves how long they took.
         source.took(taken - (dispatcher.in_hand - in_hand), now - began)
         self._may_have_more = more

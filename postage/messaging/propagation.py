@@ -40,6 +40,12 @@ def _is_usual() -> bool:
     return _known[1]
 
 
+def has_context(headers: Mapping[str, Any]) -> bool:
+    """Whether the program has put the context of a span into these headers itself."""
+    names = (TRACEPARENT,) if _is_usual() else propagate.get_global_textmap().fields
+    return any(name in headers for name in names)
+
+
 def inject(span: trace.Span, headers: dict[str, Any]) -> None:
     """Write the context of a span, and what is around it, into the headers of a message."""
     trace_id, span_id, _, flags, state, is_valid = span.get_span_context()

@@ -6,14 +6,16 @@ which is a channel. Without a broker :class:`postage.messaging.local.LocalSource
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery
 from postage.messaging.gate import Gate
+from postage.messaging.hooks import MessageContext
 from postage.messaging.letters import DeadLetterStore
-from postage.messaging.outcomes import Failure
+from postage.messaging.outcomes import Failure, Outcome
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.microthreads import MicroScheduler
 
@@ -32,7 +34,7 @@ class Source(Protocol):
     def drain(self) -> None: ...
     @property
     def is_drained(self) -> bool: ...
-    def next_delivery(self) -> Delivery | None: ...
+    def next_delivery(self, now: float | None = None) -> Delivery | None: ...
     def took(self, messages: int, seconds: float) -> None: ...
     def set_aside(self, change: int) -> None: ...
     def give_up(self, delivery: Delivery, failure: Failure) -> None: ...
@@ -45,6 +47,8 @@ class Consumer(Protocol):
 
     @property
     def delivery_source(self) -> Source: ...
+    @property
+    def connections(self) -> Sequence[Connection]: ...
     @property
     def conn_broker(self) -> Connection: ...
     @property
@@ -65,3 +69,21 @@ class Host(Protocol):
     scheduler: MicroScheduler | None
 
     def restart(self) -> None: ...
+
+
+class InCharge(Protocol):
+    """What the dispatcher of a delivery is to the microthread that takes it through its handlers.
+
+    :ivar label: what to call one of its hooks in the log
+    :ivar tolerance: seconds by which the clocks of callers may differ
+    """
+
+    label: str
+    tolerance: float
+
+    def hooks_around(self, context: MessageContext) -> AbstractContextManager[None]: ...
+    def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None: ...
+    def abandoned(self, delivery: Delivery) -> None: ...
+    def leave(self, work: Callable[[], None]) -> None: ...
+    def serves(self, exchange: str, routing_key: str) -> bool: ...
+    def set_aside(self, change: int) -> None: ...

@@ -139,9 +139,10 @@ class DeliverySource:
         self._connection.remove_channel(self.channel)
         self.channel.inbox.clear()
 
-    def next_delivery(self) -> Delivery | None:
+    def next_delivery(self, now: float | None = None) -> Delivery | None:
         """Take the oldest delivery out of the inbox, if there is one. For the one thread that consumes.
 
+        :param now: what the monotonic clock says, where the caller knows it
         :raises errors.BrokerError: what made it impossible to go on consuming
         """
         channel = self.channel
@@ -154,11 +155,11 @@ class DeliverySource:
             else:
                 pace = self._prefetch.pace
                 if pace is not None:
-                    pace.taken_at = time.monotonic()
+                    pace.taken_at = time.monotonic() if now is None else now
                     pace.bytes_taken += len(delivery.body)
         if delivery is None:
             if channel.error is not None:
-                raise channel.error
+                raise channel.error.again()
         elif settings.is_debugging:
             logger.debug('%s: delivered %r: %r', self._label, delivery, delivery.body)
         return delivery

@@ -1,8 +1,8 @@
 """Spans by the OpenTelemetry conventions, where the program uses OpenTelemetry.
 
 That is so once something has imported ``opentelemetry.trace`` and set a provider; until then nothing is imported here,
-and a message pays for one look into a dictionary. What calls this looks first whether :data:`NEEDED` is in
-``sys.modules``.
+and a message that is sent, or a slice of those that have come, pays for one look into ``sys.modules``: whether
+:data:`NEEDED` is there.
 
 The conventions: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/ and, next to it, ``rabbitmq``. A
 message that is sent is a span ``send DESTINATION``, whose context travels in the header ``traceparent``. One that is
@@ -12,6 +12,7 @@ sent again, and what came through a dead-letter exchange begin traces of their o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from sys import modules
@@ -19,6 +20,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from postage import __version__, errors
+from postage.amqp.connection import Connection
 from postage.amqp.deliveries import LINKED, Delivery
 from postage.amqp.frames import TRACEPARENT
 from postage.amqp.publishing import Receipt
@@ -27,6 +29,7 @@ from postage.messaging.outcomes import Failure
 from postage.messaging.properties import ATTEMPTS, whole_header
 from postage.printable import class_path_of, printable, text_of
 from postage.settings import BrokerSettings
+from postage.sparingly import Sparingly
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram
@@ -59,7 +62,7 @@ class Tracing:
         self.start_span = tracer.start_span
         self.sends, self.calls, self.handles = trace.SpanKind.PRODUCER, trace.SpanKind.CLIENT, trace.SpanKind.CONSUMER
         self.in_context, self.attach, self.detach = trace.set_span_in_context, context.attach, context.detach
-        self.inject, self.extract = propagation.inject, propagation.extract
+        self.inject, self.extract, self.has_context = propagation.inject, propagation.extract, propagation.has_context
         self.sender_by, self.alone = propagation.sender_by, propagation.alone
 
 
@@ -81,6 +84,15 @@ def _tracing_now() -> Tracing | None:
     return _tracing
 
 
+_sparingly = Sparingly()
+
+
+def _could_not(do: str, fault: Exception) -> None:
+    """Say so: a sampler or span processor of the program's that raises keeps no message from being sent or handled."""
+    text = 'a span could not be %s, because OpenTelemetry raised %s: %s'
+    _sparingly.log(logging.ERROR, text, do, class_path_of(fault), printable(text_of(fault), 200))
+
+
 class Recorded:
     """An operation that is under way: its span, and the histogram that its duration goes to; one may be missing.
 
@@ -97,7 +109,12 @@ class Recorded:
 
     def end(self, error: BaseException | None) -> None:
         """It has ended, with the error where there was one. Any thread."""
-        name = None if error is None else class_path_of(error)
+        try:
+            self._record(error, None if error is None else class_path_of(error))
+        except Exception as fault:
+            _could_not('ended', fault)
+
+    def _record(self, error: BaseException | None, name: str | None) -> None:
         if self._histogram is not None:
             attributes = self._attributes if name is None else {**self._attributes, 'error.type': name}
             self._histogram.record(monotonic() - self._began, attributes)
@@ -190,7 +207,7 @@ def sending(
     kind, is_injected, conversation_id = tracing.sends, False, correlation_id
     if further is not None:
         headers.update(further.get('headers') or ())
-        is_injected = TRACEPARENT in headers
+        is_injected = bool(headers) and tracing.has_context(headers)
         if is_injected:
             kind = tracing.calls
         conversation_id = correlation_id or further.get('correlation_id')
@@ -198,11 +215,15 @@ def sending(
     attributes[MESSAGE_ID] = message_id
     if conversation_id is not None:
         attributes[CONVERSATION_ID] = conversation_id
-    span = tracing.start_span(found.name, None, kind, attributes)
-    if not is_injected:
-        tracing.inject(span, headers)
-        further = {'headers': headers} if further is None else {**further, 'headers': headers}
-    return _recorded(span, histogram, found), further
+    try:
+        span = tracing.start_span(found.name, None, kind, attributes)
+        if not is_injected:
+            tracing.inject(span, headers)
+            further = {'headers': headers} if further is None else {**further, 'headers': headers}
+        return _recorded(span, histogram, found), further
+    except Exception as fault:
+        _could_not('begun', fault)
+        return None, further
 
 
 def _recorded(span: Span, histogram: Histogram | None, route: Route) -> Recorded | None:
@@ -225,17 +246,19 @@ def _sent(recorded: Recorded, receipt: Receipt) -> None:
 # Deliveries
 
 
-def taker(begin: Callable[[Delivery], None], settings: BrokerSettings | None) -> Callable[[Delivery], None]:
+def taker(begin: Callable[[Delivery], None], connections: Sequence[Connection]) -> Callable[[Delivery], None]:
     """What has deliveries begun each within a span of its own, which :func:`settled` ends.
 
     It is good for the next few deliveries. Where nothing is recorded it is ``begin`` itself.
 
-    :param settings: the broker that they come from; ``None`` where there is none, as in ``test_client()``
+    :param connections: the first is that to the broker that they come from; none for ``test_client()``
     """
+    if NEEDED not in modules:
+        return begin
     tracing, histogram = _tracing_now(), meters.histogram('messaging.process.duration')
     if tracing is None and histogram is None:
         return begin
-    return partial(_take, begin, tracing, histogram, _address_of(settings))
+    return partial(_take, begin, tracing, histogram, _address_of(connections[0].settings if connections else None))
 
 
 def _take(
@@ -259,20 +282,13 @@ def _take(
         delivery.span = Recorded(None, histogram, route.measured)
         _begin(begin, delivery)
         return
-    attributes = route.attributes.copy()
-    traced = delivery.traced
-    parent = None if traced is None else tracing.sender_by(traced.traceparent)
-    if traced is not None and parent is not None:
-        if traced.message_id is not None:
-            attributes[MESSAGE_ID] = traced.message_id
-        if traced.correlation_id:
-            attributes[CONVERSATION_ID] = traced.correlation_id
-        attributes[DELIVERY_TAG] = delivery.delivery_tag
-        span = tracing.start_span(route.name, parent, tracing.handles, attributes)
-        within = tracing.alone(span)
-    else:
-        span, within = _span_of(delivery, route, attributes, tracing)
-    delivery.span = _recorded(span, histogram, route)
+    try:
+        span, within = _span_of(delivery, route, tracing)
+        delivery.span = _recorded(span, histogram, route)
+    except Exception as fault:
+        _could_not('begun', fault)
+        begin(delivery)
+        return
     # What begins here takes a copy of the context with it: a handler that runs as a microthread, or in a thread.
     token = tracing.attach(within)
     try:
@@ -281,8 +297,20 @@ def _take(
         tracing.detach(token)
 
 
-def _span_of(delivery: Delivery, route: Route, attributes: dict[str, Any], tracing: Tracing) -> tuple[Span, Any]:
-    """The span of a delivery whose properties are not the usual ones, and the context that its handlers have."""
+def _span_of(delivery: Delivery, route: Route, tracing: Tracing) -> tuple[Span, Any]:
+    """The span of a delivery, and the context that its handlers have."""
+    attributes = route.attributes.copy()
+    attributes[DELIVERY_TAG] = delivery.delivery_tag
+    traced = delivery.traced
+    parent = None if traced is None else tracing.sender_by(traced.traceparent)
+    if traced is not None and parent is not None:
+        if traced.message_id is not None:
+            attributes[MESSAGE_ID] = traced.message_id
+        if traced.correlation_id:
+            attributes[CONVERSATION_ID] = traced.correlation_id
+        span = tracing.start_span(route.name, parent, tracing.handles, attributes)
+        return span, tracing.alone(span)
+    # Its properties are not the usual ones: all of them are decoded.
     try:
         properties: Any = delivery.properties
     except errors.DecodingError:  # none but those that an answer depends on
@@ -293,7 +321,6 @@ def _span_of(delivery: Delivery, route: Route, attributes: dict[str, Any], traci
         attributes[MESSAGE_ID] = message_id
     if properties.correlation_id:
         attributes[CONVERSATION_ID] = properties.correlation_id
-    attributes[DELIVERY_TAG] = delivery.delivery_tag
     span = tracing.start_span(route.name, parent, tracing.handles, attributes, links)
     return span, tracing.in_context(span, parent)
 
@@ -323,10 +350,10 @@ def _origin_of(headers: Mapping[str, Any], tracing: Tracing) -> tuple[Any, Seque
     else:
         origin = tracing.extract({**headers, TRACEPARENT: linked})
     from opentelemetry import trace
-    from opentelemetry.context import Context
 
     sender = trace.get_current_span(origin).get_span_context()
-    return Context(), [trace.Link(sender)] if sender.is_valid else ()
+    # What else its sender has sent along, such as baggage, stays.
+    return tracing.in_context(trace.INVALID_SPAN, origin), [trace.Link(sender)] if sender.is_valid else ()
 
 
 def _is_again(headers: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +219,89 @@ def test_metrics_are_those_of_the_golden_file(broker: Broker, run_program: Calla
     assert found == golden
 
 
+ALIKE = """
+import threading
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from postage import messaging, microthreads
+from postage.cli.run import openmetrics
+from postage.messaging.metrics import samples
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+reader = InMemoryMetricReader()
+views = [
+    View(instrument_name='messaging.process.duration', aggregation=ExplicitBucketHistogramAggregation([0.5])),
+    View(instrument_name='postage.messages.in_hand', attribute_keys={'postage.component'}),
+]
+metrics.set_meter_provider(MeterProvider([reader], views=views))
+
+class ShopExchange(messaging.Exchange):
+    name = 'shöp "1"'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+class Prices(messaging.MessageProcessor):
+    concurrency = 2
+
+    def __init__(self, name, queue):
+        super().__init__({'name': name}, [(ShopExchange, [(queue, 'price-rk')])])
+
+    @messaging.MessageHandler('command', 'all')
+    def msg_all(self, content):
+        begun.release()
+        yield microthreads.sleep(60)
+
+begun = threading.Semaphore(0)
+named = [('twins', 'q'), ('twins', 'q'), ('"a\\n\\\\', 'ü"'), ('☃\\x85\\u2028', '{x="y"} # 1'), ('\\ud800', '\\t')]
+processors = [Prices(*each) for each in named]
+scheduler = microthreads.MicroScheduler()
+for each in processors:
+    scheduler.add_microthread(each)
+thread = threading.Thread(target=lambda: [None for _ in scheduler.main()], daemon=True)
+thread.start()
+producer = Producer()
+for number in range(2):
+    producer.message_all()
+for _ in range(8):
+    assert begun.acquire(timeout=20)
+found = {}
+for resource in reader.get_metrics_data().resource_metrics:
+    for scope in resource.scope_metrics:
+        for metric in scope.metrics:
+            if metric.name == 'postage.messages.in_hand':
+                found = {point.attributes['postage.component']: point.value for point in metric.data.data_points}
+text, _ = openmetrics.text_of(openmetrics.added({}, samples()))
+labelled = {}
+for family in text_string_to_metric_families(text.decode()):
+    for sample in family.samples:
+        if family.name == 'postage_messages_in_hand':
+            labels = sample.labels
+            labelled[labels['postage_component']] = labels['messaging_destination_name'], sample.value
+for name in sorted(found):
+    print(ascii([name, found[name], *labelled[name]]))
+scheduler.stop()
+thread.join(20)
+for each in (producer, *processors):
+    each.close()
+"""
+
+
+def test_figures_of_processors_that_are_called_alike_are_added_and_odd_names_come_through(
+    embedded: Broker, run_program: Callable[..., Program]
+) -> None:
+    program = run_program(ALIKE, environment={'POSTAGE_URL': embedded.url})
+    assert program.wait(60) == 0, program.output
+    assert [ast.literal_eval(line) for line in program.lines] == [
+        ['"a\n\\', 2, 'ü"', 2.0],
+        ['\\ud800', 2, '\t', 2.0],
+        ['twins', 2, 'q', 2.0],
+        ['☃\x85\u2028', 2, '{x="y"} # 1', 2.0],
+    ]
+
+
 UNUSED = """
 import sys
 from postage import messaging
@@ -257,6 +341,151 @@ def test_destinations_are_named_as_the_convention_has_it(exchange: str, key: str
     from postage.messaging.tracing import destination_of
 
     assert destination_of(exchange, key, queue) == name
+
+
+ODD = """
+import asyncio, logging, threading
+from opentelemetry import baggage, context, propagate, trace
+from postage import errors, messaging, microthreads
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+class Lost(Producer):
+    eks = [(ShopExchange, 'nowhere')]
+
+class Private(messaging.MessageProcessor):
+    concurrency = 4
+
+    def __init__(self):
+        super().__init__({}, [(ShopExchange, [({'name': 'private', 'flags': {'exclusive': True}}, 'price-rk')])])
+
+    @messaging.MessageHandler('command', 'again')
+    @messaging.Retry(KeyError, delays=(0.01,))
+    def msg_again(self, content):
+        tried.append(baggage.get_baggage('user'))
+        with tracer.start_as_current_span(f'attempt {len(tried)}'):
+            if len(tried) == 1:
+                raise KeyError('at first')
+        tried_again.set()
+
+    @messaging.RpcHandler('command', 'generator')
+    def rpc_generator(self, content, reply):
+        own = trace.get_current_span()
+        for _ in range(5):
+            with tracer.start_as_current_span('step') as step:
+                yield microthreads.sleep(0.001)
+                assert trace.get_current_span() is step
+            assert trace.get_current_span() is own
+        return baggage.get_baggage('user') or 'nobody'
+
+    @messaging.RpcHandler('command', 'coroutine')
+    async def rpc_coroutine(self, content, reply):
+        own = trace.get_current_span()
+        for _ in range(5):
+            with tracer.start_as_current_span('step') as step:
+                await asyncio.sleep(0.001)
+                assert trace.get_current_span() is step
+            assert trace.get_current_span() is own
+        return baggage.get_baggage('user') or 'nobody'
+
+tracer = trace.get_tracer('test')
+tried, tried_again = [], threading.Event()
+scheduler = microthreads.MicroScheduler()
+processor, producer, lost = Private(), Producer(), Lost()
+scheduler.add_microthread(processor)
+thread = threading.Thread(target=lambda: [None for _ in scheduler.main()], daemon=True)
+thread.start()
+assert producer.rpc_generator().value == 'nobody'  # before the program has a provider
+
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+class Faulty(SpanProcessor):
+    def on_start(self, span, parent_context=None):
+        if 'start' in faults and span.name != 'step':
+            raise RuntimeError('no span')
+    def on_end(self, span):
+        if 'end' in faults and span.name != 'step':
+            raise RuntimeError('no end')
+
+faults, exporter, provider = set(), InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+provider.add_span_processor(Faulty())
+trace.set_tracer_provider(provider)
+
+def ask(name, user):
+    token = context.attach(baggage.set_baggage('user', user))
+    try:
+        return getattr(producer, f'rpc_future_{name}')()
+    finally:
+        context.detach(token)
+
+asked = [(user, ask(name, user)) for user in 'abcdefgh' for name in ('generator', 'coroutine')]
+for user, answer in asked:
+    assert answer.result(10).value == user, (user, answer)
+token = context.attach(baggage.set_baggage('user', '7'))
+producer.message_again()
+context.detach(token)
+assert tried_again.wait(10)
+assert tried == ['7', '7'], tried
+assert isinstance(lost.rpc_generator().failure, errors.Unroutable)
+propagators = propagate.get_global_textmap()
+class Own(type(propagators)):
+    fields = {'own'}
+    def __init__(self):
+        pass
+    def inject(self, carrier, context=None, setter=None):
+        carrier['own'] = 'ours'
+    def extract(self, carrier, context=None, getter=None):
+        return context
+propagate.set_global_textmap(Own())
+from postage.messaging import tracing
+for given in ({}, {'traceparent': 'theirs'}, {'own': 'theirs'}):
+    _, further = tracing.sending(None, ('shop', 'price-rk'), 'id', {'headers': given})
+    print('headers', further['headers'])
+propagate.set_global_textmap(propagators)
+logging.getLogger('postage').setLevel(logging.CRITICAL)
+for fault in ('start', 'end'):
+    faults = {fault}
+    assert producer.rpc_generator().value == 'nobody'
+    producer.message_unknown()
+    producer.flush(10)
+    faults = set()
+provider.shutdown()
+assert producer.rpc_generator().value == 'nobody'
+scheduler.stop()
+thread.join(20)
+for each in (producer, lost, processor):
+    each.close()
+spans = {span.context.span_id: span for span in exporter.get_finished_spans()}
+for span in spans.values():
+    if span.name.startswith('attempt'):
+        handled = spans[span.parent.span_id]
+        sender = handled.parent or handled.links[0].context
+        print(span.name, 'in', handled.name, 'of', spans[sender.span_id].name, bool(handled.parent))
+    if 'nowhere' in span.name:
+        print(span.name, span.kind.name, span.attributes.get('error.type'))
+"""
+
+
+def test_contexts_attempts_and_faults_that_the_golden_file_has_not(
+    embedded: Broker, run_program: Callable[..., Program]
+) -> None:
+    program = run_program(ODD, environment={'POSTAGE_URL': embedded.url})
+    assert program.wait(60) == 0, program.output
+    assert [line for line in program.lines if line.startswith(('headers', 'attempt', 'send'))] == [
+        "headers {'own': 'ours'}",
+        "headers {'traceparent': 'theirs', 'own': 'ours'}",
+        "headers {'own': 'theirs'}",
+        'attempt 1 in process shop:price-rk:private of send shop:price-rk True',
+        'attempt 2 in process shop:price-rk:private of send shop:price-rk False',
+        'send shop:nowhere PRODUCER postage.errors.Unroutable',
+    ]
 
 
 PROPAGATED = """
