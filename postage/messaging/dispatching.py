@@ -172,11 +172,12 @@ class Dispatcher:
     def _begin(self, delivery: Delivery) -> None:
         """Handle a delivery: at once where all of its handlers are plain, else in a microthread of its own."""
         try:
-            body = check_envelope(self._consumer.decode(delivery.body))
+            consumer = self._consumer
+            body = check_envelope(consumer.decode(delivery.body))
             reply = None
             if body['category'] == 'rpc':
-                addresses = self._consumer.reply_addresses
-                reply = Reply(self._consumer.rpc_reply, delivery, self._host.fingerprint, None, addresses)
+                addresses = consumer.reply_addresses
+                reply = Reply(consumer.rpc_reply, delivery, self._host.fingerprint, None, addresses)
                 if self._source.gate is not None:
                     reply.cancel_id = delivery.cancel_id = self._source.gate.cancel_id(delivery, reply.cancel_id)
                 deadline = reply.header.deadline

@@ -76,13 +76,15 @@ class JsonEncoder(Encoder):
         try:
             packed = _encode_msgpack(body)
             first = packed.find(_FLOAT)
-            # One at the very end, as every reply has it, is no key; it is finite where its exponent begins with a zero.
-            is_sound = first < 0 or (first == len(packed) - 9 and packed[first + 1] & 127 != 127)
-            if is_sound or not _find_not_finite(packed, first):
-                # Two results of a megabyte alive at once cost five times as much as one after the other.
+            # One at the very end, as every reply has it, is no key; it is finite where its exponent has a zero in front.
+            # Two results of a megabyte alive at once cost five times as much as one after the other.
+            if first < 0 or (first == len(packed) - 9 and packed[first + 1] & 127 != 127):
+                del packed
+                return _encode_json(body)
+            if not _find_not_finite(packed, first):
                 del packed
                 encoded = _encode_json(body)
-                if is_sound or not _find_digit_key(encoded) or not _find_float_key(encoded):
+                if not _find_digit_key(encoded) or not _find_float_key(encoded):
                     return encoded
         except Exception:
             pass  # the careful way says why
