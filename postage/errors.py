@@ -47,13 +47,27 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pika.exceptions
+
+E = TypeVar('E', bound='PostageError')
 
 
 class PostageError(Exception):
     """Base of every error that Postage raises."""
+
+    def again(self: E) -> E:
+        """A copy of it, without its traceback, for an error that is kept and raised more than once.
+
+        Each raise of one object makes its traceback longer, and what the frames in it hold stays alive with it.
+        """
+        kind = type(self)
+        copied = kind.__new__(kind)
+        copied.args = self.args
+        copied.__dict__.update(self.__dict__)
+        copied.__cause__ = self.__cause__
+        return copied
 
 
 class ConfigurationError(PostageError):

@@ -107,7 +107,7 @@ class Receipt:
                 raise errors.PublishTimeout(f'message {self.message_id} was not confirmed within {timeout:g} s')
         if self.error is not None:
             self.note_told()
-            raise self.error
+            raise self.error.again()
 
     def note_told(self) -> None:
         """What went wrong has been told, or dealt with: no flush tells it any more."""
@@ -278,7 +278,7 @@ class PublishingChannel(Channel):
             with self.lock:
                 standing = self.host.standing
                 if not self.is_wanted or standing.error is not None:
-                    raise standing.error or standing.closed()
+                    raise standing.closed() if standing.error is None else standing.error.again()
                 half_full = self.in_flight >= WINDOW_MESSAGES // 2 or self._bytes + size > WINDOW_BYTES // 2
                 # What settles messages must not wait for it.
                 if not half_full or self._has_room(size) or this_thread.is_reading:

@@ -90,7 +90,7 @@ class Standing:
             waiting, self._waiting = self._waiting, []
             for future in waiting:
                 if failed is not None:
-                    future.set_exception(failed)
+                    future.set_exception(failed.again())
                 else:
                     future.set_result(None)
 
@@ -110,7 +110,7 @@ class Standing:
         future: Future[Any] = Future()
         future.set_running_or_notify_cancel()
         if self.error is not None:
-            future.set_exception(self.error)
+            future.set_exception(self.error.again())
         elif self.is_closed:
             future.set_exception(self.closed())
         elif self.is_open:

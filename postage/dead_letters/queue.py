@@ -249,7 +249,7 @@ class QueueDeadLetters(DeadLetters):
             while not channel.inbox:
                 in_time = arrived.acquire(timeout=PATIENCE)
                 if channel.error is not None:
-                    raise channel.error
+                    raise channel.error.again()
                 if not in_time or channel.generation != generation:
                     why = 'the connection was lost' if in_time else f'nothing came for {PATIENCE:g} s'
                     raise errors.StoreError(f'{self}: {number} of {there} letters were read, then {why}')

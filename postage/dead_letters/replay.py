@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from postage import errors
@@ -43,11 +43,13 @@ class Replayed:
     :ivar sent: letters that the broker has confirmed, and that have left the store
     :ivar failures: numbers of letters that it has not, and why; they are still in the store
     :ivar repeated: how many of those sent may have been sent before, by a replay that was cut short
+    :ivar given_up: whether the rest was not tried, because the broker confirmed nothing any more
     """
 
     sent: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     repeated: int = 0
+    given_up: bool = False
 
 
 def replay(
@@ -59,7 +61,7 @@ def replay(
     progress: Callable[[int], None] = lambda count: None,
     signatures: Signatures | None = None,
 ) -> Replayed:
-    """Send letters back, oldest first. Blocks until all are sent.
+    """Send letters back, oldest first. Blocks until all are sent, or the broker has confirmed none for a minute.
 
     :param forwarder: what sends them
     :param target: where to; by default each to the queue that it came from. One that came by another transport than
@@ -74,7 +76,8 @@ def replay(
     with store.hand_out(selection) as handout:
         for batch in handout.batches(pace.batch):
             under_way = [(stored, _send(forwarder, stored, target, pace, signatures)) for stored in batch]
-            outcomes = [(stored, _error_of(future)) for stored, future in under_way]
+            deadline = time.monotonic() + TIMEOUT
+            outcomes = [(stored, _error_of(future, deadline)) for stored, future in under_way]
             sent = [stored for stored, error in outcomes if error is None]
             handout.settle(sent)
             handout.put_back([stored for stored, error in outcomes if isinstance(error, NOT_SENT)])
@@ -82,6 +85,9 @@ def replay(
             done.sent += len(sent)
             done.repeated += sum(1 for stored in sent if stored.replay_begun_at is not None)
             progress(len(batch))
+            done.given_up = any(isinstance(error, errors.PublishTimeout) for _, error in outcomes)
+            if done.given_up:
+                break
     return done
 
 
@@ -135,10 +141,8 @@ def _way_back(stored: StoredLetter) -> Target:
     return Target('', stored.letter.queue)
 
 
-def _error_of(future: Future[None]) -> Exception | None:
+def _error_of(future: Future[None], deadline: float) -> BaseException | None:
     """Why the broker has not confirmed a letter; ``None`` where it has."""
-    try:
-        future.result(TIMEOUT)
-    except Exception as error:
-        return error
-    return None
+    if not wait([future], max(0.0, deadline - time.monotonic())).done:
+        return errors.PublishTimeout(f'the broker has not confirmed it within {TIMEOUT:g} s')
+    return future.exception()

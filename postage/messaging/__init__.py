@@ -38,6 +38,7 @@ from postage.errors import (
     VirtualHostRefused,
 )
 from postage.messaging.addresses import ControlExchange, control_key
+from postage.messaging.calls import RpcFuture
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.deadlines import deadline, remaining
 from postage.messaging.declarations import quorum, stream, with_dead_letter
@@ -70,7 +71,6 @@ from postage.messaging.outcomes import AckAndRestart, FilterError, RejectMessage
 from postage.messaging.processor import MessageProcessor, current_delivery, delivery
 from postage.messaging.producer import GenericProducer
 from postage.messaging.remote import remote_exception
-from postage.messaging.rpc import RpcFuture
 from postage.program import GONE as _GONE
 from postage.program import effective as _effective
 from postage.program import global_hup as global_hup

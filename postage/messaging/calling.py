@@ -18,6 +18,7 @@ from postage.amqp.threads import this_thread
 from postage.amqp.topology import Queue
 from postage.amqp.turns import alarm_of_thread, own, read_by_this_thread
 from postage.messaging import deadlines, deadlocks, tracing
+from postage.messaging.calls import Awaited, Call, RpcFuture
 from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
 from postage.messaging.options import (
@@ -30,7 +31,7 @@ from postage.messaging.options import (
     take_options,
 )
 from postage.messaging.routed import Routed
-from postage.messaging.rpc import Answer, Call, RpcFuture, bodies_in, client_of, decode_result, failed
+from postage.messaging.rpc import bodies_in, client_of, decode_result, failed
 from postage.microthreads import running_scheduler
 
 _stamp = Message.fingerprint
@@ -89,7 +90,7 @@ class Caller(Routed):
                 return future.result()
             finally:
                 future.cancel()  # where it was interrupted
-        answer, call = Answer(alarm), None
+        answer, call = Awaited(alarm), None
         thread = this_thread
         outer = thread.batch
         if outer is None:
@@ -127,7 +128,7 @@ class Caller(Routed):
         return gathering
 
     def _call(
-        self, name: str, message: Message, options: dict[str, Any], future: RpcFuture | Answer | Sink
+        self, name: str, message: Message, options: dict[str, Any], future: RpcFuture | Awaited | Sink
     ) -> Call | None:
         """Send a request. Returns the call that is under way; ``None`` where its deadline has passed."""
         if self._closed:

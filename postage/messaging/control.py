@@ -35,8 +35,8 @@ from postage.amqp.deliveries import Delivery, current
 from postage.messaging.addresses import ControlExchange, group_key, keys_of
 from postage.messaging.commands import authorise
 from postage.messaging.consumer import GenericConsumer
+from postage.messaging.dispatching import Dispatcher
 from postage.messaging.handlers import Entry, HandlerTable
-from postage.messaging.handling import Dispatcher
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import AckAndRestart, FilterError
 from postage.messaging.questions import Asked, info, stacks, stats

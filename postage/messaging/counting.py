@@ -168,17 +168,28 @@ class Figures:
     :ivar received: deliveries that were begun
     :ivar redelivered: those of them that may have been delivered before
     :ivar unhandled: those of them that no handler takes
+    :ivar unwanted: requests that were dropped before a handler began: their callers had ceased to wait
     :ivar retried: messages that were put off, to be handled again
     :ivar dead: messages that were given up, by the reason; see :data:`postage.messaging.outcomes.Reason`
     :ivar next_mark: when the next mark of the rates is due
     """
 
-    __slots__ = ('dead', 'handlers', 'next_mark', 'received', 'redelivered', 'retried', 'since', 'unhandled')
+    __slots__ = (
+        'dead',
+        'handlers',
+        'next_mark',
+        'received',
+        'redelivered',
+        'retried',
+        'since',
+        'unhandled',
+        'unwanted',
+    )
 
     def __init__(self, handlers: Sequence[HandlerFigures]) -> None:
         self.handlers = list(handlers)
         self.since = time.time()
-        self.received = self.redelivered = self.unhandled = self.retried = 0
+        self.received = self.redelivered = self.unhandled = self.unwanted = self.retried = 0
         self.dead: dict[Reason, int] = {}
         self.next_mark = 0.0
 
@@ -224,6 +235,7 @@ class Figures:
             'handled': sum(handler.handled for handler in self.handlers),
             'failed': sum(handler.failed for handler in self.handlers),
             'unhandled': self.unhandled,
+            'unwanted': self.unwanted,
             'retried': self.retried,
             'dead': sum(list(self.dead.values())),
             'dead_by_reason': dict(self.dead),

@@ -16,12 +16,14 @@ from typing import Any
 from postage import errors
 from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import HEADER_OVERHEAD, encode_all
+from postage.amqp.publishing import Receipt
 from postage.amqp.retries import DELIVERY_COUNT, count_of
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
 from postage.messaging.counting import Figures
-from postage.messaging.delays import Spread, delay_queue
+from postage.messaging.delays import Spread, delay_queue, pause_after
 from postage.messaging.forwarding import Forwarder, is_final
+from postage.messaging.handlers import Retry
 from postage.messaging.letters import DeadLetter, DeadLetterStore, first_attempt_at, letter_of
 from postage.messaging.outcomes import Failure, Pause
 from postage.messaging.properties import whole_header
@@ -35,6 +37,8 @@ logger = logging.getLogger('postage')
 FIRST_PAUSE = 1.0  # seconds before a message is offered again to a store or broker that did not take it
 LONGEST_PAUSE = 60.0
 BROKER_NOTES = 4096  # bytes of headers that the broker may add as a message leaves the queue in which it waits
+AFTER_REFUSAL = Retry(errors.Nacked)
+"""When a message is handled again because the broker refused what its handler published."""
 BUSY_PAUSE = 0.02  # seconds before a message is begun again for which there was no room
 
 
@@ -181,6 +185,36 @@ class Failures:
             end(error)
             return
         self._hand_over(delivery, put, 'to store it as a dead letter', end)
+
+    # What its handlers published was not taken
+
+    def unpublished(self, delivery: Delivery, failed: Receipt) -> None:
+        """The broker may take later what it refused: a queue was full, say, or had no leader.
+
+        :param failed: the receipt of that
+        """
+        error = failed.error
+        assert error is not None
+        failure = Failure('unpublished', error)
+        is_reply = failed.ledger.has_replies
+        pause = None if is_reply or is_final(error) else pause_after([AFTER_REFUSAL], error, delivery)
+        if pause is not None:
+            text = '%r is handled again in about %.3g s, because what its handler published failed: %s'
+            logger.warning(text, delivery, pause.seconds, error)
+            for receipt in delivery.receipts or ():
+                receipt.note_told()
+            self.put_off(delivery, pause, failure)
+            return
+        logger.error('%r is rejected, because what its handler published failed: %s', delivery, error)
+        self.look_at_reply(delivery, failed)
+        self.give_up(delivery, failure)
+
+    def look_at_reply(self, delivery: Delivery, receipt: Receipt) -> None:
+        """Where this is a reply that the broker has refused, say so to its caller, which would wait in vain."""
+        if receipt.error is not None and receipt.ledger.has_replies:
+            self._consumer.answer_refused(delivery.salvaged, receipt.error)
+
+    # What they do to it
 
     def _vouch(self, delivery: Delivery) -> None:
         """What could be verified can be so again, wherever it is sent to."""

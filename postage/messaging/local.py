@@ -20,9 +20,9 @@ from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import DEADLINE
 from postage.amqp.topology import Binding, Queue, Topology
 from postage.messaging.declarations import check_eqk, check_queue
+from postage.messaging.dispatching import Dispatcher
 from postage.messaging.encoders import Encoding
 from postage.messaging.exchanges import Exchange, check_exchange
-from postage.messaging.handling import Dispatcher
 from postage.messaging.messages import MessageResult
 from postage.messaging.outcomes import Failure
 from postage.messaging.properties import Properties
@@ -30,7 +30,7 @@ from postage.microthreads import ExitScheduler, MicroScheduler, MicroThread
 from postage.printable import shown, shown_half_built
 from postage.settings import Hup
 
-Answer = Callable[[bytes, str], object]
+SendAnswer = Callable[[bytes, str], object]
 """Sends an encoded answer of some content type back to the sender of a message."""
 
 # What stands for the broker
@@ -51,7 +51,9 @@ class LocalDelivery(Delivery):
 
     __slots__ = ('__weakref__', 'answer', 'answered', 'done', 'failure', 'fate')
 
-    def __init__(self, settler: Any, body: bytes, given: Properties, source: Delivery | None, answer: Answer) -> None:
+    def __init__(
+        self, settler: Any, body: bytes, given: Properties, source: Delivery | None, answer: SendAnswer
+    ) -> None:
         content = Content()
         content.body = body
         content.exchange = source.exchange.encode() if source is not None else b''
@@ -308,7 +310,7 @@ class LocalRun:
         self,
         body: bytes,
         properties: Properties,
-        answer: Answer,
+        answer: SendAnswer,
         source: Delivery | None = None,
         timeout: float | None = None,
     ) -> LocalDelivery:

@@ -201,7 +201,7 @@ class MessageResult(Message):
         :raises errors.Unroutable: no queue took the request
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.again()
         if self.body['content'].get('type') == 'success':
             return self.value
         error = RemoteError(str(self.text), self.value, self.responder)

@@ -34,10 +34,14 @@ METRICS: dict[str, Metric] = {
     'messaging.client.consumed.messages': Metric('counter', '{message}', 'Messages that were begun to be handled'),
     'postage.messages.redelivered': Metric('counter', '{message}', 'Those of them that were delivered before'),
     'postage.messages.unhandled': Metric('counter', '{message}', 'Those of them that no handler takes'),
+    'postage.messages.unwanted': Metric(
+        'counter', '{message}', 'Requests dropped, for their callers had ceased to wait'
+    ),
     'postage.messages.retried': Metric('counter', '{message}', 'Messages that are handled again after a pause'),
     'postage.messages.dead': Metric('counter', '{message}', 'Messages that were given up, by the reason'),
     'postage.messages.in_hand': Metric('gauge', '{message}', 'Messages that handlers have in hand'),
     'postage.messages.unconfirmed': Metric('gauge', '{message}', 'Messages that the broker has not confirmed yet'),
+    'postage.replies.late': Metric('counter', '{message}', 'Replies dropped, for no call waited for them any more'),
     'postage.connection.reconnects': Metric('counter', '{connection}', 'How often a connection was made again'),
 }
 """All that there is, by name."""
@@ -73,6 +77,7 @@ def _of_processors() -> Iterator[Sample]:
         yield Sample('messaging.client.consumed.messages', about, figures.received)
         yield Sample('postage.messages.redelivered', about, figures.redelivered)
         yield Sample('postage.messages.unhandled', about, figures.unhandled)
+        yield Sample('postage.messages.unwanted', about, figures.unwanted)
         yield Sample('postage.messages.retried', about, figures.retried)
         yield Sample('postage.messages.in_hand', about, figures.in_hand)
         for reason, number in list(figures.dead.items()):
@@ -90,6 +95,8 @@ def _of_connections() -> Iterator[Sample]:
         yield Sample('postage.connection.reconnects', role, connection.standing.reconnects)
         if connection.role == 'publishing':
             yield Sample('postage.messages.unconfirmed', about, connection.unconfirmed)
+            if connection.rpc_client is not None:
+                yield Sample('postage.replies.late', about, connection.rpc_client.late_replies)
             sent = {**about, 'messaging.operation.name': 'send'}
             for channel in list(connection.channels):
                 if isinstance(channel, PublishingChannel):

@@ -21,10 +21,10 @@ from postage.messaging.commands import authorise, check_decision, slow_down_rest
 from postage.messaging.consumer import GenericConsumer
 from postage.messaging.control import Control
 from postage.messaging.counting import Figures
+from postage.messaging.dispatching import Dispatcher
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.gate import check_elsewhere, check_max_age
 from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
-from postage.messaging.handling import Dispatcher
 from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
 from postage.messaging.keys import keys_of

@@ -7,13 +7,15 @@ which is a channel. Without a broker :class:`postage.messaging.local.LocalSource
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery
 from postage.messaging.gate import Gate
+from postage.messaging.hooks import MessageContext
 from postage.messaging.letters import DeadLetterStore
-from postage.messaging.outcomes import Failure
+from postage.messaging.outcomes import Failure, Outcome
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.microthreads import MicroScheduler
 
@@ -67,3 +69,21 @@ class Host(Protocol):
     scheduler: MicroScheduler | None
 
     def restart(self) -> None: ...
+
+
+class InCharge(Protocol):
+    """What the dispatcher of a delivery is to the microthread that takes it through its handlers.
+
+    :ivar label: what to call one of its hooks in the log
+    :ivar tolerance: seconds by which the clocks of callers may differ
+    """
+
+    label: str
+    tolerance: float
+
+    def hooks_around(self, context: MessageContext) -> AbstractContextManager[None]: ...
+    def handled(self, delivery: Delivery, outcome: Outcome, seconds: float) -> None: ...
+    def abandoned(self, delivery: Delivery) -> None: ...
+    def leave(self, work: Callable[[], None]) -> None: ...
+    def serves(self, exchange: str, routing_key: str) -> bool: ...
+    def set_aside(self, change: int) -> None: ...

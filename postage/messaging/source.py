@@ -159,7 +159,7 @@ class DeliverySource:
                     pace.bytes_taken += len(delivery.body)
         if delivery is None:
             if channel.error is not None:
-                raise channel.error
+                raise channel.error.again()
         elif settings.is_debugging:
             logger.debug('%s: delivered %r: %r', self._label, delivery, delivery.body)
         return delivery

@@ -19,6 +19,7 @@ from postage.missive.adapters.wsgi import WSGIAdapter
 from postage.missive.dlq.sqlite import SQLiteDLQ
 from support.letters import letter, numbers
 from support.messaging import EQK, TIMEOUT, Echo, EchoExchange, eventually
+from support.proxy import Proxy
 
 
 class Ran:
@@ -373,6 +374,26 @@ def test_letters_of_other_transports_are_replayed_where_they_are_told_to(bench, 
         assert replay(replaying, '--to', 'echo-queue', id).out == '1 letter sent\n'
         assert len(dead_letters) == 0
     assert bench.get('echo-queue').data == b'no good'
+
+
+def test_a_broker_that_confirms_nothing_is_given_up(bench, path, monkeypatch):
+    monkeypatch.setattr('postage.dead_letters.replay.TIMEOUT', 0.5)
+    monkeypatch.setattr('postage.dead_letters.replay.BATCH', 20)
+    with SQLiteDeadLetters(path) as store, Proxy.before(bench.broker) as proxy:
+        for number in range(30):
+            store.put(letter(number))
+        monkeypatch.setenv('POSTAGE_URL', proxy.url(bench.broker.url))
+        bench.producer()  # whose connection it shares
+        proxy.swallow()
+        began = time.monotonic()
+        ran = replay(Replaying(bench, store, ['--store', str(path)]))
+        assert time.monotonic() - began < 5
+        proxy.cut()
+        proxy.resume()
+        assert store.count() == 30
+    assert (ran.status, ran.out) == (1, '0 letters sent\n')
+    assert ran.err.count('was not sent: the broker has not confirmed it within 0.5 s') == 20
+    assert ran.err.endswith('given up: the broker confirms nothing; the letters that follow were not tried\n')
 
 
 def test_letters_are_sent_at_a_rate(replaying):

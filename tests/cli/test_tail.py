@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from postage.cli.main import postage as group
 from postage.cli.operate import replay
 from support.messaging import TIMEOUT, Bench, EchoExchange, EchoProducer, eventually
 from support.programs import Module
+from support.proxy import Proxy
 
 
 @pytest.fixture
@@ -163,6 +166,41 @@ def test_a_broker_that_is_down_is_not_waited_for(run_module: Callable[..., Modul
     program = run_module('postage', ['replay', 'messages'], {'POSTAGE_URL': 'amqp://127.0.0.1:1'})
     assert program.wait(20) == 1
     assert 'within 2 s' in program.output
+
+
+def test_a_broker_that_confirms_nothing_is_given_up(
+    bench: Bench, exchange: str, postage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / 'messages'
+    line = json.dumps({'exchange': exchange, 'routing_key': 'echo-rk', 'properties': {}, 'body': '{}'})
+    file.write_text(f'{line}\n' * 300)
+    with Proxy.before(bench.broker) as proxy:
+        monkeypatch.setenv('POSTAGE_URL', proxy.url(bench.broker.url))
+        bench.producer()  # whose connection it shares
+        proxy.swallow()
+        began = time.monotonic()
+        result = postage('replay', file, '--timeout', '0.5')
+        assert time.monotonic() - began < 10
+        proxy.cut()
+        proxy.resume()
+    assert result.exit_code == 1
+    assert '0 sent, 200 failed' in result.output
+    assert 'line 200: the broker has not confirmed it within 0.5 s' in result.output
+    assert result.output.endswith('given up: the broker confirms nothing; the lines that follow were not sent\n')
+
+
+def test_a_replay_that_is_interrupted_says_what_it_has_sent(
+    bench: Bench, exchange: str, tmp_path: Path, run_module: Callable[..., Module]
+) -> None:
+    queue = bench.collect()
+    line = json.dumps({'exchange': exchange, 'routing_key': 'echo-rk', 'properties': {}, 'body': '{}'})
+    (tmp_path / 'messages').write_text(f'{line}\n' * 1000)
+    program = run_module('postage', ['replay', 'messages', '--rate', '20'])
+    eventually(lambda: bench.count(queue) > 2)
+    program.send_signal(signal.SIGINT)
+    assert program.wait() == 1
+    assert int(program.lines[0].removesuffix(' sent')) in range(1, 1000)
+    assert program.lines[1:] == ['interrupted: up to 200 messages more may have been sent']
 
 
 def test_messages_may_be_sent_elsewhere(bench: Bench, exchange: str, postage: Any, tmp_path: Path) -> None:

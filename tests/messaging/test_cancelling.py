@@ -13,6 +13,7 @@ from postage import messaging, microthreads
 from postage.amqp.cancelled import cancelled
 from postage.broker.users import Permissions
 from postage.messaging.cancelling import Canceller
+from postage.messaging.metrics import samples
 from support.canary import canary
 from support.messaging import TIMEOUT, EchoExchange, EchoProducer, Processor, echo_producer, eventually
 from support.proxy import Proxy
@@ -328,6 +329,7 @@ def test_a_late_reply_is_dropped_and_counted(bench, working):
     working.seen.next()
     future.cancel()
     eventually(lambda: producer.late_replies == before + 1)
+    assert before + 1 in [each.value for each in samples() if each.name == 'postage.replies.late']
     assert producer.rpc_note('next').value == 'next'
 
 

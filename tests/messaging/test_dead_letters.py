@@ -8,7 +8,7 @@ import time
 import pytest
 
 from postage import messaging, microthreads
-from postage.messaging import failures, handling
+from postage.messaging import failures
 from postage.messaging.properties import from_plain
 from postage.messaging.unsettled import Unsettled
 from support.messaging import (
@@ -259,7 +259,7 @@ class Onward(Storing):
 
 
 def test_a_message_is_handled_again_when_the_broker_refused_what_its_handler_published(bench, monkeypatch):
-    monkeypatch.setattr(handling, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1, 0.1), jitter=0))
+    monkeypatch.setattr(failures, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1, 0.1), jitter=0))
     processor = Onward(bench)
     bench.run(processor)
     bench.producer().message_forward()
@@ -273,7 +273,7 @@ def test_a_message_is_handled_again_when_the_broker_refused_what_its_handler_pub
 
 
 def test_a_message_is_dead_when_the_broker_goes_on_refusing_what_its_handler_publishes(bench, monkeypatch):
-    monkeypatch.setattr(handling, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1, 0.1), jitter=0))
+    monkeypatch.setattr(failures, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1, 0.1), jitter=0))
     processor = Onward(bench)
     bench.run(processor)
     bench.producer().message_forward()

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from postage import messaging, microthreads
+from postage.messaging.metrics import samples
 from support.messaging import TIMEOUT, Echo, EchoExchange, Processor, command, eventually, result
 
 NONE = 'none'
@@ -71,7 +72,8 @@ def publish(bench, seconds, **fields):
 
 def test_a_request_past_its_deadline_is_dropped_before_its_handler_and_acknowledged(bench):
     bench.bare.queue_declare('answers', exclusive=True)
-    bench.run(Echo())
+    echo = Echo()
+    bench.run(echo)
     publish(bench, -2)
     publish(bench, -2, own='header')
     publish(bench, 20)
@@ -80,6 +82,8 @@ def test_a_request_past_its_deadline_is_dropped_before_its_handler_and_acknowled
     for line in bench.log.find('is dropped unhandled: its deadline passed 2.'):
         assert line.startswith('WARNING postage: <Delivery')
     assert len(bench.log.find('is dropped unhandled')) == 2
+    assert (echo.figures.unwanted, echo.figures.as_dict()['unwanted'], echo.figures.received) == (2, 2, 1)
+    assert 2 in [each.value for each in samples() if each.name == 'postage.messages.unwanted']
     bench.bare.queue_delete('answers')
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from postage import messaging, microthreads
 from postage.amqp import tick
-from postage.messaging import handling
+from postage.messaging import failures
 from support.messaging import (
     EQK,
     GUARDED_EQK,
@@ -485,7 +485,7 @@ def test_a_message_whose_handlers_publication_is_confirmed_is_acknowledged(bench
 
 
 def test_a_message_whose_handlers_publication_fails_is_rejected_not_lost(bench, monkeypatch):
-    monkeypatch.setattr(handling, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1,)))
+    monkeypatch.setattr(failures, 'AFTER_REFUSAL', messaging.Retry(messaging.Nacked, delays=(0.1,)))
     full = bench.collect(OtherExchange, 'other-rk', arguments={'x-max-length': 1, 'x-overflow': 'reject-publish'})
     bench.dead()
     processor = Forwarding(bench.producer(OtherProducer))

@@ -66,3 +66,5 @@ def _report(done: Replayed, as_data: bool) -> None:
         click.echo(f'letter {printable(id)} was not sent: {printable(why)}', err=True)
     if done.failures:
         click.echo(f'{letters(len(done.failures))} not sent, and still in the store', err=True)
+    if done.given_up:
+        click.echo('given up: the broker confirms nothing; the letters that follow were not tried', err=True)

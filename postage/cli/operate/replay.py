@@ -9,8 +9,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from typing import Any, TextIO
+from concurrent.futures import Future, wait
+from typing import Any, NamedTuple, TextIO
 
 import click
 
@@ -50,12 +50,14 @@ def command(
     With POSTAGE_SIGNING_KEYS those that are rightly signed get signatures of their own; else the one that a message was
     recorded with has consumers take it for a copy.
 
+    Where the broker confirms a message not in time, no more are sent.
+
     Exit status: 0 if the broker has confirmed all of them, 1 if not.
     """
     os.environ['POSTAGE_CONNECT_TIMEOUT'] = f'{LEAST_CONNECT_SECONDS:g}'
     read = functools.partial(_message_of, exchange, key, Signatures('the keys'))
     forwarder = Forwarder(broker_settings())
-    sent, failures = 0, {}
+    sent, failures, cut = 0, {}, ''
     try:
         with quiet():  # what fails is told by its line
             for number, error in _outcomes(forwarder, file, rate, read, timeout):
@@ -63,6 +65,10 @@ def command(
                     sent += 1
                 else:
                     failures[number] = str(error) or type(error).__name__
+                    if isinstance(error, errors.PublishTimeout):
+                        cut = 'given up: the broker confirms nothing; the lines that follow were not sent'
+    except KeyboardInterrupt:
+        cut = f'interrupted: up to {UNDER_WAY} messages more may have been sent'
     finally:
         forwarder.close()
     if as_data:
@@ -71,17 +77,19 @@ def command(
         click.echo(f'{sent} sent, {len(failures)} failed' if failures else f'{sent} sent')
     for number, text in failures.items():
         click.echo(printable(f'line {number}: {text}'), err=True)
-    sys.exit(1 if failures else 0)
+    if cut:
+        click.echo(cut, err=True)
+    sys.exit(1 if failures or cut else 0)
 
 
 def _outcomes(
     forwarder: Forwarder, file: TextIO, rate: float | None, read: Callable[[str], Any], timeout: float
-) -> Iterator[tuple[int, Exception | None]]:
-    """The number of each line, and why its message was not sent, if it was not.
+) -> Iterator[tuple[int, BaseException | None]]:
+    """The number of each line, and why its message was not sent, if it was not. Ends where the broker confirms nothing.
 
     :param read: makes of a line what to send
     """
-    under_way: deque[tuple[int, Future[None]]] = deque()
+    under_way: deque[UnderWay] = deque()
     begin, begun = time.monotonic(), 0
     for number, line in enumerate(file, 1):
         if not line.strip():
@@ -94,11 +102,32 @@ def _outcomes(
         if rate is not None:
             time.sleep(max(0.0, begin + begun / rate - time.monotonic()))
         begun += 1
-        under_way.append((number, forwarder.send(*message)))
-        while len(under_way) >= UNDER_WAY or (under_way and under_way[0][1].done()):
-            yield _outcome(*under_way.popleft(), timeout)
-    while under_way:
-        yield _outcome(*under_way.popleft(), timeout)
+        under_way.append(UnderWay(number, forwarder.send(*message), time.monotonic() + timeout))
+        while len(under_way) >= UNDER_WAY or (under_way and under_way[0].is_due):
+            yield (outcome := under_way.popleft().outcome(timeout))
+            if isinstance(outcome[1], errors.PublishTimeout):
+                yield from (each.outcome(timeout) for each in under_way)
+                return
+    yield from (each.outcome(timeout) for each in under_way)
+
+
+class UnderWay(NamedTuple):
+    """A message that waits for its confirm, until a deadline."""
+
+    number: int
+    future: Future[None]
+    deadline: float
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is known, or need not be waited for any more, what came of it."""
+        return self.future.done() or time.monotonic() >= self.deadline
+
+    def outcome(self, timeout: float) -> tuple[int, BaseException | None]:
+        """Wait for it, and return the number of its line, and why the message was not sent, if it was not."""
+        if not wait([self.future], max(0.0, self.deadline - time.monotonic())).done:
+            return self.number, errors.PublishTimeout(f'the broker has not confirmed it within {timeout:g} s')
+        return self.number, self.future.exception()
 
 
 def _message_of(
@@ -116,11 +145,3 @@ def _message_of(
             signatures.verify(properties, body)
             properties = signatures.again(properties, *where, body)
     return *where, encode_all(properties), body, str(properties.message_id or '')
-
-
-def _outcome(number: int, future: Future[None], timeout: float) -> tuple[int, Exception | None]:
-    try:
-        future.result(timeout)
-    except Exception as error:
-        return number, error
-    return number, None
