@@ -284,7 +284,8 @@ class PublishingChannel(Channel):
                 if not half_full or self._has_room(size) or this_thread.is_reading:
                     self.in_flight += 1
                     self._bytes += size
-                    self.is_awaited = self.is_awaited or half_full
+                    if half_full:
+                        self.is_awaited = True
                     if outgoing.receipt is not None:
                         outgoing.receipt.ledger.unsettled += 1
                     self._pending.append(outgoing)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures._base import FINISHED, PENDING
 from typing import Any
 
 from postage.amqp import frames
@@ -17,10 +19,31 @@ from postage.messaging.messages import MessageResult
 from postage.messaging.signing import Signatures
 
 
+class _Unseen:
+    """The condition of a future that was done before anything looked at it: what is in it changes no more."""
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    acquire = __enter__
+    release = notify_all = __exit__
+
+
+_UNSEEN = _Unseen()
+
+
 class RpcFuture(Future[MessageResult]):
     """The future of an RPC's result message, which a microthread may yield. It may be cancelled.
 
     Its callbacks run on the thread that reads the connection, where nothing may block.
+
+    Where many calls are under way, most results are there before anything looks at their futures. So the condition,
+    which takes a tenth of a call to make and to use, is made by the first look. What came first, the look or the
+    result, is decided by one step of the interpreter: the one puts a condition into the future's dictionary, the other
+    :data:`_UNSEEN`.
 
     :ivar exchange: where the request went
     :ivar routing_key: with which key
@@ -31,9 +54,34 @@ class RpcFuture(Future[MessageResult]):
     gathering: Gathering | None = None
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__()
+        # What Future() does, but for the condition.
+        self._seen_state = PENDING
+        self._result = self._exception = None
+        self._waiters: list[Any] = []
+        self._done_callbacks: list[Callable[[Future[Any]], object]] = []
         self._connection = connection
         self.arrived: MessageResult | None = None  # the result, once it is set
+
+    def __getattr__(self, name: str) -> Any:
+        if name == '_condition':
+            return self.__dict__.setdefault(name, threading.Condition())
+        raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+
+    @property
+    def _state(self) -> str:
+        return FINISHED if self.__dict__.get('_condition') is _UNSEEN else self._seen_state
+
+    @_state.setter
+    def _state(self, state: str) -> None:
+        self._seen_state = state
+
+    def set_result(self, result: MessageResult) -> None:
+        """The result has come. Never blocks; the one thread that has it."""
+        if '_condition' not in self.__dict__:
+            self._result = result  # first, for it is done by the next step
+            if self.__dict__.setdefault('_condition', _UNSEEN) is _UNSEEN:
+                return
+        super().set_result(result)
 
     def result(self, timeout: float | None = None) -> MessageResult:
         """Wait for the result message. Blocks; any thread, which reads the connection meanwhile where that helps.
