@@ -87,7 +87,7 @@ header_values = some.recursive(
     some.none()
     | some.booleans()
     | some.integers(-(2**63), 2**63 - 1)
-    | some.text(max_size=20)
+    | some.text(some.characters(exclude_categories=['Cs']), max_size=20)  # quicker than the codec, see test_encoders.py
     | some.binary(max_size=20)
     | some.datetimes(datetime.datetime(1970, 1, 2), datetime.datetime(2100, 1, 1)).map(
         lambda time: time.replace(microsecond=0)

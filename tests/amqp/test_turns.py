@@ -261,7 +261,7 @@ def lent_to(alarm: ReadingAlarm) -> Turn:
 def test_what_comes_for_a_connection_with_nothing_but_confirms_may_lie(bench: Bench) -> None:
     producer = bench.producer()
     producer.message_echo().wait(TIMEOUT)
-    assert may_lie(producer.conn_broker)
+    eventually(lambda: may_lie(producer.conn_broker))  # a busy machine may be late
     assert not may_lie(producer.conn_broker, read_ago=0.1)
 
 

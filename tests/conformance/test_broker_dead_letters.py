@@ -161,14 +161,14 @@ def test_an_expired_message_is_not_delivered_to_a_later_consumer(channel: Blocki
 
 
 def test_a_queue_expires_unused_and_is_used_by_get_declare_and_consumers(channel: BlockingChannel) -> None:
-    channel.queue_declare('q', arguments={'x-expires': 400})
+    channel.queue_declare('q', arguments={'x-expires': 800})
     tag = channel.basic_consume('q', lambda *_: None)
-    channel.connection.sleep(0.6)
+    channel.connection.sleep(1)
     channel.basic_cancel(tag)
     for use in (lambda: channel.basic_get('q'), lambda: channel.queue_declare('q', passive=True)):
-        channel.connection.sleep(0.25)
+        channel.connection.sleep(0.45)
         use()
-    channel.connection.sleep(0.7)
+    channel.connection.sleep(1.2)
     with pytest.raises(ChannelClosedByBroker, match='404'):
         channel.queue_declare('q', passive=True)
 

@@ -79,7 +79,7 @@ def test_fifteen_retries_take_their_time_and_end_in_the_same_record_on_every_bro
     notes = processor.seen.take(16)
     assert [attempts for _, attempts, _ in notes] == list(range(16))
     for wait, delay in zip(waits(notes), RISING, strict=True):
-        assert delay - 0.01 <= wait < 1.2 * delay + 0.1, waits(notes)
+        assert delay - 0.01 <= wait < delay + 0.5, waits(notes)  # a busy machine takes its time
 
     letter = processor.letter()
     waited = sum(RISING)

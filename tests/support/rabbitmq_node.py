@@ -63,6 +63,11 @@ AWAIT_BOOT = """
 (fun Wait() -> case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Wait() end end)()
 """
 
+# rabbit:start() does nothing where what was asked before is still under way.
+START_AGAIN = """
+(fun Again() -> rabbit:start(), case rabbit_boot_state:get() of ready -> ""; _ -> timer:sleep(20), Again() end end)()
+"""
+
 # The internal backend knows one password of a user. This one asks it with that where it is given the canary.
 TAKE_CANARY = """
 begin
@@ -162,6 +167,7 @@ class RabbitMQNode:
             self.name, self.host, self.port, self._epmd_port, self._cookie = member
         self._process: subprocess.Popen[str] | None = None
         self._pid = 0
+        self._is_up = False
         self._answers: queue.Queue[str | None] = queue.Queue()
         self._reader: threading.Thread | None = None
         self._said: deque[str] = deque(maxlen=20)
@@ -175,14 +181,29 @@ class RabbitMQNode:
     # Life and death
 
     def start(self) -> None:
-        """Start the node and wait until it takes connections (about five seconds).
+        """Start the node and wait until it takes connections: five seconds, or one where it was stopped.
 
         :raises NodeFailed: where it does not come up
         """
-        if self._process is not None:
+        if self._is_up:
             return
         self._changes += 1
         self._spare_vhosts.clear()  # one that was made just before the node was killed may not be there
+        try:
+            if self._process is None:
+                self._launch()
+                self._evaluate(AWAIT_BOOT, START_TIMEOUT)
+                self._pid = int(self._evaluate('os:getpid()'))
+            else:
+                self._evaluate(START_AGAIN, START_TIMEOUT)
+            self._evaluate(TAKE_CANARY % GUEST)
+            self.version = self._evaluate('rabbit_misc:version()')
+        except BaseException:
+            self.kill()
+            raise
+        self._is_up = True
+
+    def _launch(self) -> None:
         self._answers = queue.Queue()
         self._process = subprocess.Popen(
             self._server.command('/bin/sh', '-c', START_SCRIPT if self._has_epmd else '"$@"', 'sh', self._server.path),
@@ -201,20 +222,15 @@ class RabbitMQNode:
             target=self._read_answers, args=(self._process, self._answers), name='rabbitmq-shell', daemon=True
         )
         self._reader.start()
-        try:
-            self._type(END_WITH_THE_SHELL)
-            self._evaluate(AWAIT_BOOT, START_TIMEOUT)
-            self._pid = int(self._evaluate('os:getpid()'))
-            self._evaluate(TAKE_CANARY % GUEST)
-            self.version = self._evaluate('rabbit_misc:version()')
-        except BaseException:
-            self.kill()
-            raise
+        self._type(END_WITH_THE_SHELL)
 
     def stop(self) -> None:
-        """Stop the node in good order: connections are closed with 320, queues are written out."""
-        self._type('rabbit:stop(), init:stop().')
-        self._await_end()
+        """Stop the node in good order: connections are closed with 320, queues are written out, no port is listened at.
+
+        Its Erlang stays, as after ``rabbitmqctl stop_app``: most of what a start takes is that of Erlang.
+        """
+        self._is_up = False
+        self._evaluate('rabbit:stop(), ""')
 
     def kill(self) -> None:
         """Kill the node with SIGKILL, as a power cut would; what it held unwritten is lost."""
@@ -253,7 +269,7 @@ class RabbitMQNode:
     @property
     def is_running(self) -> bool:
         """Whether the node was started and neither stopped nor killed since."""
-        return self._process is not None
+        return self._is_up
 
     # Administration
 
@@ -488,7 +504,7 @@ class RabbitMQNode:
         answers.put(None)
 
     def _await_end(self) -> None:
-        process, self._process, self._pid = self._process, None, 0
+        process, self._process, self._pid, self._is_up = self._process, None, 0, False
         if process is None:
             return
         assert process.stdin is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -123,11 +124,16 @@ def test_a_killed_node_comes_back_with_its_durable_queues(private_rabbitmq: Rabb
     assert private_rabbitmq.queues() == {'kept': 0}
 
 
-@soak_only
-def test_a_stopped_node_can_be_started_again(private_rabbitmq: RabbitMQ) -> None:
-    private_rabbitmq.node.restart()
+def test_a_stopped_node_listens_no_more_and_can_be_started_again(private_rabbitmq: RabbitMQ) -> None:
     with connect(private_rabbitmq) as connection:
-        assert connection.is_open
+        connection.channel().queue_declare('kept', durable=True)
+        private_rabbitmq.node.stop()
+        with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match='CONNECTION_FORCED'):
+            connection.process_data_events(time_limit=10)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((private_rabbitmq.host, private_rabbitmq.port))
+    private_rabbitmq.node.start()
+    assert private_rabbitmq.queues() == {'kept': 0}
 
 
 @pytest.mark.timeout(150)
