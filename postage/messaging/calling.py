@@ -177,7 +177,12 @@ class Caller(Routed):
         if tracing.NEEDED in modules:
             traced = tracing.sending(self._settings, route, call.correlation_id, further, call.correlation_id)
             call.span, call.further = traced
-        (self._connection.rpc_client or client_of(self._connection)).call(call)
+        try:
+            (self._connection.rpc_client or client_of(self._connection)).call(call)
+        except BaseException as error:
+            if call.span is not None:
+                call.span.end(error)
+            raise
         return call
 
     @property

@@ -262,6 +262,7 @@ class Dispatcher:
         try:
             unfinished = self._failures.unfinished(delivery)
             if unfinished < most and self._failures.has_to_be_counted(delivery):
+                tracing.settled(delivery, None)  # it comes back, and is handled in another
                 self._failures.count(delivery, functools.partial(self._refuse_uncounted, delivery))
                 return
         except errors.PostageError as error:

@@ -76,7 +76,7 @@ class JsonEncoder(Encoder):
         try:
             packed = _encode_msgpack(body)
             first = packed.find(_FLOAT)
-            # One at the very end, as every reply has it, is no key; it is finite where its exponent has a zero in front.
+            # One at the very end, as every reply has it, is no key; it is finite where its exponent is not all ones.
             # Two results of a megabyte alive at once cost five times as much as one after the other.
             if first < 0 or (first == len(packed) - 9 and packed[first + 1] & 127 != 127):
                 del packed

@@ -184,27 +184,32 @@ class GenericProducer(Caller):
         span = None
         if tracing.NEEDED in modules:
             span, further = tracing.sending(self._settings, routes[0], message_id, further)
-        signatures = self._signatures
-        if signatures is not None:
-            properties = b''  # made for each exchange and key
-        elif further is None:
-            properties = frames.usual_properties(content_type, delivery_mode, message_id)
-        elif further.keys() == {'headers'}:  # as of a message that is traced
-            usual_ones = frames.usual_properties(content_type, delivery_mode, message_id)
-            properties = frames.with_headers(usual_ones, further['headers'])
-        else:
-            usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
-            properties = frames.encode_properties(**usual, **further)
-        receipt = Receipt(message_id, len(routes), self.confirms, self._ledger)
-        for exchange, key in routes:
-            if settings.is_debugging:
-                self._log_sending(exchange, key, body)
+        try:
+            signatures = self._signatures
             if signatures is not None:
-                usually = content_type, delivery_mode, message_id
-                properties = signatures.message(exchange, key, encoded, *usually, further)
-            self._publisher.publish(
-                Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
-            )
+                properties = b''  # made for each exchange and key
+            elif further is None:
+                properties = frames.usual_properties(content_type, delivery_mode, message_id)
+            elif further.keys() == {'headers'}:  # as of a message that is traced
+                usual_ones = frames.usual_properties(content_type, delivery_mode, message_id)
+                properties = frames.with_headers(usual_ones, further['headers'])
+            else:
+                usual = {'content_type': content_type or None, 'delivery_mode': delivery_mode, 'message_id': message_id}
+                properties = frames.encode_properties(**usual, **further)
+            receipt = Receipt(message_id, len(routes), self.confirms, self._ledger)
+            for exchange, key in routes:
+                if settings.is_debugging:
+                    self._log_sending(exchange, key, body)
+                if signatures is not None:
+                    usually = content_type, delivery_mode, message_id
+                    properties = signatures.message(exchange, key, encoded, *usually, further)
+                self._publisher.publish(
+                    Outgoing(exchange, key, self.mandatory, properties, encoded, receipt), self.publish_timeout
+                )
+        except BaseException as error:
+            if span is not None:
+                span.end(error)
+            raise
         delivery = current.get()
         if delivery is not None:
             delivery.published(receipt)

@@ -434,6 +434,11 @@ context.detach(token)
 assert tried_again.wait(10)
 assert tried == ['7', '7'], tried
 assert isinstance(lost.rpc_generator().failure, errors.Unroutable)
+for send in (lost.message_refused, lost.rpc_refused):
+    try:
+        send(_key='refused', _headers={'a': object()})
+    except errors.EncodingError:
+        pass
 propagators = propagate.get_global_textmap()
 class Own(type(propagators)):
     fields = {'own'}
@@ -468,7 +473,7 @@ for span in spans.values():
         handled = spans[span.parent.span_id]
         sender = handled.parent or handled.links[0].context
         print(span.name, 'in', handled.name, 'of', spans[sender.span_id].name, bool(handled.parent))
-    if 'nowhere' in span.name:
+    if 'nowhere' in span.name or 'refused' in span.name:
         print(span.name, span.kind.name, span.attributes.get('error.type'))
 """
 
@@ -485,6 +490,8 @@ def test_contexts_attempts_and_faults_that_the_golden_file_has_not(
         'attempt 1 in process shop:price-rk:private of send shop:price-rk True',
         'attempt 2 in process shop:price-rk:private of send shop:price-rk False',
         'send shop:nowhere PRODUCER postage.errors.Unroutable',
+        'send shop:refused PRODUCER postage.errors.EncodingError',
+        'send shop:refused PRODUCER postage.errors.EncodingError',
     ]
 
 
