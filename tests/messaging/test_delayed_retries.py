@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import time
 
 import pytest
@@ -78,13 +79,14 @@ def test_fifteen_retries_take_their_time_and_end_in_the_same_record_on_every_bro
     bench.producer().message_echo('again', _headers={'colour': 'red'}).wait(TIMEOUT)
     notes = processor.seen.take(16)
     assert [attempts for _, attempts, _ in notes] == list(range(16))
-    for wait, delay in zip(waits(notes), RISING, strict=True):
-        assert delay - 0.01 <= wait < delay + 0.5, waits(notes)  # a busy machine takes its time
+    late = [wait - delay for wait, delay in zip(waits(notes), RISING, strict=True)]
+    assert min(late) >= -0.01, late
+    assert statistics.median(late) < 0.3, late  # on a busy machine a few are later
 
     letter = processor.letter()
-    waited = sum(RISING)
+    waited = sum(waits(notes))
     assert letter.attempts == 16
-    assert 0.8 * waited < letter.died_at - letter.first_attempt_at < 1.2 * waited + 1
+    assert waited - 1 < letter.died_at - letter.first_attempt_at < waited + 1
     assert letter.properties['headers'] == {'colour': 'red'}
     fixed = dataclasses.replace(letter, body=b'', properties={}, traceback='', first_attempt_at=0, died_at=0)
     assert fixed == messaging.DeadLetter(
