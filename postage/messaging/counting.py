@@ -171,15 +171,33 @@ class Figures:
     :ivar unwanted: requests that were dropped before a handler began: their callers had ceased to wait
     :ivar retried: messages that were put off, to be handled again
     :ivar dead: messages that were given up, by the reason; see :data:`postage.messaging.outcomes.Reason`
+    :ivar next_mark: when the next mark of the rates is due
     """
 
-    __slots__ = ('dead', 'handlers', 'received', 'redelivered', 'retried', 'since', 'unhandled', 'unwanted')
+    __slots__ = (
+        'dead',
+        'handlers',
+        'next_mark',
+        'received',
+        'redelivered',
+        'retried',
+        'since',
+        'unhandled',
+        'unwanted',
+    )
 
     def __init__(self, handlers: Sequence[HandlerFigures]) -> None:
         self.handlers = list(handlers)
         self.since = time.time()
         self.received = self.redelivered = self.unhandled = self.unwanted = self.retried = 0
         self.dead: dict[Reason, int] = {}
+        self.next_mark = 0.0
+
+    def mark(self, now: float) -> None:
+        """Have the rates know how many there were by now. For the scheduler's thread, once :attr:`next_mark` is due."""
+        self.next_mark = now + 1.0
+        for handler in self.handlers:
+            handler.mark(now)
 
     def gave_up(self, reason: Reason) -> None:
         """A message was given up. For the scheduler's thread."""

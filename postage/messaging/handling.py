@@ -56,8 +56,6 @@ def call_plain(entry: Entry, body: dict[str, Any], reply: Reply | None, delivery
         durations.buckets[0 if seconds <= LEAST else bisect_left(BOUNDS, seconds)] += 1
         durations.seconds += seconds
         figures.began = 0.0
-        if began >= figures.next_mark:
-            figures.mark(began)
         return HANDLED
     except (Exception, CancelledError) as error:
         figures.took(monotonic() - began)

@@ -196,6 +196,8 @@ class MessageProcessor(MicroThread):
         if dispatcher.unsettled.work:
             dispatcher.unsettled.work_off()
         began = now = monotonic()
+        if now >= dispatcher.figures.next_mark:
+            dispatcher.figures.mark(now)
         in_hand, taken, more = dispatcher.in_hand, 0, True
         source = self.consumer.delivery_source
         take: Callable[[Delivery], None] = dispatcher.take

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from postage.cli.run.options import Options
+from postage.cli.run.supervisor import Supervisor
 from support.brokers import Broker
+from support.messaging import eventually
 from support.programs import Module
 from support.running import SHOP, Notes, ShopProducer
 
@@ -343,6 +346,21 @@ def test_a_component_that_ends_by_an_exception_is_started_again_with_growing_pau
     program = start('shop:Ends')
     program.expect('ended with status 1; another one begins in 0.2 s', 30)
     assert end(program) == 0
+
+
+def test_a_worker_that_waits_for_the_end_of_a_pause_is_started_at_once_where_a_source_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    supervisor = Supervisor(Options(('shop:Prices',)))
+    (slot,) = supervisor._slots
+    slot.is_due = True
+    supervisor.replace_all('shop.py')
+    started = slot.current
+    supervisor.close()
+    assert started is not None
+    assert (slot.is_due, slot.replacement) == (False, None)
+    eventually(lambda: started.status == -signal.SIGKILL)
 
 
 def test_sighup_replaces_the_workers_one_by_one(start: Callable[..., Module]) -> None:

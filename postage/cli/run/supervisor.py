@@ -47,7 +47,11 @@ class Slot:
         self.current: Process | None = None
         self.replacement: Process | None = None
         self.is_due = False
-        self.pauses = GrowingPauses(free=1, longest=LONGEST_PAUSE)
+        self.pauses = _pauses()
+
+
+def _pauses() -> GrowingPauses:
+    return GrowingPauses(free=1, longest=LONGEST_PAUSE)
 
 
 class Supervisor:
@@ -102,14 +106,19 @@ class Supervisor:
             signal.set_wakeup_fd(waker)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            for process in self._processes():
-                process.kill()
-            self._selector.close()
-            self._wake_reader.close()
-            self._wake_writer.close()
+            self.close()
         if self._failure is not None:
             raise StartFailed(self._failure)
         return CUT if self._was_cut else 0
+
+    def close(self) -> None:
+        """Kill the workers that there are, and watch nothing any more. :meth:`run` does so at its end."""
+        for process in self._processes():
+            process.kill()
+            process.line.close()
+        self._selector.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
 
     def _turn(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():
@@ -269,6 +278,10 @@ class Supervisor:
             return
         logger.info('%s: the workers are replaced', why)
         for slot in self._slots:
+            if slot.is_due:  # what made its worker end, again and again, may be mended
+                slot.pauses = _pauses()
+                self._start(slot)
+                continue
             if slot.replacement is not None:  # it began with what is outdated now, and may never end to load that
                 self._leave(slot.replacement, 'drain')
                 slot.replacement = None
