@@ -215,7 +215,7 @@ class Load:
     def _busy_time(self, producer: Producer) -> None:
         producer.message_compute(3.0 * SHORT_HEARTBEAT)
         producer.message_wait(3.0 * SHORT_HEARTBEAT)
-        for number in range(500):
+        for number in range(500 if IS_SOAK else 100):
             producer.message_compute(0.0 if number % 10 else 0.05)
             producer.message_wait(0.0 if number % 10 else 0.5)
             self.sent += 2
