@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import time
 
 import pytest
@@ -78,13 +79,14 @@ def test_fifteen_retries_take_their_time_and_end_in_the_same_record_on_every_bro
     bench.producer().message_echo('again', _headers={'colour': 'red'}).wait(TIMEOUT)
     notes = processor.seen.take(16)
     assert [attempts for _, attempts, _ in notes] == list(range(16))
-    for wait, delay in zip(waits(notes), RISING, strict=True):
-        assert delay - 0.01 <= wait < delay + 0.5, waits(notes)  # a busy machine takes its time
+    late = [wait - delay for wait, delay in zip(waits(notes), RISING, strict=True)]
+    assert min(late) >= -0.01, late
+    assert statistics.median(late) < 0.3, late  # on a busy machine a few are later
 
     letter = processor.letter()
-    waited = sum(RISING)
+    waited = sum(waits(notes))
     assert letter.attempts == 16
-    assert 0.8 * waited < letter.died_at - letter.first_attempt_at < 1.2 * waited + 1
+    assert waited - 1 < letter.died_at - letter.first_attempt_at < waited + 1
     assert letter.properties['headers'] == {'colour': 'red'}
     fixed = dataclasses.replace(letter, body=b'', properties={}, traceback='', first_attempt_at=0, died_at=0)
     assert fixed == messaging.DeadLetter(
@@ -148,7 +150,7 @@ def delayed(kind, first, highest):
     [
         {},
         delayed('failed', 100, 200),
-        delayed('failed', 800, 900),
+        delayed('failed', 3000, 4000),
         delayed('failed', 300, 2000),
         delayed('all', 300, 900),
         delayed('returned', 300, 900),
@@ -171,7 +173,7 @@ def test_a_queue_that_exists_with_other_retries_changes_no_delay(bench, found, s
     bench.producer().message_echo('again')
     notes = processor.seen.take(3)
     for wait, delay in zip(waits(notes), delays, strict=True):
-        assert delay - 0.01 <= wait < delay + 0.4, waits(notes)
+        assert delay - 0.01 <= wait < delay + 2, waits(notes)
     assert processor.letter().attempts == 3
     eventually(lambda: bench.broker.messages()['jobs'] == 0)
 
