@@ -58,8 +58,8 @@ def command(
     read = functools.partial(_message_of, exchange, key, Signatures('the keys'))
     forwarder = Forwarder(broker_settings())
     sent, failures, cut = 0, {}, ''
-    try:
-        with quiet():  # what fails is told by its line
+    with quiet(), contextlib.closing(forwarder):  # what fails is told by its line
+        try:
             for number, error in _outcomes(forwarder, file, rate, read, timeout):
                 if error is None:
                     sent += 1
@@ -67,10 +67,8 @@ def command(
                     failures[number] = str(error) or type(error).__name__
                     if isinstance(error, errors.PublishTimeout):
                         cut = 'given up: the broker confirms nothing; the lines that follow were not sent'
-    except KeyboardInterrupt:
-        cut = f'interrupted: up to {UNDER_WAY} messages more may have been sent'
-    finally:
-        forwarder.close()
+        except KeyboardInterrupt:
+            cut = f'interrupted: up to {UNDER_WAY} messages more may have been sent'
     if as_data:
         print_json({'sent': sent, 'failures': failures})
     else:
