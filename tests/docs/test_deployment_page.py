@@ -95,8 +95,13 @@ def test_systemd_starts_reloads_restarts_and_stops_the_unit(embedded: Embedded, 
     shop, log = tmp_path / 'srv' / 'shop', tmp_path / 'log'
     command = shop / '.venv' / 'bin' / 'postage'
     command.parent.mkdir(parents=True)
-    path = ':'.join(each for each in sys.path if each)
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={path} exec {sys.executable} -m postage "$@"\n')
+    # A user of systemd's sees no /tmp and nobody's home, where this Python may be: it is bound to where one can look.
+    binds = {f'/srv/path/{number}': Path(each) for number, each in enumerate(sys.path) if Path(each or 'none').is_dir()}
+    python = Path('/srv/python', Path(sys._base_executable).relative_to(sys.base_prefix))
+    command.write_text(
+        f'#!/bin/sh\nPYTHONHOME=/srv/python PYTHONPATH={":".join(binds)} exec {python} -m postage "$@"\n'
+    )
+    binds['/srv/python'] = Path(sys.base_prefix)
     command.chmod(0o755)
     (shop / 'shop.py').write_text(SHOP)
     (tmp_path / 'password').write_text('guest\n')
@@ -106,7 +111,7 @@ def test_systemd_starts_reloads_restarts_and_stops_the_unit(embedded: Embedded, 
     unit = unit.replace('RestartSec=5', 'RestartSec=0')
     unit = unit.replace('[Service]', f'DefaultDependencies=no\n[Service]\nStandardError=append:{log}')
     probe = ['probe', '--status', f'127.0.0.1:{port}']
-    with booted(tmp_path, {'shop.service': unit}) as systemd:
+    with booted(tmp_path, {'shop.service': unit}, binds) as systemd:
 
         def is_ready() -> bool:
             return CliRunner().invoke(group, probe).exit_code == 0

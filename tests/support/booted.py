@@ -29,6 +29,7 @@ for each in /etc/systemd/system /srv /run; do mount -t tmpfs tmpfs $each; done
 mount -t proc proc /proc
 cp -r "$1"/units/. /etc/systemd/system/
 cp -r "$1"/srv/. /srv/
+while read -r target source; do mkdir -p "$target"; mount --bind "$source" "$target"; done <"$1"/binds
 mount --make-rshared /
 exec env -i container=other PATH="$PATH" "$2" --system --unit="$3" --log-target=console --show-status=no
 """
@@ -69,16 +70,18 @@ class Systemd:
 
 
 @contextlib.contextmanager
-def booted(folder: Path, units: Mapping[str, str]) -> Iterator[Systemd]:
+def booted(folder: Path, units: Mapping[str, str], binds: Mapping[str, Path]) -> Iterator[Systemd]:
     """Boot systemd for the length of a ``with``, and start units.
 
     :param folder: for its files; what is in its ``srv`` is in ``/srv`` there
     :param units: the text of each
+    :param binds: folders of the machine that are to be seen in others as well, whose names have no spaces
     """
     (folder / 'units').mkdir()
     wants = ' '.join(units)
     for name, text in {**units, TARGET: f'[Unit]\nDefaultDependencies=no\nWants={wants}\n'}.items():
         (folder / 'units' / name).write_text(text)
+    (folder / 'binds').write_text(''.join(f'{target} {source}\n' for target, source in binds.items()))
     groups = [each / f'postage-{uuid.uuid4().hex}' for each in _hierarchies()]
     for group in groups:
         group.mkdir()
