@@ -63,8 +63,8 @@ ROWS = (
     Row('publish', 'publish', limit=14, before=28.3),
     Row('consume', 'consume', limit=16, before=26.2),
     Row('consume-callback', 'consume-by-callback', limit=28, before=29.7),
-    Row('rpc-caller', 'call', limit=46, before=89.8, messages=50, stretches=36),
-    Row('rpc-responder', 'respond', limit=78, before=139.5, messages=50, stretches=36),
+    Row('rpc-caller', 'call', limit=50, before=89.8, messages=50, stretches=36),
+    Row('rpc-responder', 'respond', limit=85, before=139.5, messages=50, stretches=36),
     Row('rpc-100-caller', 'call', limit=40, before=72.7, options=HUNDRED),
     Row('rpc-100-responder', 'respond', limit=43, before=66.2, options=HUNDRED),
 )
