@@ -383,8 +383,8 @@ def decode_answerable(data: bytes) -> Answerable:
             middle = start + size
             end = middle + 1 + data[middle]
             if end <= len(data):
-                both = data[start:middle].decode('utf-8'), data[middle + 1 : end].decode('utf-8'), deadline
-                return tuple.__new__(Answerable, both)
+                found = data[start:middle].decode('utf-8'), data[middle + 1 : end].decode('utf-8'), deadline
+                return tuple.__new__(Answerable, found)
         flags, position = data[0] << 8 | data[1], 2
         if flags & ~_PLAIN:
             return answerable_of(decode_properties(data))
@@ -393,14 +393,10 @@ def decode_answerable(data: bytes) -> Answerable:
         if flags & _CONTENT_ENCODING:
             position += 1 + data[position]
         if flags & _HEADERS:
-            if data.startswith(_DEADLINE_TABLE, position):
-                position += len(_DEADLINE_TABLE) + 8
-                (deadline,) = _int64.unpack_from(data, position - 8)
-            else:
-                known = _own_table(data, position)
-                if known is None:
-                    return answerable_of(decode_properties(data))
-                position, _, deadline = known
+            known = _own_table(data, position)
+            if known is None:
+                return answerable_of(decode_properties(data))
+            position, _, deadline = known
         if flags & _DELIVERY_MODE:
             position += 1
         if flags & _PRIORITY:

@@ -12,15 +12,9 @@ from postage.cli.operate.options import number, span
 from postage.cli.output import print_json, print_table
 
 TITLES = ('name', 'host', 'pid', 'version', 'state', 'uptime', 'in hand', 'rate/s', 'p99', 'last error')
-SPARE = (
-    'version',
-    'host',
-    'uptime',
-    'p99',
-    'last error',
-    'rate/s',
-)  # what a narrow terminal goes without, in this order
 RIGHT = ('pid', 'uptime', 'in hand', 'rate/s', 'p99')
+SPARE = ('version', 'host', 'uptime', 'p99', 'last error', 'rate/s')
+"""What a narrow terminal goes without, in this order."""
 
 
 @click.command('ps')
