@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from postage import errors
@@ -18,7 +18,7 @@ from postage.amqp.frames import encode_all
 from postage.dead_letters.signed import vouched
 from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
 from postage.messaging import properties as amqp
-from postage.messaging.forwarding import Forwarder
+from postage.messaging.forwarding import Forwarder, why_not_sent
 from postage.messaging.signing import Signatures
 from postage.printable import shown
 
@@ -77,7 +77,9 @@ def replay(
         for batch in handout.batches(pace.batch):
             under_way = [(stored, _send(forwarder, stored, target, pace, signatures)) for stored in batch]
             deadline = time.monotonic() + TIMEOUT
-            outcomes = [(stored, _error_of(future, deadline)) for stored, future in under_way]
+            outcomes = [
+                (stored, why_not_sent(future, deadline - time.monotonic(), TIMEOUT)) for stored, future in under_way
+            ]
             sent = [stored for stored, error in outcomes if error is None]
             handout.settle(sent)
             handout.put_back([stored for stored, error in outcomes if isinstance(error, NOT_SENT)])
@@ -139,10 +141,3 @@ def _way_back(stored: StoredLetter) -> Target:
             'it came from no queue, so nothing says where to send it: name a place, with --to, or target= in a program'
         )
     return Target('', stored.letter.queue)
-
-
-def _error_of(future: Future[None], deadline: float) -> BaseException | None:
-    """Why the broker has not confirmed a letter; ``None`` where it has."""
-    if not wait([future], max(0.0, deadline - time.monotonic())).done:
-        return errors.PublishTimeout(f'the broker has not confirmed it within {TIMEOUT:g} s')
-    return future.exception()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from postage import errors
 from postage.amqp.control import declare_queue
@@ -104,3 +104,14 @@ def is_final(error: BaseException) -> bool:
     """Whether what could not be done can never be done: too large, say, for a frame, a store, or the broker."""
     refused = isinstance(error, errors.Nacked) and isinstance(error.__cause__, errors.OperationRefused)
     return refused or isinstance(error, (errors.EncodingError, errors.LetterRefused))
+
+
+def why_not_sent(future: Future[None], remaining: float, timeout: float) -> BaseException | None:
+    """Why the broker has not taken a message; ``None`` where it has. Blocks.
+
+    :param remaining: seconds that are left to wait
+    :param timeout: seconds that there were, for the text
+    """
+    if not wait([future], max(0.0, remaining)).done:
+        return errors.PublishTimeout(f'the broker has not confirmed it within {timeout:g} s')
+    return future.exception()

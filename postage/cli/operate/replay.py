@@ -9,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TextIO
 
 import click
@@ -21,7 +21,7 @@ from postage.cli.operate import options
 from postage.cli.operate.asking import LEAST_CONNECT_SECONDS
 from postage.cli.operate.recording import message_of
 from postage.cli.output import print_json, quiet
-from postage.messaging.forwarding import Forwarder
+from postage.messaging.forwarding import Forwarder, why_not_sent
 from postage.messaging.signing import Signatures
 from postage.printable import printable
 from postage.settings import broker_settings
@@ -123,9 +123,7 @@ class UnderWay(NamedTuple):
 
     def outcome(self, timeout: float) -> tuple[int, BaseException | None]:
         """Wait for it, and return the number of its line, and why the message was not sent, if it was not."""
-        if not wait([self.future], max(0.0, self.deadline - time.monotonic())).done:
-            return self.number, errors.PublishTimeout(f'the broker has not confirmed it within {timeout:g} s')
-        return self.number, self.future.exception()
+        return self.number, why_not_sent(self.future, self.deadline - time.monotonic(), timeout)
 
 
 def _message_of(
