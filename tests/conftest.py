@@ -183,6 +183,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Notes())
     config.pluginmanager.register(canaries.Watch())
     canaries.watch_commands()
+    if config.pluginmanager.hasplugin('xdist'):
+        from support.sharing_out import SharingOut
+
+        config.pluginmanager.register(SharingOut())
 
 
 @pytest.hookimpl(wrapper=True)
