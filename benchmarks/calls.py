@@ -66,7 +66,7 @@ ROWS = (
     Row('rpc-caller', 'call', limit=50, before=89.8, messages=50, stretches=36),
     Row('rpc-responder', 'respond', limit=85, before=139.5, messages=50, stretches=36),
     Row('rpc-100-caller', 'call', limit=40, before=72.7, options=HUNDRED),
-    Row('rpc-100-responder', 'respond', limit=43, before=66.2, options=HUNDRED),
+    Row('rpc-100-responder', 'respond', limit=48, before=66.2, options=HUNDRED),
 )
 """All limits in one place. A row that gets better lowers its own."""
 
