@@ -110,6 +110,10 @@ EMPTY = """
 end)(%s)
 """
 
+# A start reads thousands of files, each read on a thread for that. One such thread, which looks for a moment whether
+# there is more to read before it sleeps, halves the time that the start takes.
+ERLANG = '+SDio 1 +sbwtdio medium'
+
 CONFIGURATION = """
 listeners.tcp.1 = {host}:{port}
 log.console = false
@@ -475,7 +479,7 @@ class RabbitMQNode:
             'RABBITMQ_NODENAME': self.name,
             'RABBITMQ_NODE_PORT': str(self.port),
             'RABBITMQ_DIST_PORT': str(self._distribution_port),
-            'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': '-kernel inet_dist_use_interface {127,0,0,1}',
+            'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': f'-kernel inet_dist_use_interface {{127,0,0,1}} {ERLANG}',
             'RABBITMQ_MNESIA_BASE': str(directory / 'data'),
             'RABBITMQ_LOG_BASE': str(directory / 'log'),
             'RABBITMQ_PID_FILE': str(directory / 'pid'),
