@@ -111,8 +111,10 @@ end)(%s)
 """
 
 # A start reads thousands of files, each read on a thread for that. One such thread, which looks for a moment whether
-# there is more to read before it sleeps, halves the time that the start takes.
-ERLANG = '+SDio 1 +sbwtdio medium'
+# there is more to read before it sleeps, halves the time that the start takes. Where several processes run tests, each
+# with a node, no thread may wait busily: the others have need of the processor.
+IS_ALONE = 'PYTEST_XDIST_WORKER' not in os.environ
+ERLANG = '+SDio 1 +sbwtdio medium' if IS_ALONE else '+S 1:1 +SDio 1 +sbwt none +sbwtdcpu none +sbwtdio none'
 
 CONFIGURATION = """
 listeners.tcp.1 = {host}:{port}
