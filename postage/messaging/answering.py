@@ -9,20 +9,18 @@ from postage.amqp.connection import Connection
 from postage.amqp.frames import Answerable
 from postage.amqp.publishing import Receipt
 from postage.messaging.connected import Connected
-from postage.messaging.messages import Message, MessageResult, MessageResultError
+from postage.messaging.messages import MessageResult
 from postage.messaging.replies import ReplySender
 from postage.messaging.reply_addresses import ReplyAddresses
-from postage.printable import text_of
 from postage.settings import Hup
 from postage.sparingly import Sparingly
-
-logger = logging.getLogger('postage')
 
 
 class Answering(Connected):
     """Sends replies, beside what it does on its own connection. They go out on another one, taken at the first reply.
 
-    Under a memory alarm the broker stops reading publishers, and acknowledgements must not stop with them.
+    :ivar reply_addresses: which reply addresses are answered to
+    :ivar reply_sender: publishes the replies
     """
 
     accept_reply_to: Any = None
@@ -30,17 +28,17 @@ class Answering(Connected):
     def __init__(self, hup: Hup | None, vhost: str | None) -> None:
         super().__init__(hup, vhost)
         self.reply_addresses = ReplyAddresses(self)
-        self._replies = ReplySender(self._settings, self._signatures)
+        self.reply_sender = ReplySender(self, self._settings, self._signatures)
         self._sparingly = Sparingly()
 
     def _give_back(self) -> None:
         super()._give_back()
-        self._replies.close()
+        self.reply_sender.close()
 
     @property
     def connections(self) -> list[Connection]:
         """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
-        return [self._connection, *filter(None, [self._replies.connection])]
+        return [self._connection, *filter(None, [self.reply_sender.connection])]
 
     def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
         """Answer an RPC. Blocks at a full window of unconfirmed messages, and to ask about a reply address; any thread.
@@ -59,25 +57,7 @@ class Answering(Connected):
         if not hasattr(message, 'body'):
             message = MessageResult(message)
         encoded = self.encode(message.body)
-        return self._replies.send(header, encoded, self.encoder.content_type, self.answer_refused)
-
-    def reply_unsigned(self, header: Any, message: Message) -> None:
-        """Answer a request whose sender is not known, without a signature. Blocks as little as :meth:`rpc_reply`."""
-        self._replies.send(header, self.encode(message.body), self.encoder.content_type, is_signed=False)
-
-    def answer_refused(self, header: Any, error: BaseException) -> None:
-        """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.
-
-        Does not block; any thread.
-
-        :param header: the properties of the request
-        :param error: why
-        """
-        result = MessageResultError(f'the reply could not be sent: {error}')
-        try:
-            self._replies.send(header, self.encode(result.body), self.encoder.content_type)
-        except Exception as failure:
-            logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
+        return self.reply_sender.send(header, encoded, self.encoder.content_type, tells_refusal=True)
 
     def _may_answer(self, header: Any) -> bool:
         """Whether an answer may go where a request says. It is said where not."""
@@ -96,8 +76,4 @@ class Answering(Connected):
         """
         if not self._may_answer(header):
             return None
-        return self._replies.send(header, encoded, content_type)
-
-    def prepare_replies(self) -> None:
-        """Open the connection that replies go out on, which is done at the first reply otherwise. Blocks."""
-        self._replies.open()
+        return self.reply_sender.send(header, encoded, content_type)

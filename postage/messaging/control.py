@@ -41,7 +41,6 @@ from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import AckAndRestart, FilterError
 from postage.messaging.questions import Asked, info, stacks, stats
 from postage.messaging.replies import Reply
-from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import MicroThread
 from postage.printable import shown
 from postage.settings import Hup, clock_tolerance
@@ -130,7 +129,7 @@ class Control:
         self._started_at = time.time()
         try:
             self._consumer = self._class([(ControlExchange, self._bindings())], self._hup, self._vhost)
-            self._consumer.prepare_replies()
+            self._consumer.reply_sender.open()
             self._is_over = False
             self._consumer.delivery_source.begin(self._deliverable.set)
         except errors.PostageError as error:
@@ -199,7 +198,7 @@ class Control:
             body = check_envelope(consumer.decode(delivery.body))
             if body['category'] == 'rpc':
                 reply = Reply(consumer.rpc_reply, delivery, self._host.fingerprint, None, consumer.reply_addresses)
-                unwanted = why_unwanted(reply.header, self._tolerance, reply.cancel_id)
+                unwanted = reply.why_unwanted(self._tolerance)
                 if unwanted:
                     logger.warning('%r is not answered: %s', delivery, unwanted)
                     return
@@ -210,7 +209,7 @@ class Control:
             consumer.reject(delivery)
             if delivery.salvaged.reply_to:
                 header, addresses = delivery.salvaged, consumer.reply_addresses
-                unsigned = Reply(consumer.reply_unsigned, delivery, self._host.fingerprint, header, addresses)
+                unsigned = Reply(consumer.reply_sender.unsigned, delivery, self._host.fingerprint, header, addresses)
                 self._tell(unsigned, FilterError(f'the request is refused: {error}'))
         except errors.DecodingError as error:
             logger.warning('%r asks nothing that can be understood: %s', delivery, error)

@@ -27,7 +27,6 @@ from postage.messaging.outcomes import HANDLED, Failure, Outcome, Reason, Then
 from postage.messaging.replies import Reply, unanswerable
 from postage.messaging.roles import Consumer, Host
 from postage.messaging.unsettled import Unsettled
-from postage.messaging.unwanted import why_unwanted
 from postage.microthreads import ExitScheduler
 from postage.printable import shown
 from postage.settings import clock_tolerance
@@ -184,8 +183,7 @@ class Dispatcher:
                 # Looked at here, without a call for each request.
                 is_late = deadline is not None and time() - deadline / 1000 > self.tolerance
                 if is_late or reply.cancel_id in cancelled.until:
-                    unwanted = why_unwanted(reply.header, self.tolerance, reply.cancel_id)
-                    logger.warning('%r is dropped unhandled: %s', delivery, unwanted)
+                    logger.warning('%r is dropped unhandled: %s', delivery, reply.why_unwanted(self.tolerance))
                     self.figures.unwanted += 1
                     self._settle(delivery, HANDLED)
                     return
@@ -233,7 +231,7 @@ class Dispatcher:
         except errors.SignatureRefused as error:
             # A signed answer would go to any program that asks in another's name. Where the request was signed, though
             # long ago, a program with the key has asked, and can have one.
-            send = self._consumer.rpc_reply if error.reason == 'stale' else self._consumer.reply_unsigned
+            send = self._consumer.rpc_reply if error.reason == 'stale' else self._consumer.reply_sender.unsigned
             self._refuse(delivery, 'refused', error, f'the request is refused: {error}', send)
 
     def _call_within_hooks(

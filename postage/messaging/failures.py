@@ -212,7 +212,7 @@ class Failures:
     def look_at_reply(self, delivery: Delivery, receipt: Receipt) -> None:
         """Where this is a reply that the broker has refused, say so to its caller, which would wait in vain."""
         if receipt.error is not None and receipt.ledger.has_replies:
-            self._consumer.answer_refused(delivery.salvaged, receipt.error)
+            self._consumer.reply_sender.refused(delivery.salvaged, receipt.error)
 
     # What they do to it
 

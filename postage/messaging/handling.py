@@ -24,9 +24,8 @@ from postage.messaging.handlers import Colour, Entry, Retry
 from postage.messaging.hooks import MessageContext, failed_by
 from postage.messaging.outcomes import CANCELLED, HANDLED, FilterError, Outcome
 from postage.messaging.properties import attempt_of
-from postage.messaging.replies import Reply
+from postage.messaging.replies import UNWANTED, Reply
 from postage.messaging.roles import InCharge
-from postage.messaging.unwanted import UNWANTED, why_unwanted
 from postage.microthreads import MicroScheduler, MicroThread, Timer
 from postage.printable import class_of, text_of
 
@@ -202,11 +201,10 @@ class Handling(MicroThread):
 
     def _run_in_thread(self, entry: Entry) -> Any:
         """Run a handler in a thread of the pool, unless its answer has become unwanted while it waited for one."""
-        reply = self._reply
-        why = why_unwanted(reply.header, self._dispatcher.tolerance, reply.cancel_id) if reply is not None else ''
+        why = '' if self._reply is None else self._reply.why_unwanted(self._dispatcher.tolerance)
         if why:
             raise _Cancelled('dropped before it began', why)
-        return entry(self._body, reply)
+        return entry(self._body, self._reply)
 
     def _run_generator(self, handler: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
         """``yield from``, but for the two ways in which it is cut short: both close the handler."""

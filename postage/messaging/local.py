@@ -130,6 +130,8 @@ class LocalSource(Encoding):
         """Itself."""
         return self
 
+    reply_sender = delivery_source
+
     @property
     def conn_broker(self) -> Any:
         """There is no connection.
@@ -148,7 +150,7 @@ class LocalSource(Encoding):
     def _nothing(self, *_: object) -> None:
         """There is nothing to do without a broker."""
 
-    close = prepare_replies = wind_down = drain = pause = resume = took = set_aside = _nothing
+    close = open = wind_down = drain = pause = resume = took = set_aside = _nothing
 
     # Queues
 
@@ -236,7 +238,7 @@ class LocalSource(Encoding):
         delivery.failure = failure
         self.settle(delivery, requeue=False)
 
-    def answer_refused(self, header: Any, error: BaseException) -> None:
+    def refused(self, header: Any, error: BaseException) -> None:
         """There is no broker that could refuse a reply."""
 
     def rpc_reply(self, header: Any, message: Any) -> None:
@@ -256,7 +258,7 @@ class LocalSource(Encoding):
         delivery.answered.set()
         self._notify()  # the thread that drives the scheduler looks again
 
-    reply_unsigned = rpc_reply
+    unsigned = rpc_reply
 
 
 # The processor

@@ -136,7 +136,7 @@ class MessageProcessor(MicroThread):
             self.consumer.delivery_source.keep_retries()
         self._answers = table.answers
         if self._answers:
-            self.consumer.prepare_replies()
+            self.consumer.reply_sender.open()
         own, base = type(self), MessageProcessor
         has_hooks = (own.before_handling, own.after_handling) != (base.before_handling, base.after_handling)
         hooks = (self.before_handling, self.after_handling) if has_hooks else None

@@ -10,10 +10,12 @@ from typing import Any
 
 from postage import errors, settings
 from postage.amqp import frames
+from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery, current
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, ids
 from postage.amqp.registry import acquire, release
+from postage.messaging.encoders import Encoding
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
 from postage.messaging.remote import packed
@@ -25,6 +27,7 @@ from postage.settings import BrokerSettings
 logger = logging.getLogger('postage')
 
 PUBLISH_TIMEOUT = 30.0  # seconds that a reply waits at a full window
+UNWANTED = 'its caller wants no answer any more'
 
 
 class ReplySender:
@@ -33,12 +36,14 @@ class ReplySender:
     They go out on the connection that publishes: under a memory alarm the broker stops reading publishers, and
     acknowledgements must not stop with them.
 
+    :param encoding: encodes the results that are told here
     :param settings: which broker
     :param signatures: sign them, where they are to be signed
     :ivar connection: that connection, once it has been opened
     """
 
-    def __init__(self, settings: BrokerSettings, signatures: Signatures | None = None) -> None:
+    def __init__(self, encoding: Encoding, settings: BrokerSettings, signatures: Signatures | None) -> None:
+        self._encoding = encoding
         self._settings = settings
         self._signatures = signatures
         self.connection: Connection | None = None
@@ -63,15 +68,15 @@ class ReplySender:
         header: Any,
         encoded: bytes,
         content_type: str,
-        on_refused: Callable[[Any, BaseException], None] | None = None,
+        tells_refusal: bool = False,
         is_signed: bool = True,
     ) -> Receipt:
         """Publish a reply. Blocks only at a full window of unconfirmed messages.
 
         :param header: the AMQP properties of the request, which name a reply address
+        :param tells_refusal: tell the caller where the broker refuses the reply; not in a handler, whose processor
+            waits for what becomes of the reply, and sees to that
         :param is_signed: sign it, where there are keys
-        :param on_refused: called with these and the error where the broker refuses the reply, on the thread that reads;
-            not in a handler, whose processor waits for what becomes of the reply, and sees to that
         :return: what becomes of it
         """
         if settings.is_debugging:
@@ -87,9 +92,30 @@ class ReplySender:
             properties = self._signatures.reply(header.reply_to, encoded, content_type, *ids_of_it)
         self._publisher.publish(Outgoing('', header.reply_to, False, properties, encoded, receipt), PUBLISH_TIMEOUT)
         delivery = current.get()
-        if (delivery is None or not delivery.published(receipt)) and on_refused is not None:
-            receipt.when_settled(functools.partial(_look_at, header, on_refused), is_urgent=False)
+        if (delivery is None or not delivery.published(receipt)) and tells_refusal:
+            receipt.when_settled(functools.partial(self._look_at, header), is_urgent=False)
         return receipt
+
+    def unsigned(self, header: Any, message: Message) -> None:
+        """Answer a request whose sender is not known, without a signature. Blocks as little as :meth:`send`."""
+        self.send(header, self._encoding.encode(message.body), self._encoding.encoder.content_type, is_signed=False)
+
+    def refused(self, header: Any, error: BaseException) -> None:
+        """Tell the caller of an RPC that its reply could not be sent: the broker refuses it, for its size, say.
+
+        Does not block; any thread.
+
+        :param header: the properties of the request
+        """
+        result = MessageResultError(f'the reply could not be sent: {error}')
+        try:
+            self.send(header, self._encoding.encode(result.body), self._encoding.encoder.content_type)
+        except Exception as failure:
+            logger.error('the caller of an RPC could not be told that its reply was refused: %s', text_of(failure))
+
+    def _look_at(self, header: Any, receipt: Receipt) -> None:
+        if isinstance(receipt.error, errors.Nacked):
+            self.refused(header, receipt.error)
 
 
 def unanswerable(body: Mapping[str, Any], has_message_handler: bool) -> MessageResultError:
@@ -98,11 +124,6 @@ def unanswerable(body: Mapping[str, Any], has_message_handler: bool) -> MessageR
     if has_message_handler:
         text += ' as an RPC: it has a MessageHandler, which does not answer; send it as a message, or add an RpcHandler'
     return MessageResultError(text)
-
-
-def _look_at(header: Any, on_refused: Callable[[Any, BaseException], None], receipt: Receipt) -> None:
-    if isinstance(receipt.error, errors.Nacked):
-        on_refused(header, receipt.error)
 
 
 class Reply:
@@ -162,6 +183,17 @@ class Reply:
             reserved['duration'] = int(1e6 * (time.monotonic() - self._began)) / 1e6
         self._send(self.header, message)
         self.sent = True
+
+    def why_unwanted(self, tolerance: float) -> str:
+        """Why the request is not worth to be handled any more, in words; empty where it is.
+
+        :param tolerance: seconds by which its deadline may have passed, for the clock of its sender may be another
+        """
+        if self.cancel_id in cancelled.until:
+            return UNWANTED
+        deadline = self.header.deadline
+        late = 0.0 if deadline is None else time.time() - deadline / 1000
+        return f'its deadline passed {late:.2f} s ago' if late > tolerance else ''
 
     def tell(self, error: BaseException) -> None:
         """Answer with what a handler raised, whatever is in its text."""
