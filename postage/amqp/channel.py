@@ -120,6 +120,9 @@ class Host(Protocol):
     def control(self) -> Channel:
         """The channel on which things are declared."""
 
+    def ask(self, steps: Callable[[], Steps]) -> Any:
+        """Take steps on the I/O thread, and wait for their end. Any thread; blocks."""
+
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """Have something done on the I/O thread. Any thread."""
 

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 import pika.channel
 import pika.exceptions
@@ -249,13 +249,6 @@ _OF_ONE_GENERATION = frozenset({'basic_ack', 'basic_nack', 'basic_reject', 'tx_c
 """What is about deliveries or publishes of the channel as it was when it was called for, and of no later one."""
 
 
-class Asker(Protocol):
-    """A connection, to which blocking operations are put."""
-
-    def ask(self, steps: Callable[[], Steps]) -> Any:
-        """Take steps on the I/O thread, and wait for their end."""
-
-
 class BlockingAccess:
     """pika's channel methods for what Postage does not wrap, as ``producer.channel`` and ``consumer.channel``.
 
@@ -266,9 +259,8 @@ class BlockingAccess:
     out later, unless it was sent already and the broker answers nothing: then the error says so.
     """
 
-    def __init__(self, channel: Channel, connection: Asker) -> None:
+    def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._connection = connection
 
     @property
     def channel_number(self) -> int:
@@ -288,7 +280,7 @@ class BlockingAccess:
         def operation(*args: Any, **kwds: Any) -> Any:
             bound = dict(zip(_parameters_of(name), args, strict=False)) | kwds
             generation = self._channel.generation
-            return self._connection.ask(lambda: self._steps(name, bound, generation))
+            return self._channel.host.ask(lambda: self._steps(name, bound, generation))
 
         operation.__name__ = name
         return operation
@@ -310,7 +302,7 @@ class BlockingAccess:
 
     @shown_half_built
     def __repr__(self) -> str:
-        return f'<{type(self).__name__} to channel {self.channel_number} of {self._connection}>'
+        return f'<{type(self).__name__} to channel {self.channel_number} of {self._channel.host}>'
 
 
 def _parameters_of(method: str) -> list[str]:

@@ -97,7 +97,7 @@ class GenericConsumer(QueueBinder, Answering):
         """pika's methods of the delivering channel, blocking. An error on it has its messages delivered again."""
         if not self.delivery_source.channel.is_open:
             self._connection.add_channel(self.delivery_source.channel)
-        return BlockingAccess(self.delivery_source.channel, self._connection)
+        return BlockingAccess(self.delivery_source.channel)
 
     # Consuming
 

@@ -28,7 +28,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Generator
-from typing import Any, Protocol
+from typing import Any
 
 from postage import errors
 from postage.amqp.deliveries import Delivery, current
@@ -39,8 +39,9 @@ from postage.messaging.dispatching import Dispatcher
 from postage.messaging.handlers import Entry, HandlerTable
 from postage.messaging.messages import MessageResultError, check_envelope
 from postage.messaging.outcomes import AckAndRestart, FilterError
-from postage.messaging.questions import Asked, info, stacks, stats
+from postage.messaging.questions import info, stacks, stats
 from postage.messaging.replies import Reply
+from postage.messaging.roles import Host
 from postage.microthreads import MicroThread
 from postage.printable import shown
 from postage.settings import Hup, clock_tolerance
@@ -50,16 +51,6 @@ logger = logging.getLogger('postage')
 END_SECONDS = 5.0  # for which the end of a processor waits for the thread that answers
 
 Then = Callable[[], object]
-
-
-class Controlled(Asked, Protocol):
-    """A processor, as far as it is commanded."""
-
-    remote_commands: Any
-
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-    def restart(self) -> None: ...
 
 
 class ControlConsumer(GenericConsumer):
@@ -82,7 +73,7 @@ class Control:
 
     def __init__(
         self,
-        host: Controlled,
+        host: Host,
         table: HandlerTable,
         dispatcher: Dispatcher,
         consumer: Any,
@@ -269,7 +260,7 @@ class Control:
 class _Command(MicroThread):
     """Handles a command in the scheduler's thread, as if it had come to the processor's own queue."""
 
-    def __init__(self, host: Controlled, name: str, entries: list[Entry]) -> None:
+    def __init__(self, host: Host, name: str, entries: list[Entry]) -> None:
         self._host = host
         self._name = name
         self._entries = entries

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any
 
 from postage import errors
@@ -42,9 +41,7 @@ class deadline:  # noqa: N801 - it is written as a call: with deadline(2.0)
         of_block.set(until if outer is None else min(outer, until))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         of_block.set(self._outer.pop())
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from postage import errors
 from postage.amqp.deliveries import Delivery
@@ -174,27 +174,6 @@ class Gate:
             return  # it was in time when it first came, and its connection was lost
         old = f'{age:.0f} s ago' if age > 0 else f'{-age:.0f} s in the future'
         raise errors.SignatureRefused(f'it was signed {old}, and max_age is {self._max_age:g} s', 'stale')
-
-
-class Guarded(Protocol):
-    """A consumer, as its gate sees it."""
-
-    max_age: float | None
-    signed_for: Any
-
-    @property
-    def topology(self) -> Topology: ...
-
-
-def gate_of(consumer: Guarded, signatures: Signatures, take_again: Callable[[Delivery], None]) -> Gate:
-    """The gate of a consumer, by its settings.
-
-    :raises errors.ConfigurationError: one of them has the wrong shape
-    """
-    name = type(consumer).__name__
-    max_age = check_max_age(f'{name}.max_age', consumer.max_age)
-    elsewhere = check_elsewhere(f'{name}.signed_for', consumer.signed_for)
-    return Gate(signatures, max_age, elsewhere, consumer.topology, take_again)
 
 
 def check_max_age(name: str, seconds: Any) -> float | None:

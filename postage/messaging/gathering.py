@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any
 
 from postage import errors
@@ -124,9 +123,7 @@ class Gathering(Future[Replies]):
     def __enter__(self) -> Gathering:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Filling: by the calls of the connection

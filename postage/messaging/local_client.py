@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Generic, Literal, TypeVar
 
 from postage.amqp.recording import Recording
@@ -89,7 +88,5 @@ class LocalClient(Generic[P]):
     def __enter__(self) -> LocalClient[P]:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -287,10 +287,6 @@ class MessageProcessor(MicroThread):
         """
         self._dispatcher.drain()
 
-    def end_drain(self) -> None:
-        """Have what is left of a :meth:`drain` go back to the broker after all, once the scheduler stops."""
-        self._dispatcher.end_drain()
-
     def stop_consuming(self) -> None:
         """Stop consuming; what was prefetched goes back to the broker. :meth:`start_consuming` goes on again.
 

@@ -8,54 +8,38 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Protocol
+from typing import Any
 
 from postage import __version__
 from postage.amqp.connection import Connection
 from postage.messaging.counting import Figures
 from postage.messaging.handlers import Entry, HandlerTable
-from postage.microthreads import MicroScheduler
+from postage.messaging.roles import Host
 from postage.microthreads.inspection import line_of, where_they_are
 
 
-class Asked(Protocol):
-    """A processor, as far as it is asked about itself."""
-
-    fingerprint: dict[str, Any]
-    concurrency: int
-    timeout: float | None
-    max_deliveries: int | None
-    dead_letters: Any
-    scheduler: MicroScheduler | None
-    version: str | None
-    consumer: Any
-
-    @property
-    def is_paused(self) -> bool: ...
-
-
-def identity(asked: Asked) -> dict[str, Any]:
+def identity(host: Host) -> dict[str, Any]:
     """Who it is: its fingerprint, and what it is made of."""
     return {
-        'fingerprint': asked.fingerprint,
-        'version': None if asked.version is None else str(asked.version),
+        'fingerprint': host.fingerprint,
+        'version': None if host.version is None else str(host.version),
         'postage': __version__,
         'python': platform.python_version(),
-        'class': f'{type(asked).__module__}.{type(asked).__qualname__}',
+        'class': f'{type(host).__module__}.{type(host).__qualname__}',
     }
 
 
-def info(asked: Asked, table: HandlerTable) -> dict[str, Any]:
+def info(host: Host, table: HandlerTable) -> dict[str, Any]:
     """What it is: queues with their keys, handlers, and what becomes of messages that they fail."""
     return {
-        **identity(asked),
-        'groups': list(getattr(asked, 'groups', ())),
-        'queues': _queues(asked.consumer.topology),
+        **identity(host),
+        'groups': list(getattr(host, 'groups', ())),
+        'queues': _queues(host.consumer.topology),
         'handlers': [_handler(entry) for entry in table.entries],
-        'concurrency': asked.concurrency,
-        'timeout': asked.timeout,
-        'max_deliveries': asked.max_deliveries,
-        'dead_letters': None if asked.dead_letters is None else repr(asked.dead_letters),
+        'concurrency': host.concurrency,
+        'timeout': host.timeout,
+        'max_deliveries': host.max_deliveries,
+        'dead_letters': None if host.dead_letters is None else repr(host.dead_letters),
     }
 
 
@@ -97,23 +81,23 @@ def _handler(entry: Entry) -> dict[str, Any]:
     }
 
 
-def stats(asked: Asked, table: HandlerTable, figures: Figures, started_at: float) -> dict[str, Any]:
+def stats(host: Host, table: HandlerTable, figures: Figures, started_at: float) -> dict[str, Any]:
     """How it is: what it has counted, and its connections.
 
     :param started_at: when it began to consume, as ``time.time()`` has it
     """
     return {
-        **identity(asked),
+        **identity(host),
         'started_at': round(started_at, 3),
         'uptime': round(time.time() - started_at, 3),
-        'paused': asked.is_paused,
+        'paused': host.is_paused,
         'messages': figures.as_dict(),
         'handlers': {
             entry.label: entry.figures.as_dict()
             for entry in table.entries
             if entry.figures.total or entry.figures.begun_at or not entry.is_built_in
         },
-        'connections': [connection_figures(connection) for connection in asked.consumer.connections],
+        'connections': [connection_figures(connection) for connection in host.consumer.connections],
     }
 
 
@@ -132,7 +116,7 @@ def connection_figures(connection: Connection) -> dict[str, Any]:
     }
 
 
-def stacks(asked: Asked) -> dict[str, Any]:
+def stacks(host: Host) -> dict[str, Any]:
     """Where it is: the stack of each thread, and what each microthread waits for."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     threads = [
@@ -142,9 +126,9 @@ def stacks(asked: Asked) -> dict[str, Any]:
         }
         for ident, at in sys._current_frames().items()
     ]
-    scheduler = asked.scheduler
+    scheduler = host.scheduler
     return {
-        'fingerprint': asked.fingerprint,
+        'fingerprint': host.fingerprint,
         'threads': threads,
         'microthreads': [] if scheduler is None else where_they_are(scheduler),
     }

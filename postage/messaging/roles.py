@@ -69,12 +69,20 @@ class Consumer(Protocol):
 class Host(Protocol):
     """What a processor is to its own parts; all of it may change while it runs, but for ``max_deliveries``."""
 
+    consumer: Any
     fingerprint: dict[str, Any]
     concurrency: int
+    timeout: float | None
     max_deliveries: int | None
     dead_letters: DeadLetterStore | None
     scheduler: MicroScheduler | None
+    remote_commands: Any
+    version: str | None
 
+    @property
+    def is_paused(self) -> bool: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
     def restart(self) -> None: ...
 
 

@@ -41,7 +41,7 @@ class Routed(Connected):
     def channel(self) -> BlockingAccess:
         """pika's channel methods, blocking, for what Postage does not wrap. An error on it harms nothing else."""
         if self._access is None:
-            self._access = BlockingAccess(self._connection.control, self._connection)
+            self._access = BlockingAccess(self._connection.control)
         return self._access
 
     @property

@@ -16,7 +16,8 @@ from postage.amqp.connection import CLOSE_TIMEOUT, Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.deliveries import Delivery
 from postage.amqp.steps import Steps
-from postage.messaging.gate import Guarded, gate_of
+from postage.amqp.topology import Topology
+from postage.messaging.gate import Gate, check_elsewhere, check_max_age
 from postage.messaging.outcomes import Failure
 from postage.messaging.pace import Prefetch
 from postage.messaging.signing import Signatures
@@ -24,13 +25,17 @@ from postage.messaging.signing import Signatures
 logger = logging.getLogger('postage')
 
 
-class Consuming(Guarded, Protocol):
+class Consuming(Protocol):
     """A consumer, as the source of its deliveries sees it."""
 
+    max_age: float | None
     prefetch_count: int | None
+    signed_for: Any
 
     @property
     def conn_broker(self) -> Connection: ...
+    @property
+    def topology(self) -> Topology: ...
     def ack(self, method: Any) -> None: ...
     def reject(self, method: Any, requeue: bool = False) -> None: ...
     def _check_open(self) -> None: ...
@@ -57,7 +62,11 @@ class DeliverySource:
         self._consumer = consumer
         self._label = type(consumer).__name__
         self._prefetch = Prefetch(consumer.prefetch_count, f'{self._label}.prefetch_count')
-        self.gate = None if signatures is None else gate_of(consumer, signatures, self._take_again)
+        self.gate: Gate | None = None
+        if signatures is not None:
+            max_age = check_max_age(f'{self._label}.max_age', consumer.max_age)
+            elsewhere = check_elsewhere(f'{self._label}.signed_for', consumer.signed_for)
+            self.gate = Gate(signatures, max_age, elsewhere, consumer.topology, self._take_again)
         self.own_ack = own_ack if self.gate is None else self._ack_handled
         # A message that the broker has wait comes back without a voucher.
         self._lets_broker_retry = self.gate is None or consumer.max_age is None

@@ -244,17 +244,16 @@ def test_an_acknowledgement_in_its_own_generation_is_sent(host: Any, control: Co
     assert settling.result(0) is None
 
 
-class AskedHere:
-    """A connection that takes steps at once, as far as they go."""
-
-    def ask(self, steps: Any) -> Any:
-        return drive(steps()).outcome
+def ask_here(steps: Any) -> Any:
+    """Take steps at once, as far as they go."""
+    return drive(steps()).outcome
 
 
 @pytest.mark.parametrize('kind', [ControlChannel, Channel])
 def test_blocking_access_says_which_generation_an_acknowledgement_is_of(host: Any, kind: type[Channel]) -> None:
+    host.ask = ask_here
     channel = kind(host)
-    access = BlockingAccess(channel, AskedHere())  # type: ignore[arg-type]
+    access = BlockingAccess(channel)
     access.queue_declare('a')
     host.pika_channel.opened()
     acknowledged = access.basic_ack(1)
@@ -266,8 +265,9 @@ def test_blocking_access_says_which_generation_an_acknowledgement_is_of(host: An
 
 
 def test_an_operation_on_another_channel_that_waited_behind_a_refused_one_is_made_again(host: Any) -> None:
+    host.ask = ask_here
     channel = Channel(host)
-    access = BlockingAccess(channel, AskedHere())  # type: ignore[arg-type]
+    access = BlockingAccess(channel)
     refused, behind, published = access.queue_declare('a'), access.queue_purge('b'), access.basic_publish('', 'c', b'')
     host.pika_channel.opened()
     assert calls(host) == ['queue_declare a']
@@ -331,9 +331,7 @@ def test_an_acknowledgement_on_the_consumer_s_channel_after_that_was_opened_anew
     bench.log.expect('was lost', 'consuming')
 
     # As consumer.channel had it before.
-    channel = BlockingAccess(
-        consumer.delivery_source.channel, consumer.conn_broker
-    )  # as consumer.channel had it before
+    channel = BlockingAccess(consumer.delivery_source.channel)
     acknowledging = threading.Thread(target=lambda: outcome.put(error_of(channel.basic_ack, method.delivery_tag)))
     acknowledging.start()
     eventually(lambda: consumer.conn_broker.io._asked)

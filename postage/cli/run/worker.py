@@ -165,7 +165,7 @@ class Worker:
     def _stop(self) -> None:
         self._begins_to_end()
         for processor in self._processors():
-            processor.end_drain()
+            processor._dispatcher.end_drain()  # what a drain left is handed back
         self._ending.begin()
         self._scheduler.stop()  # looks again at what is to be handed back, where it drained before
 
