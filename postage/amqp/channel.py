@@ -23,7 +23,7 @@ import pika.spec
 
 from postage import errors
 from postage.amqp.arguments import fit
-from postage.amqp.cutter import Content
+from postage.amqp.cutter import Lane
 from postage.amqp.frames import FRAME_MIN
 from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox
@@ -133,7 +133,7 @@ class Host(Protocol):
         """Declare the exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
 
 
-class Channel:
+class Channel(Lane):
     """One AMQP channel, opened again after each loss for as long as it is wanted.
 
     :ivar generation: how often it has been opened
@@ -153,7 +153,6 @@ class Channel:
         self.is_wanted = True
         self.is_awaited = True
         self.needs_flush = False  # see the outbox
-        self.content: Content | None = None  # see the cutter
         self._is_set_up = False
         self._pika: pika.channel.Channel | None = None
         self._opening: Future[Any] | None = None  # the answer to channel.open
@@ -330,8 +329,6 @@ class Channel:
             for tag in self._pika.consumer_tags:
                 self._pika.basic_cancel(tag)
 
-    # The cutter's side: see Lane
-
     def closing(self) -> None:
         """The channel is about to be closed: nothing may be sent on it from now on."""
         link = self.host.link
@@ -340,21 +337,6 @@ class Channel:
             return
         with link.writing:  # once pika has answered the broker's close, one more frame would cost the connection
             self.is_open = False
-
-    def delivered(self, content: Content) -> None:
-        """See :class:`postage.amqp.cutter.Lane`, here and below."""
-
-    def too_large(self, content: Content) -> None:
-        pass
-
-    def returned(self, content: Content) -> None:
-        pass
-
-    def confirmed(self, delivery_tag: int, multiple: bool, positive: bool) -> None:
-        pass
-
-    def end_of_read(self) -> None:
-        pass
 
     # Operations
 

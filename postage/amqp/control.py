@@ -116,8 +116,7 @@ def _adopt(queue: Queue, flag: str, found: str) -> bool:
         return True
     if found == 'none':
         without = set(DELAYED_RETRY if flag in DELAYED_RETRY else (flag,))
-        arguments = queue.flags.get('arguments') or {}
-        queue.flags['arguments'] = {name: value for name, value in arguments.items() if name not in without}
+        queue.flags['arguments'] = {name: value for name, value in queue.arguments.items() if name not in without}
         return True
     argument = _described_value.fullmatch(found)
     if argument is None:
@@ -126,7 +125,7 @@ def _adopt(queue: Queue, flag: str, found: str) -> bool:
     if kind is None:
         kind = 'signedint' if bare.isdecimal() else 'longstr'
     value = _argument_value(bare if typed is None else typed, kind)
-    queue.flags['arguments'] = {**(queue.flags.get('arguments') or {}), flag: value}
+    queue.flags['arguments'] = {**queue.arguments, flag: value}
     return True
 
 

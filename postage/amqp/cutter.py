@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final
 
 import pika.exceptions
 
@@ -43,14 +43,14 @@ _reply_code = Struct('>H')
 _body_size = Struct('>Q')
 
 
-class Lane(Protocol):
-    """What a channel does with the frames that are cut for it.
+class Lane:
+    """What a channel does with the frames that are cut for it; nothing, where it does not say what.
 
     All of it is called by one thread at a time, the one that reads: the I/O thread, or one that waits in its place.
     Nothing in it may block.
     """
 
-    content: Content | None
+    content: Content | None = None
 
     def delivered(self, content: Content) -> None:
         """A message for one of the channel's consumers is complete."""

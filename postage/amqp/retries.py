@@ -78,7 +78,7 @@ def delayed_retries(queue: Queue | None, server: Server) -> DelayedRetries | Non
     """How a broker delays the retries of a queue; ``None`` where it does not, or not in a way that is known."""
     if queue is None or not server.delays_retries:
         return None
-    arguments: dict[str, Any] = queue.flags.get('arguments') or {}
+    arguments = queue.arguments
     if arguments.get('x-delayed-retry-type') not in ('failed', 'all'):
         return None
     minimum, maximum = (arguments.get(f'x-delayed-retry-{end}') for end in ('min', 'max'))

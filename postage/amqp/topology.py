@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +37,13 @@ class Queue:
     position: Position | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if (self.flags.get('arguments') or {}).get('x-queue-type') == 'stream':
+        if self.arguments.get('x-queue-type') == 'stream':
             self.position = Position()
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """Those of its declaration; empty where it has none."""
+        return self.flags.get('arguments') or {}
 
 
 @dataclass

@@ -287,7 +287,7 @@ def warn_of_leftover(queue: Queue) -> None:
     if not re.search(rf'(?<!\d){pid}(?!\d)', queue.name) or (len(pid) < 3 and host not in queue.name):
         return
     flags = queue.flags
-    if not (flags.get('exclusive') or flags.get('auto_delete') or 'x-expires' in (flags.get('arguments') or {})):
+    if not (flags.get('exclusive') or flags.get('auto_delete') or 'x-expires' in queue.arguments):
         logger.warning(
             'queue %r is named after this process, and stays, and fills, when that has ended: declare it with the flag '
             "exclusive or auto_delete, or with {'arguments': {'x-expires': milliseconds}}",

@@ -75,8 +75,7 @@ def delay_queue(original: Queue | None, name: str, pause: Pause) -> Queue:
         'x-message-ttl': pause.longest,
         'x-expires': pause.longest + LEASE * 1000,
     }
-    kind = ((original.flags.get('arguments') or {}) if original is not None else {}).get('x-queue-type')
-    if kind == 'quorum':
+    if original is not None and original.arguments.get('x-queue-type') == 'quorum':
         # At least once, also between the two queues; this strategy needs that overflow.
         arguments |= {
             'x-queue-type': 'quorum',

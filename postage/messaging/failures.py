@@ -145,8 +145,8 @@ class Failures:
     def _is_counted_by_broker(self, delivery: Delivery) -> bool:
         # https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
         queue = _declared(delivery)
-        kind = ((queue.flags.get('arguments') or {}) if queue is not None else {}).get('x-queue-type')
-        return kind == 'quorum' or DELIVERY_COUNT in delivery.headers
+        is_quorum = queue is not None and queue.arguments.get('x-queue-type') == 'quorum'
+        return is_quorum or DELIVERY_COUNT in delivery.headers
 
     def count(self, delivery: Delivery, end: Callable[[BaseException], None]) -> None:
         """Put a message back into its own queue, with a note of how often it was delivered.

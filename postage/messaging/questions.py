@@ -53,7 +53,7 @@ def _queues(topology: Any) -> list[dict[str, Any]]:
                 if binding.queue == queue.name
             ],
             'flags': {key: value for key, value in queue.flags.items() if key != 'arguments'},
-            'arguments': dict(queue.flags.get('arguments') or {}),
+            'arguments': dict(queue.arguments),
         }
         for queue in list(topology.queues.values())
     ]

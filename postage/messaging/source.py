@@ -97,9 +97,8 @@ class DeliverySource:
         # To end and begin anew would make another consumer of such a queue the active one, and have a stream deliver
         # again what is in hand.
         queues = self._topology.queues.values()
-        arguments = [queue.flags.get('arguments') or {} for queue in queues]
         is_stream = any(queue.position is not None for queue in queues)
-        is_fixed = is_stream or any(known.get('x-single-active-consumer') for known in arguments)
+        is_fixed = is_stream or any(queue.arguments.get('x-single-active-consumer') for queue in queues)
         consumers = channel.consumers
         consumers.prefetch = self._prefetch.begin(
             at_once, is_fixed, lambda: self._connection.tell(consumers.resize_steps)
@@ -226,7 +225,7 @@ class DeliverySource:
         self._consumer.reject(delivery, requeue=False)
         queue = self._topology.queues.get(delivery.queue)
         is_kept = delivery.position is not None  # in its stream
-        has_dead_letters = queue is not None and 'x-dead-letter-exchange' in (queue.flags.get('arguments') or {})
+        has_dead_letters = queue is not None and 'x-dead-letter-exchange' in queue.arguments
         if not is_kept and not has_dead_letters and delivery.queue not in self._queues_warned:
             self._queues_warned.add(delivery.queue)
             logger.warning(

@@ -96,9 +96,7 @@ def edges_of(program: Program, place: str = '') -> list[Edge]:
     """
     edges = [Edge(each.exchange + place, each.queue + place, each.routing_key) for each in program.bindings]
     for queue in program.queues.values():
-        exchange, key = (
-            (queue.flags.get('arguments') or {}).get(f'x-dead-letter-{part}') for part in ('exchange', 'routing-key')
-        )
+        exchange, key = (queue.arguments.get(f'x-dead-letter-{part}') for part in ('exchange', 'routing-key'))
         if exchange is not None:
             target = exchange or (key if key is not None else '(default exchange)')
             edges.append(Edge(queue.name + place, f'{target}{place}', 'dead letters', is_dead=True))
