@@ -27,9 +27,9 @@ import re
 import ssl
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import pika
@@ -37,7 +37,7 @@ import pika.connection
 import pika.credentials
 
 from postage.errors import ConfigurationError
-from postage.secret import Secret, secret_of_file
+from postage.secret import Secret, revealed, secret_of_file
 
 DEFAULT_HOST = 'localhost'
 DEFAULT_PORT = 5672
@@ -145,6 +145,8 @@ VARIABLES = (
     ),
 )
 """Every variable that a user may set; a test holds that none is missing."""
+
+C = TypeVar('C')
 
 Hup = Mapping[str, Any] | str | Secret[Any]
 """Host, user and password: a dictionary with some of :data:`HUP_KEYS`, or AMQP URLs; either may be a secret."""
@@ -319,9 +321,7 @@ def broker_settings(
         vhost=_named(sources, 'vhost'),
         user=_named(sources, 'user'),
         password=_named(sources, 'password'),
-        connect_timeout=_seconds(
-            'POSTAGE_CONNECT_TIMEOUT', environ.reveal().get('POSTAGE_CONNECT_TIMEOUT'), DEFAULT_CONNECT_TIMEOUT
-        ),
+        connect_timeout=_seconds(environ, 'POSTAGE_CONNECT_TIMEOUT', DEFAULT_CONNECT_TIMEOUT),
         max_body=_max_body(environ.reveal().get('POSTAGE_MAX_BODY')),
     )
 
@@ -358,7 +358,7 @@ def clock_tolerance() -> float:
 
     :raises ConfigurationError: it is no such number
     """
-    return _seconds('POSTAGE_CLOCK_TOLERANCE', os.environ.get('POSTAGE_CLOCK_TOLERANCE'), DEFAULT_CLOCK_TOLERANCE)
+    return _seconds(Secret(os.environ), 'POSTAGE_CLOCK_TOLERANCE', DEFAULT_CLOCK_TOLERANCE)
 
 
 def apply_debug_mode(enabled: bool) -> None:
@@ -424,7 +424,7 @@ def _sources(
         _from_pair('the argument', hup, vhost),
         _from_pair('the class attribute', class_hup, class_vhost),
         _from_program(program or Secret({})),
-        _from_hup('POSTAGE_URL', _variable_of(environ, 'POSTAGE_URL')),
+        _from_hup('POSTAGE_URL', _variable(environ, 'POSTAGE_URL')),
         _from_variables(environ),
         _DEFAULTS,
     )
@@ -437,7 +437,7 @@ def _named(sources: Sequence[_Source], name: Literal['vhost', 'user', 'password'
         if value is not None:
             break
     if name in source.deprecated:
-        old, new = _older_variable(name), _variable(name)
+        old, new = f'POSTAGE_RMQ_{name.upper()}', f'POSTAGE_{name.upper()}'
         warnings.warn(f'{old} is deprecated, set {new} instead', DeprecationWarning, stacklevel=4)
     return value
 
@@ -468,16 +468,13 @@ def _first(values: Sequence[Any]) -> Any:
 
 def _from_pair(where: str, hup: Secret[object] | None, vhost: object) -> _Source:
     source = _from_hup(f'{where} hup', hup)
-    return source if vhost is None else source._replace(vhost=_text(f'{where} vhost', 'vhost', vhost))
+    return source if vhost is None else source._replace(vhost=_vhost(f'{where} vhost', Secret.of(vhost)))
 
 
 def _from_program(program: Secret[Mapping[str, Any]]) -> _Source:
-    source = _from_hup('messaging.global_hup', Secret.of(program.reveal().get('global_hup')))
-    own: dict[str, Any] = {
-        'vhost': _text('messaging.global_vhost', 'vhost', program.reveal().get('global_vhost')),
-        'user': _text('messaging.global_user', 'user', program.reveal().get('global_user')),
-        'password': _password('messaging.global_password', Secret.of(program.reveal().get('global_password'))),
-    }
+    source = _from_hup('messaging.global_hup', _entry(program, 'global_hup'))
+    checks: dict[str, Callable[..., Any]] = {'vhost': _vhost, 'user': _text, 'password': _utf8}
+    own = {name: check(f'messaging.global_{name}', _entry(program, f'global_{name}')) for name, check in checks.items()}
     return source._replace(**{name: value for name, value in own.items() if value is not None})
 
 
@@ -500,41 +497,44 @@ def _from_mapping(where: str, hup: Secret[Mapping[str, Any]]) -> _Source:
         raise ConfigurationError(
             f'{where} has the unknown key {unknown[0]!r}; a HUP has the keys {", ".join(HUP_KEYS)}'
         )
-    host = Secret.of(hup.reveal().get('host'))
+
+    def read(key: str, check: Callable[[str, Any], C]) -> C:
+        return check(f'{where}[{key!r}]', _entry(hup, key))
+
     return _Source(
-        hosts=() if host is None else _hosts(f"{where}['host']", host),
-        port=_port(f"{where}['port']", hup.reveal().get('port')),
-        tls=_tls(f"{where}['ssl']", hup.reveal().get('ssl')),
-        user=_text(f"{where}['user']", 'user', hup.reveal().get('user')),
-        password=_password(f"{where}['password']", Secret.of(hup.reveal().get('password'))),
-        mechanism=_mechanism(f"{where}['mechanism']", hup.reveal().get('mechanism')),
+        hosts=read('host', _hosts),
+        port=read('port', _port),
+        tls=read('ssl', _tls),
+        user=read('user', _text),
+        password=read('password', _utf8),
+        mechanism=read('mechanism', _mechanism),
     )
 
 
 def _from_variables(environ: Secret[Mapping[str, str]]) -> _Source:
-    credentials: dict[str, Any] = {}
-    deprecated = set()
-    for name in ('user', 'password'):
-        newer, older = _variable_of(environ, _variable(name)), _variable_of(environ, _older_variable(name))
-        if name == 'password' and newer is None:
-            newer = _password_of_file(environ.reveal().get('POSTAGE_PASSWORD_FILE'))
-        credentials[name] = newer or older
-        if older and not newer:
-            deprecated.add(name)
-    user, hosts = credentials['user'], _variable_of(environ, 'POSTAGE_HOST')
+    user, password = _variable(environ, 'POSTAGE_USER'), _variable(environ, 'POSTAGE_PASSWORD')
+    password = password or _password_of_file(environ.reveal().get('POSTAGE_PASSWORD_FILE'))
+    older = {name: _variable(environ, f'POSTAGE_RMQ_{name.upper()}') for name in ('user', 'password')}
     return _Source(
-        hosts=_hosts('POSTAGE_HOST', hosts) if hosts else (),
-        port=_port('POSTAGE_PORT', environ.reveal().get('POSTAGE_PORT') or None),
-        vhost=_text('POSTAGE_VHOST', 'vhost', environ.reveal().get('POSTAGE_VHOST') or None),
-        user=None if user is None else _text('POSTAGE_USER', 'user', user.reveal()),
-        password=_password('POSTAGE_PASSWORD', credentials['password']),
-        deprecated=frozenset(deprecated),
+        hosts=_hosts('POSTAGE_HOST', _variable(environ, 'POSTAGE_HOST')),
+        port=_port('POSTAGE_PORT', _variable(environ, 'POSTAGE_PORT')),
+        vhost=_vhost('POSTAGE_VHOST', _variable(environ, 'POSTAGE_VHOST')),
+        user=_text('POSTAGE_USER', user or older['user']),
+        password=_utf8('POSTAGE_PASSWORD', password or older['password']),
+        deprecated=frozenset(
+            name for name, newer in (('user', user), ('password', password)) if older[name] and not newer
+        ),
     )
 
 
-def _variable_of(environ: Secret[Mapping[str, str]], name: str) -> Any:
-    """The value of a variable; ``None`` where it is absent or empty."""
+def _variable(environ: Secret[Mapping[str, str]], name: str) -> Any:
+    """The value of a variable, as a secret; ``None`` where it is absent or empty."""
     return Secret.of(environ.reveal().get(name) or None)
+
+
+def _entry(source: Secret[Mapping[str, Any]], key: str) -> Any:
+    """The value of a key, as a secret; ``None`` where it is absent or ``None``."""
+    return Secret.of(source.reveal().get(key))
 
 
 def _password_of_file(path: str | None) -> Secret[str] | None:
@@ -547,15 +547,8 @@ def _password_of_file(path: str | None) -> Secret[str] | None:
     return found
 
 
-def _variable(name: str) -> str:
-    return f'POSTAGE_{name.upper()}'
-
-
-def _older_variable(name: str) -> str:
-    return f'POSTAGE_RMQ_{name.upper()}'
-
-
-def _seconds(name: str, text: str | None, default: float) -> float:
+def _seconds(environ: Secret[Mapping[str, str]], name: str, default: float) -> float:
+    text = environ.reveal().get(name)
     if not text:
         return default
     try:
@@ -575,24 +568,26 @@ def _max_body(text: str | None) -> int:
     return int(text)
 
 
-# Single values
+# Single values: each is given as a secret, or as ``None``, and checked
 
 
-def _text(where: str, name: str, value: object) -> str | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ConfigurationError(f'{where} must be text, not {type(value).__name__}')
-    if not value:
-        raise ConfigurationError(f'{where} is empty; leave it out, or None, where the default is meant')
-    if not _is_encodable(Secret(value)):
-        raise ConfigurationError(f'{where} is not UTF-8')
-    if name == 'vhost' and len(value.encode('utf-8', 'replace')) > SHORT_STRING_BYTES:
+def _vhost(where: str, value: Secret[Any] | None) -> str | None:
+    vhost = _text(where, value)
+    if vhost is not None and len(vhost.encode()) > SHORT_STRING_BYTES:
         raise ConfigurationError(f'{where} is longer than the {SHORT_STRING_BYTES} bytes that AMQP allows')
-    return str(value)
+    return vhost
 
 
-def _password(where: str, value: Secret[Any] | None) -> Secret[str] | None:
+def _text(where: str, value: Secret[Any] | None) -> str | None:
+    text = _utf8(where, value)
+    if text is None:
+        return None
+    if not text.reveal():
+        raise ConfigurationError(f'{where} is empty; leave it out, or None, where the default is meant')
+    return str(text.reveal())
+
+
+def _utf8(where: str, value: Secret[Any] | None) -> Secret[str] | None:
     if value is not None and not isinstance(value.reveal(), str):
         raise ConfigurationError(f'{where} must be text, not {type(value.reveal()).__name__}')
     if value is not None and not _is_encodable(value):
@@ -609,35 +604,38 @@ def _is_encodable(text: Secret[str]) -> bool:
     return True
 
 
-def _mechanism(where: str, value: object) -> str | None:
-    if value is not None and (not isinstance(value, str) or value.upper() not in MECHANISMS):
-        raise ConfigurationError(f'{where} must be one of {", ".join(MECHANISMS)}, not {value!r:.40}')
-    return None if value is None else str(value).upper()
+def _mechanism(where: str, value: Secret[Any] | None) -> str | None:
+    given = revealed(value)
+    if given is not None and (not isinstance(given, str) or given.upper() not in MECHANISMS):
+        raise ConfigurationError(f'{where} must be one of {", ".join(MECHANISMS)}, not {given!r:.40}')
+    return None if given is None else given.upper()
 
 
-def _port(where: str, value: object) -> int | None:
-    if value is None:
+def _port(where: str, value: Secret[Any] | None) -> int | None:
+    given = revealed(value)
+    if given is None:
         return None
     try:
-        port = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else 0
+        port = int(given) if isinstance(given, (int, str)) and not isinstance(given, bool) else 0
     except ValueError:
         port = 0
     if not 0 < port < 65536:
-        raise ConfigurationError(f'{where} must be a number from 1 to 65535, not {value!r}')
+        raise ConfigurationError(f'{where} must be a number from 1 to 65535, not {given!r}')
     return port
 
 
-def _tls(where: str, value: object) -> pika.SSLOptions | Literal[False] | None:
-    if value is None or value is False:
-        return value
-    if value is True:
+def _tls(where: str, value: Secret[Any] | None) -> pika.SSLOptions | Literal[False] | None:
+    given = revealed(value)
+    if given is None or given is False:
+        return given
+    if given is True:
         return _default_tls()
-    if isinstance(value, ssl.SSLContext):
-        return pika.SSLOptions(value)
-    if isinstance(value, pika.SSLOptions):
-        return value
+    if isinstance(given, ssl.SSLContext):
+        return pika.SSLOptions(given)
+    if isinstance(given, pika.SSLOptions):
+        return given
     raise ConfigurationError(
-        f'{where} must be True, False, an ssl.SSLContext or pika.SSLOptions, not {type(value).__name__}'
+        f'{where} must be True, False, an ssl.SSLContext or pika.SSLOptions, not {type(given).__name__}'
     )
 
 
@@ -647,15 +645,14 @@ def _default_tls() -> pika.SSLOptions:
     return pika.SSLOptions(ssl.create_default_context())
 
 
-def _hosts(where: str, value: Secret[Any]) -> tuple[_Host, ...]:
+def _hosts(where: str, value: Secret[Any] | None) -> tuple[_Host, ...]:
     """Read ``host``, ``host:port``, ``[address]``, ``[address]:port`` or a bare IPv6 address, or a list of them."""
-    if not isinstance(value.reveal(), str):
-        raise ConfigurationError(f'{where} must be text, not {type(value.reveal()).__name__}')
-    if not _is_encodable(value):
-        raise ConfigurationError(f'{where} is not UTF-8')
-    if re.search('[/@]', value.reveal()):
+    hosts = _utf8(where, value)
+    if hosts is None:
+        return ()
+    if re.search('[/@]', hosts.reveal()):
         raise ConfigurationError(f'{where} must be a host or a list of hosts; a URL belongs in POSTAGE_URL or hup')
-    return tuple(_host(where, entry.strip()) for entry in value.reveal().split(','))
+    return tuple(_host(where, entry.strip()) for entry in hosts.reveal().split(','))
 
 
 def _host(where: str, entry: str) -> _Host:
@@ -668,7 +665,7 @@ def _host(where: str, entry: str) -> _Host:
         raise ConfigurationError(f'{where} has an empty host; separate several hosts by single commas')
     if re.search(r'[\s\[\]]', name):
         raise ConfigurationError(f'{where} has the host {name!r}, which cannot be the name of one')
-    return _Host(name, _port(f'the port in {where}', port or None))
+    return _Host(name, _port(f'the port in {where}', Secret.of(port or None)))
 
 
 # URLs
@@ -717,9 +714,9 @@ def _from_url(where: str, url: Secret[str]) -> _Source:
                 options=options,
             ),
         ),
-        vhost=_text(f'the virtual host in {where}', 'vhost', vhost.reveal() or None),
-        user=_text(f'the user in {where}', 'user', user.reveal() or None),
-        password=None if parts.reveal().password is None else _password(f'the password in {where}', password),
+        vhost=_vhost(f'the virtual host in {where}', Secret.of(vhost.reveal() or None)),
+        user=_text(f'the user in {where}', Secret.of(user.reveal() or None)),
+        password=None if parts.reveal().password is None else _utf8(f'the password in {where}', password),
         mechanism=mechanism,
     )
 
@@ -772,7 +769,7 @@ def _options(where: str, query: Secret[str]) -> tuple[tuple[tuple[str, str], ...
         if name == 'auth_mechanism':
             if mechanism is not None:
                 raise ConfigurationError(f'{where} needs the query parameter {name!r} once')
-            mechanism = _mechanism(f'{name} in {where}', text.reveal())
+            mechanism = _mechanism(f'{name} in {where}', text)
             continue
         unusable = _unusable(name, text)
         if unusable is not None:
