@@ -14,22 +14,23 @@ Bytes, without state or I/O:
 
 Threads and one socket:
 
-``forks.py``, ``threads.py``, ``steps.py``, ``tick.py``
-    what a forked child does first; what is known of the present thread; work written in sequence; the regular look
+``forks.py``, ``threads.py``, ``steps.py``, ``tick.py``, ``io_thread.py``
+    what a forked child does first; what is known of the present thread; work written in sequence; the regular look; an
+    I/O thread, and what others have it do
 ``link.py``, ``outbox.py``, ``turns.py``
     one socket under pika; when it is written to; which thread reads it
 
 What is on a connection, and the connection:
 
-``channel.py``, ``streams.py``, ``topology.py``, ``retries.py``, ``control.py``
-    a channel that is opened again; how far a stream was handled; what was declared; retries that the broker delays;
-    declaring, and blocking access
+``states.py``, ``streams.py``, ``topology.py``, ``channel.py``, ``retries.py``, ``control.py``
+    what a connection is at; how far a stream was handled; what was declared; a channel that is opened again; retries
+    that the broker delays; declaring, and blocking access
 ``publishing.py``, ``replies.py``, ``cancelled.py``
     messages out; requests out and replies in; the requests whose answer is wanted no more
 ``deliveries.py``, ``origins.py``, ``consumers.py``, ``consuming.py``
     one delivery; what is known of its queue; from which queues, and how far ahead; messages in
-``states.py``, ``io_thread.py``, ``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
-    what a connection is at; its thread; attempts to connect; bindings that went away; the connection; all of them
+``attempts.py``, ``upkeep.py``, ``connection.py``, ``registry.py``
+    attempts to connect; bindings that went away; the connection; all of them
 ``recording.py``
     connections that lead nowhere, to learn what a program declares
 

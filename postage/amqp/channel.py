@@ -25,12 +25,14 @@ from postage import errors
 from postage.amqp.arguments import fit
 from postage.amqp.cutter import Lane
 from postage.amqp.frames import FRAME_MIN
+from postage.amqp.io_thread import IOThread
 from postage.amqp.link import Link
-from postage.amqp.outbox import Outbox
+from postage.amqp.outbox import Outbox, Sender
 from postage.amqp.server import Server
 from postage.amqp.states import Standing
-from postage.amqp.steps import Drive, Steps, done, drive, when_done
+from postage.amqp.steps import Drive, Operation, Steps, done, drive, when_done
 from postage.amqp.tick import Tick
+from postage.amqp.topology import Topologies
 from postage.printable import printable
 from postage.sparingly import GrowingPauses, Sparingly
 
@@ -87,34 +89,27 @@ def describe(error: BaseException | None) -> str:
     return printable(str(error) or repr(error))
 
 
-class Pauses(Protocol):
-    """An I/O thread, to what only pauses on it."""
-
-    def pause(self, seconds: float) -> Future[None]:
-        """A future that is done after that long. On the I/O thread."""
-
-
 class Host(Protocol):
     """What a channel, and the control channel's users, need of their connection.
 
+    :ivar io: its I/O thread
     :ivar link: the socket to the broker, while there is a connection; for the I/O thread
     :ivar outbox: where a channel says that it has something to send; any thread
     :ivar tick: at which it looks after its inbox
     :ivar heartbeat: seconds between heartbeats; 0 where there are none
     :ivar server: which broker it is
     :ivar standing: its state, and why it cannot be made again, if so
+    :ivar topologies: what is declared on it
     """
 
+    io: IOThread
     link: Link | None
     outbox: Outbox
     tick: Tick
     heartbeat: float
     server: Server
     standing: Standing
-
-    @property
-    def io(self) -> Pauses:
-        """Its I/O thread."""
+    topologies: Topologies
 
     @property
     def control(self) -> Channel:
@@ -133,7 +128,7 @@ class Host(Protocol):
         """Declare the exchanges again, after the broker has closed a channel with that error. On the I/O thread."""
 
 
-class Channel(Lane):
+class Channel(Lane, Sender):
     """One AMQP channel, opened again after each loss for as long as it is wanted.
 
     :ivar generation: how often it has been opened
@@ -149,10 +144,8 @@ class Channel(Lane):
         self.generation = 0
         self.number = 0
         self.frame_max = FRAME_MIN
-        self.is_open = False
         self.is_wanted = True
         self.is_awaited = True
-        self.needs_flush = False  # see the outbox
         self._is_set_up = False
         self._pika: pika.channel.Channel | None = None
         self._opening: Future[Any] | None = None  # the answer to channel.open
@@ -180,12 +173,6 @@ class Channel(Lane):
     def on_refused(self, error: errors.PostageError) -> None:
         """Called when it cannot be set up again, for a reason that no retry cures."""
         logger.error('%s', error)
-
-    def drain(self, frames: list[bytes]) -> None:
-        """Append what waits to be sent. Called with the channel open, by the thread that sends, which holds a lock."""
-
-    def drained(self) -> None:
-        """What was drained has been sent. Called by the same thread, without the lock."""
 
     def when_settled(self) -> Future[Any]:
         """A future that is done once nothing sent on this channel is unsettled."""
@@ -426,22 +413,6 @@ class Channel(Lane):
         for operation in waiting:
             if operation.set_running_or_notify_cancel():
                 operation.set_exception(lost(f'the channel closed before it could {operation.doing}'))
-
-
-class Operation(Future[Any]):
-    """One call of a pika channel method: the future of the broker's answer.
-
-    :ivar method: its name
-    :ivar doing: what it is for, as in "declare queue 'jobs'"
-    :ivar generation: of the channel, where it is about what that had
-    """
-
-    def __init__(self, method: str, arguments: dict[str, Any], doing: str, generation: int | None = None) -> None:
-        super().__init__()
-        self.method = method
-        self.arguments = arguments
-        self.doing = doing
-        self.generation = generation
 
 
 def never_called(*_: object) -> None:

@@ -26,7 +26,7 @@ from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.server import UNKNOWN, Server
 from postage.amqp.states import Standing, State
-from postage.amqp.steps import Steps, drive, when_done
+from postage.amqp.steps import Steps, drive, no_steps, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
 from postage.amqp.turns import Readership
@@ -148,7 +148,7 @@ class Connection:
         :raises errors.BrokerUnavailable: after ``timeout``
         """
         try:
-            self.ask(_nothing, timeout)
+            self.ask(no_steps, timeout)  # to wait for the connection is all
         except errors.ConnectionLost:
             raise errors.BrokerUnavailable(
                 f'no broker at {self.settings} within {timeout:g} s ({self._attempts.last_failure}); '
@@ -402,11 +402,6 @@ class Connection:
             self.link.abandon()
         self.channels[:] = [channel for channel in self.channels if channel.after_fork()]
         self._start_over()
-
-
-def _nothing() -> Steps:
-    """No step: to wait for the connection is all."""
-    yield from ()
 
 
 _all: weakref.WeakSet[Connection] = weakref.WeakSet()

@@ -37,13 +37,6 @@ class Durations:
         """How many there were."""
         return sum(self.buckets)
 
-    def quantile(self, part: float) -> float | None:
-        """Seconds within which that part of them, 0 to 1, were done: a bound, or :data:`BOUNDS`' last for longer ones.
-
-        ``None`` where there were none.
-        """
-        return quantile((self,), part)
-
     def by_convention(self) -> list[int]:
         """How many there were by :data:`CONVENTIONAL`, and how many took longer than all of these."""
         buckets = list(self.buckets)
@@ -51,7 +44,10 @@ class Durations:
 
 
 def quantile(durations: Iterable[Durations], part: float) -> float | None:
-    """As :meth:`Durations.quantile`, of several together."""
+    """Seconds within which that part of them, 0 to 1, were done: a bound, or :data:`BOUNDS`' last for longer ones.
+
+    ``None`` where there were none.
+    """
     buckets = [sum(column) for column in zip(*(each.buckets for each in durations), strict=True)]
     wanted = part * sum(buckets)
     if not wanted:

@@ -18,8 +18,7 @@ from typing import Any
 import pika.adapters.select_connection
 
 from postage import errors
-from postage.amqp.channel import Operation
-from postage.amqp.steps import Drive, Steps, drive, when_done
+from postage.amqp.steps import Drive, Operation, Steps, drive, when_done
 from postage.amqp.threads import check_may_block, this_thread
 from postage.amqp.tick import Loop
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import pika.exceptions
 
@@ -26,18 +26,18 @@ GATHER_SECONDS = 0.001  # that the first of them waits for others
 LULL_SECONDS = 0.0005  # after which the next message is sent at once, and not gathered with others
 
 
-class Sender(Protocol):
-    """What has messages or acknowledgements to send: a channel.
+class Sender:
+    """What has messages or acknowledgements to send: a channel. One that does not say what has nothing.
 
     :ivar needs_flush: whether it waits in the outbox; written by the outbox
     :ivar is_open: whether its frames may be sent; changes only under the link's lock
     """
 
-    needs_flush: bool
-    is_open: bool
+    needs_flush = False
+    is_open = False
 
     def drain(self, frames: list[bytes]) -> None:
-        """Append what is to be sent. Called by the sending thread, which holds the link's lock."""
+        """Append what is to be sent. Called with it open, by the sending thread, which holds the link's lock."""
 
     def drained(self) -> None:
         """What was drained has been sent. Called by the same thread, without the lock."""

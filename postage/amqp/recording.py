@@ -20,7 +20,7 @@ from postage.amqp.connection import OPERATION_TIMEOUT, Connection, Role
 from postage.amqp.control import ControlChannel
 from postage.amqp.publishing import Outgoing, PublishingChannel
 from postage.amqp.registry import diverted
-from postage.amqp.steps import Steps, done, drive
+from postage.amqp.steps import Steps, done, drive, no_steps
 from postage.amqp.topology import Topologies, Topology
 from postage.settings import BrokerSettings
 
@@ -71,7 +71,7 @@ class RecordingConnection(Connection):
 
     def add_channel(self, channel: Channel) -> None:
         """Have what is done on a channel noted as well."""
-        for name, method in (('ensure_open_steps', _nothing), ('operate', self._recording_control.operate)):
+        for name, method in (('ensure_open_steps', no_steps), ('operate', self._recording_control.operate)):
             setattr(channel, name, method)
 
     def publisher(self, confirms: bool) -> PublishingChannel:
@@ -121,10 +121,6 @@ def recording() -> Generator[list[RecordingConnection], None, None]:
             yield noted.connections
     finally:
         noted.close()
-
-
-def _nothing() -> Steps:
-    yield from ()
 
 
 class _Kept(Topologies):

@@ -20,6 +20,22 @@ Steps = Generator['Future[Any]', Any, Any]
 """Each yielded future is awaited, its result sent back in, its exception thrown in."""
 
 
+class Operation(Future[Any]):
+    """One call of a pika channel method: the future of the broker's answer.
+
+    :ivar method: its name
+    :ivar doing: what it is for, as in "declare queue 'jobs'"
+    :ivar generation: of the channel, where it is about what that had
+    """
+
+    def __init__(self, method: str, arguments: dict[str, Any], doing: str, generation: int | None = None) -> None:
+        super().__init__()
+        self.method = method
+        self.arguments = arguments
+        self.doing = doing
+        self.generation = generation
+
+
 class Drive:
     """Steps that are being taken. For the I/O thread alone.
 
@@ -73,6 +89,11 @@ def drive(steps: Steps) -> Drive:
 def when_done(steps: Steps, then: Callable[[BaseException | None], None]) -> None:
     """Take steps and call back at their end, with what they raised or ``None``. On the I/O thread."""
     drive(steps).outcome.add_done_callback(lambda outcome: then(outcome.exception()))
+
+
+def no_steps() -> Steps:
+    """Nothing to do."""
+    yield from ()
 
 
 def done(result: Any = None) -> Future[Any]:

@@ -13,13 +13,12 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 from postage import errors
-from postage.amqp.control import ControlChannel, bind, declare_exchange, logged, replay_exchanges
-from postage.amqp.io_thread import IOThread
+from postage.amqp.channel import Host
+from postage.amqp.control import bind, declare_exchange, logged, replay_exchanges
 from postage.amqp.steps import Steps, done
-from postage.amqp.topology import Topologies
 
 logger = logging.getLogger('postage')
 
@@ -29,28 +28,13 @@ RESTORE_SECONDS = 5.0  # that a producer waits for the bindings to an exchange t
 _missing = re.compile(r"no exchange '(.+)' in vhost")
 
 
-class Kept(Protocol):
-    """A connection, whose declarations are looked after."""
-
-    topologies: Topologies
-
-    @property
-    def io(self) -> IOThread: ...
-    @property
-    def is_open(self) -> bool: ...
-    @property
-    def is_closed(self) -> bool: ...
-    @property
-    def control(self) -> ControlChannel: ...
-
-
 class Upkeep:
     """The declarations of one connection. For the I/O thread, but for :meth:`restore_bindings`.
 
     :param siblings: gives the upkeep of every connection of this process to the same broker
     """
 
-    def __init__(self, connection: Kept, siblings: Callable[[], Iterable[Upkeep]]) -> None:
+    def __init__(self, connection: Host, siblings: Callable[[], Iterable[Upkeep]]) -> None:
         self._connection = connection
         self._siblings = siblings
 
@@ -59,9 +43,9 @@ class Upkeep:
         self._connection.io.loop.call_later(CHECK_SECONDS, self._check)
 
     def _check(self) -> None:
-        if not self._connection.is_closed:
-            if self._connection.is_open:
-                self._connection.io.tell(self._check_steps)
+        if not self._connection.standing.is_closed:
+            if self._connection.standing.is_open:
+                self._connection.tell(self._check_steps)
             self.begin()
 
     def _check_steps(self) -> Steps:
@@ -93,10 +77,10 @@ class Upkeep:
 
     def restore_bindings(self, exchange: str) -> Future[Any]:
         """Bind to an exchange again what was bound to it. From any thread; returns a future that is done after that."""
-        if not self._connection.is_open:
+        if not self._connection.standing.is_open:
             return done()  # when it is open again, everything is declared and bound again
         restored: Future[Any] = Future()
-        self._connection.io.tell(lambda: self._told_steps(exchange, restored))
+        self._connection.tell(lambda: self._told_steps(exchange, restored))
         return restored
 
     def _told_steps(self, exchange: str, restored: Future[Any]) -> Steps:

@@ -80,8 +80,10 @@ class RpcFuture(Future[MessageResult]):
         if '_condition' not in self.__dict__:
             self._result = result  # first, for it is done by the next step
             if self.__dict__.setdefault('_condition', _UNSEEN) is _UNSEEN:
+                self.arrived = result
                 return
         super().set_result(result)
+        self.arrived = result
 
     def result(self, timeout: float | None = None) -> MessageResult:
         """Wait for the result message. Blocks; any thread, which reads the connection meanwhile where that helps.
@@ -118,7 +120,7 @@ class Awaited:
     :param alarm: what that thread waits by
     """
 
-    __slots__ = ('_alarm', '_error', '_is_done', '_result', 'arrived')
+    __slots__ = ('_alarm', '_error', '_is_done', '_result')
     gathering: Gathering | None = None
 
     def __init__(self, alarm: ReadingAlarm) -> None:
@@ -126,7 +128,6 @@ class Awaited:
         self._is_done = False
         self._result: Any = None
         self._error: BaseException | None = None
-        self.arrived: MessageResult | None = None
 
     def cancelled(self) -> bool:
         """Never: only the thread that waits knows of it."""

@@ -67,22 +67,6 @@ class HandlerFigures:
     :ivar last_error: of the last message that it failed: when (``time.time()``), the exception's class and its text
     """
 
-    __slots__ = (
-        'began',
-        'begun',
-        'cancelled',
-        'dead',
-        'dropped',
-        'durations',
-        'ended_at',
-        'failed',
-        'label',
-        'last_error',
-        'next_mark',
-        'rate',
-        'retried',
-    )
-
     def __init__(self, label: str) -> None:
         self.label = label
         self.failed = self.retried = self.dead = self.dropped = self.cancelled = 0
@@ -154,8 +138,8 @@ class HandlerFigures:
             'in_hand': len(self.begun_at),
             'oldest_in_hand': _age((self,)),
             'rate': round(self.rate.of(self.total), 3),
-            'p50': self.durations.quantile(0.5),
-            'p99': self.durations.quantile(0.99),
+            'p50': quantile((self.durations,), 0.5),
+            'p99': quantile((self.durations,), 0.99),
             'last_error': error_as_dict(self.last_error),
         }
 
@@ -173,18 +157,6 @@ class Figures:
     :ivar dead: messages that were given up, by the reason; see :data:`postage.messaging.outcomes.Reason`
     :ivar next_mark: when the next mark of the rates is due
     """
-
-    __slots__ = (
-        'dead',
-        'handlers',
-        'next_mark',
-        'received',
-        'redelivered',
-        'retried',
-        'since',
-        'unhandled',
-        'unwanted',
-    )
 
     def __init__(self, handlers: Sequence[HandlerFigures]) -> None:
         self.handlers = list(handlers)
@@ -219,7 +191,7 @@ class Figures:
         return sum(handler.rate.of(handler.total) for handler in self.handlers)
 
     def quantile(self, part: float) -> float | None:
-        """As :meth:`Durations.quantile`, of all handlers. Any thread."""
+        """As :func:`postage.amqp.durations.quantile`, of all handlers. Any thread."""
         return quantile([handler.durations for handler in self.handlers], part) if self.handlers else None
 
     @property

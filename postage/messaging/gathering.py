@@ -178,7 +178,6 @@ class Sink:
 
     def __init__(self, gathering: Gathering) -> None:
         self.gathering = gathering
-        self.arrived: Any = None
 
     def cancelled(self) -> bool:
         """Whether it is wanted no more."""

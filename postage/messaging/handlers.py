@@ -225,23 +225,6 @@ class Entry:
     :ivar is_simple: whether all there is to do is to call it
     """
 
-    __slots__ = (
-        'body_key',
-        'call',
-        'colour',
-        'data',
-        'figures',
-        'filters',
-        'is_class',
-        'is_plain',
-        'is_rpc',
-        'is_simple',
-        'label',
-        'processor',
-        'retries',
-        'timeout',
-    )
-
     def __init__(self, processor: Any, attribute: str, data: HandlerData, marks: Mapping[str, Any]) -> None:
         self.processor = processor
         self.data = data

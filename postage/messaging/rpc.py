@@ -308,7 +308,6 @@ class RpcClient:
             return
         try:
             call.future.set_result(result)
-            call.future.arrived = result
         except InvalidStateError:
             pass  # its caller cancelled it
 

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from postage import errors
-from postage.amqp.channel import Operation
 from postage.amqp.io_thread import IOThread
-from postage.amqp.steps import Steps, done
+from postage.amqp.steps import Operation, Steps, done
 from postage.amqp.threads import this_thread
 from support.messaging import TIMEOUT, Seen, eventually
 
