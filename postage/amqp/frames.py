@@ -71,9 +71,8 @@ _DEADLINE_TABLE = b'\0\0\0\x1c' + _DEADLINE_FIELD
 _TRACE_TABLE = b'\0\0\0\x48' + _TRACE_FIELD
 _TRACED_DEADLINE_TABLE = b'\0\0\0\x64' + _TRACE_FIELD
 
-# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are one of these tables.
-_PLAIN = _HEADERS | _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
-_PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
+# All of these: nothing can be hidden in them that is hard to decode, in headers not where they are one of these tables.
+_PLAIN = 0xFF80
 
 
 # Method arguments and properties out
@@ -125,7 +124,7 @@ def encode_properties(**properties: Any) -> bytes:
 
 def encode_all(properties: pika.BasicProperties) -> bytes:
     """The same out of pika's object, for a message that is sent on with the properties that it came with."""
-    return encode_properties(**{name: getattr(properties, name) for _, name, _, _ in _PROPERTIES})
+    return encode_properties(**{name: getattr(properties, name) for name in PROPERTY_NAMES})
 
 
 def _write_octet(value: Any, what: str) -> bytes:
@@ -375,7 +374,6 @@ def decode_answerable(data: bytes) -> Answerable:
 
     :raises DecodingError: as :func:`decode_properties`
     """
-    correlation_id = reply_to = deadline = None
     try:
         if data.startswith(_REQUEST_HEAD):
             deadline, _, size = _deadline_mode_and_size.unpack_from(data, _REQUEST_HEAD_SIZE)
@@ -385,33 +383,44 @@ def decode_answerable(data: bytes) -> Answerable:
             if end <= len(data):
                 found = data[start:middle].decode('utf-8'), data[middle + 1 : end].decode('utf-8'), deadline
                 return tuple.__new__(Answerable, found)
-        flags, position = data[0] << 8 | data[1], 2
-        if flags & ~_PLAIN:
-            return answerable_of(decode_properties(data))
-        if flags & _CONTENT_TYPE:
-            position += 1 + data[position]
-        if flags & _CONTENT_ENCODING:
-            position += 1 + data[position]
-        if flags & _HEADERS:
-            known = _own_table(data, position)
-            if known is None:
-                return answerable_of(decode_properties(data))
-            position, _, deadline = known
-        if flags & _DELIVERY_MODE:
-            position += 1
-        if flags & _PRIORITY:
-            position += 1
-        if flags & _CORRELATION_ID:
-            start, position = position + 1, position + 1 + data[position]
-            correlation_id = data[start:position].decode('utf-8')
-        if flags & _REPLY_TO:
-            start, position = position + 1, position + 1 + data[position]
-            reply_to = data[start:position].decode('utf-8')
-        if position > len(data):
-            raise ValueError('a string reaches beyond the end')
+        plain = _plain_beginning(data)
     except (IndexError, ValueError, StructError) as error:
         raise DecodingError(f'the AMQP properties cannot be decoded: {error!r}') from error
-    return tuple.__new__(Answerable, (correlation_id, reply_to, deadline))
+    return answerable_of(decode_properties(data)) if plain is None else plain[0]
+
+
+def _plain_beginning(data: bytes) -> tuple[Answerable, str | None, int, int] | None:
+    """What an answer depends on, the context of a trace, the flags, and where the rest of the properties begins.
+
+    :return: ``None`` where they have others than the usual ones, or other headers than our own
+    :raises IndexError, ValueError, StructError: they cannot be decoded
+    """
+    trace = deadline = correlation_id = reply_to = None
+    flags, position = data[0] << 8 | data[1], 2
+    if flags & ~_PLAIN:
+        return None
+    if flags & _CONTENT_TYPE:
+        position += 1 + data[position]
+    if flags & _CONTENT_ENCODING:
+        position += 1 + data[position]
+    if flags & _HEADERS:
+        known = _own_table(data, position)
+        if known is None:
+            return None
+        position, trace, deadline = known
+    if flags & _DELIVERY_MODE:
+        position += 1
+    if flags & _PRIORITY:
+        position += 1
+    if flags & _CORRELATION_ID:
+        start, position = position + 1, position + 1 + data[position]
+        correlation_id = data[start:position].decode('utf-8')
+    if flags & _REPLY_TO:
+        start, position = position + 1, position + 1 + data[position]
+        reply_to = data[start:position].decode('utf-8')
+    if position > len(data):
+        raise ValueError('a string reaches beyond the end')
+    return tuple.__new__(Answerable, (correlation_id, reply_to, deadline)), trace, flags, position
 
 
 def _own_table(data: bytes, position: int) -> tuple[int, str | None, int | None] | None:
@@ -455,29 +464,12 @@ def decode_traced(data: bytes) -> Traced | None:
 
     ``None`` where all of them have to be decoded, and looked at one by one. Never raises.
     """
-    trace = correlation_id = message_id = None
+    message_id = None
     try:
-        flags, position = data[0] << 8 | data[1], 2
-        if flags & ~_PLAIN:
+        plain = _plain_beginning(data)
+        if plain is None:
             return None
-        if flags & _CONTENT_TYPE:
-            position += 1 + data[position]
-        if flags & _CONTENT_ENCODING:
-            position += 1 + data[position]
-        if flags & _HEADERS:
-            known = _own_table(data, position)
-            if known is None:
-                return None
-            position, trace, _ = known
-        if flags & _DELIVERY_MODE:
-            position += 1
-        if flags & _PRIORITY:
-            position += 1
-        if flags & _CORRELATION_ID:
-            start, position = position + 1, position + 1 + data[position]
-            correlation_id = data[start:position].decode('utf-8')
-        if flags & _REPLY_TO:
-            position += 1 + data[position]
+        answerable, trace, flags, position = plain
         if flags & _EXPIRATION:
             position += 1 + data[position]
         if flags & _MESSAGE_ID:
@@ -485,7 +477,7 @@ def decode_traced(data: bytes) -> Traced | None:
             message_id = data[start:position].decode('utf-8')
     except (IndexError, ValueError, StructError):
         return None
-    return tuple.__new__(Traced, (trace, message_id, correlation_id)) if position == len(data) else None
+    return tuple.__new__(Traced, (trace, message_id, answerable.correlation_id)) if position == len(data) else None
 
 
 def answerable_of(properties: pika.BasicProperties) -> Answerable:
@@ -616,15 +608,15 @@ _NUMBERS = {
 _Write = Callable[[Any, str], bytes]
 _Read = Callable[[bytes, int], tuple[Any, int]]
 _PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
-    (1 << 15, 'content_type', _read_short_string, short_string),
-    (1 << 14, 'content_encoding', _read_short_string, short_string),
-    (1 << 13, 'headers', _read_table, _write_table),
-    (1 << 12, 'delivery_mode', _read_octet, _write_octet),
-    (1 << 11, 'priority', _read_octet, _write_octet),
-    (1 << 10, 'correlation_id', _read_short_string, short_string),
-    (1 << 9, 'reply_to', _read_short_string, short_string),
-    (1 << 8, 'expiration', _read_short_string, short_string),
-    (1 << 7, 'message_id', _read_short_string, short_string),
+    (_CONTENT_TYPE, 'content_type', _read_short_string, short_string),
+    (_CONTENT_ENCODING, 'content_encoding', _read_short_string, short_string),
+    (_HEADERS, 'headers', _read_table, _write_table),
+    (_DELIVERY_MODE, 'delivery_mode', _read_octet, _write_octet),
+    (_PRIORITY, 'priority', _read_octet, _write_octet),
+    (_CORRELATION_ID, 'correlation_id', _read_short_string, short_string),
+    (_REPLY_TO, 'reply_to', _read_short_string, short_string),
+    (_EXPIRATION, 'expiration', _read_short_string, short_string),
+    (_MESSAGE_ID, 'message_id', _read_short_string, short_string),
     (1 << 6, 'timestamp', _read_timestamp, _write_timestamp),
     (1 << 5, 'type', _read_short_string, short_string),
     (1 << 4, 'user_id', _read_short_string, short_string),
@@ -632,6 +624,8 @@ _PROPERTIES: tuple[tuple[int, str, _Read, _Write], ...] = (
     (1 << 2, 'cluster_id', _read_short_string, short_string),
 )
 """Bit, name, reader and writer of each property, in the order in which the values follow the flags."""
+
+PROPERTY_NAMES: Final = tuple(name for _, name, _, _ in _PROPERTIES)
 
 # How the properties of our own requests and replies begin, where their bodies are JSON: these are read at once.
 _REQUEST_HEAD = _request_head('application/json', False)

@@ -19,6 +19,7 @@ import pika.spec
 from postage import errors
 from postage.amqp import retries
 from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, Delivery
+from postage.amqp.frames import PROPERTY_NAMES
 from postage.printable import shown
 
 ATTEMPTS: Final = retries.ATTEMPTS
@@ -43,10 +44,6 @@ DELAY_PREFIX: Final = 'postage.retry.'
 _PREFIX: Final = 'x-postage-'
 _KEPT: Final = (SIGNATURE, VOUCHER)  # part of the message, wherever it is sent
 _COUNTS: Final = (retries.DELIVERY_COUNT, 'x-acquired-count')  # the broker's, of deliveries from one quorum queue
-_NAMES: Final = (
-    *('content_type', 'content_encoding', 'headers', 'delivery_mode', 'priority', 'correlation_id', 'reply_to'),
-    *('expiration', 'message_id', 'timestamp', 'type', 'user_id', 'app_id', 'cluster_id'),
-)
 
 Properties = pika.spec.BasicProperties
 
@@ -143,7 +140,9 @@ def as_plain(properties: Properties) -> dict[str, Any]:
     What JSON lacks is marked: ``{'$bytes': base64}``, ``{'$time': ISO 8601}``, ``{'$decimal': text}``,
     ``{'$float': text}``, and ``{'$table': …}`` around a table whose own keys look like that.
     """
-    plain = {name: _plain(getattr(properties, name)) for name in _NAMES if getattr(properties, name) is not None}
+    plain = {
+        name: _plain(getattr(properties, name)) for name in PROPERTY_NAMES if getattr(properties, name) is not None
+    }
     if 'headers' in plain and not plain['headers']:
         del plain['headers']
     return plain
@@ -154,7 +153,7 @@ def from_plain(plain: Mapping[str, Any]) -> Properties:
 
     :raises ValueError: where it is none of its results
     """
-    unknown = sorted(set(plain) - set(_NAMES))
+    unknown = sorted(set(plain) - set(PROPERTY_NAMES))
     if unknown:
         raise ValueError(f'there is no AMQP property {unknown[0]!r}')
     return Properties(**{name: _restored(value) for name, value in plain.items()})  # type: ignore[no-untyped-call]
