@@ -71,8 +71,9 @@ _DEADLINE_TABLE = b'\0\0\0\x1c' + _DEADLINE_FIELD
 _TRACE_TABLE = b'\0\0\0\x48' + _TRACE_FIELD
 _TRACED_DEADLINE_TABLE = b'\0\0\0\x64' + _TRACE_FIELD
 
-# All of these: nothing can be hidden in them that is hard to decode, in headers not where they are one of these tables.
-_PLAIN = 0xFF80
+# Those in which nothing can be hidden that is hard to decode: of headers that holds where they are one of these tables.
+_PLAIN = _HEADERS | _CONTENT_TYPE | _CONTENT_ENCODING | _DELIVERY_MODE | _PRIORITY
+_PLAIN |= _CORRELATION_ID | _REPLY_TO | _EXPIRATION | _MESSAGE_ID
 
 
 # Method arguments and properties out

@@ -14,10 +14,10 @@ from postage import errors
 from postage.amqp.control import BlockingAccess
 from postage.amqp.deliveries import Delivery
 from postage.amqp.steps import Steps
-from postage.messaging.answering import Answering
 from postage.messaging.binding import QueueBinder
 from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.outcomes import Failure
+from postage.messaging.replies import Answering
 from postage.messaging.source import DeliverySource
 from postage.printable import shown, shown_half_built
 from postage.secret import Secret

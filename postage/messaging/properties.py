@@ -140,9 +140,7 @@ def as_plain(properties: Properties) -> dict[str, Any]:
     What JSON lacks is marked: ``{'$bytes': base64}``, ``{'$time': ISO 8601}``, ``{'$decimal': text}``,
     ``{'$float': text}``, and ``{'$table': …}`` around a table whose own keys look like that.
     """
-    plain = {
-        name: _plain(getattr(properties, name)) for name in PROPERTY_NAMES if getattr(properties, name) is not None
-    }
+    plain = {name: _plain(value) for name in PROPERTY_NAMES if (value := getattr(properties, name)) is not None}
     if 'headers' in plain and not plain['headers']:
         del plain['headers']
     return plain

@@ -1,4 +1,4 @@
-"""The way back: the answers to RPC requests."""
+"""The way back: the answers to RPC requests, on the connection that publishes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from postage.amqp import frames
 from postage.amqp.cancelled import cancelled
 from postage.amqp.connection import Connection
 from postage.amqp.deliveries import Delivery, current
+from postage.amqp.frames import Answerable
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt, ids
 from postage.amqp.registry import acquire, release
+from postage.messaging.connected import Connected
 from postage.messaging.encoders import Encoding
 from postage.messaging.messages import Message, MessageResult, MessageResultError, MessageResultException
 from postage.messaging.outcomes import FilterError
@@ -22,7 +24,8 @@ from postage.messaging.remote import packed
 from postage.messaging.reply_addresses import ReplyAddresses
 from postage.messaging.signing import DIRECT_REPLY_TO, Signatures
 from postage.printable import class_of, encodable, text_of
-from postage.settings import BrokerSettings
+from postage.settings import BrokerSettings, Hup
+from postage.sparingly import Sparingly
 
 logger = logging.getLogger('postage')
 
@@ -116,6 +119,69 @@ class ReplySender:
     def _look_at(self, header: Any, receipt: Receipt) -> None:
         if isinstance(receipt.error, errors.Nacked):
             self.refused(header, receipt.error)
+
+
+class Answering(Connected):
+    """Sends replies, beside what it does on its own connection: the half of a consumer that is not about deliveries.
+
+    :ivar reply_addresses: which reply addresses are answered to
+    :ivar reply_sender: publishes the replies
+    """
+
+    accept_reply_to: Any = None
+
+    def __init__(self, hup: Hup | None, vhost: str | None) -> None:
+        super().__init__(hup, vhost)
+        self.reply_addresses = ReplyAddresses(self)
+        self.reply_sender = ReplySender(self, self._settings, self._signatures)
+        self._sparingly = Sparingly()
+
+    def _give_back(self) -> None:
+        super()._give_back()
+        self.reply_sender.close()
+
+    @property
+    def connections(self) -> list[Connection]:
+        """The connection it consumes on, and the one that its replies go out on, where it has been opened."""
+        return [self._connection, *filter(None, [self.reply_sender.connection])]
+
+    def rpc_reply(self, header: Any, message: Any) -> Receipt | None:
+        """Answer an RPC. Blocks at a full window of unconfirmed messages, and to ask about a reply address; any thread.
+
+        :param header: the AMQP properties of the request
+        :param message: a ``MessageResult`` or one of its kin; a plain value is wrapped in one
+        :return: what becomes of it; ``None`` where the request names no reply address, or one that is not accepted
+        :raises errors.EncodingError: the result cannot be encoded
+        """
+        if not header.reply_to:
+            self._sparingly.log(logging.WARNING, 'an RPC without a reply_to property cannot be answered')
+            return None
+        # That of a processor's own request, an Answerable, has been looked at when the request was begun.
+        if type(header) is not Answerable and not self._may_answer(header):
+            return None
+        if not hasattr(message, 'body'):
+            message = MessageResult(message)
+        encoded = self.encode(message.body)
+        return self.reply_sender.send(header, encoded, self.encoder.content_type, tells_refusal=True)
+
+    def _may_answer(self, header: Any) -> bool:
+        """Whether an answer may go where a request says. It is said where not."""
+        if self.reply_addresses.accepts(header.reply_to, header):
+            return True
+        self.reply_addresses.drop(header)
+        return False
+
+    def reply(self, header: Any, encoded: bytes, content_type: str) -> Receipt | None:
+        """Answer a request with bytes that are ready. Blocks as little as :meth:`rpc_reply`; any thread.
+
+        :param header: the AMQP properties of the request, which name a reply address
+        :param encoded: the body of the answer
+        :param content_type: what it is
+        :return: what becomes of it; ``None`` where the reply address is not accepted
+        """
+        if not self._may_answer(header):
+            return None
+        return self.reply_sender.send(header, encoded, content_type)
 
 
 def unanswerable(body: Mapping[str, Any], has_message_handler: bool) -> MessageResultError:
