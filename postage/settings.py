@@ -155,7 +155,7 @@ HUP_KEYS = ('host', 'user', 'password', 'port', 'ssl', 'mechanism')
 PLAIN, EXTERNAL = 'PLAIN', 'EXTERNAL'  # SASL mechanisms: a password; the certificate of this program
 MECHANISMS = (PLAIN, EXTERNAL)
 
-# A short string of AMQP 0-9-1 (section 4.2.5.3) holds 255 bytes; connection.open sends the virtual host as one.
+# A short string of AMQP 0-9-1 (section 4.2.5.3): the names of virtual hosts, exchanges and queues.
 SHORT_STRING_BYTES = 255
 HEARTBEAT_MAX = 65535  # seconds
 CHANNELS_NEEDED = 4

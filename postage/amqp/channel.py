@@ -30,7 +30,7 @@ from postage.amqp.link import Link
 from postage.amqp.outbox import Outbox, Sender
 from postage.amqp.server import Server
 from postage.amqp.states import Standing
-from postage.amqp.steps import Drive, Operation, Steps, done, drive, when_done
+from postage.amqp.steps import Drive, Operation, Steps, done, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
 from postage.printable import printable
@@ -235,7 +235,7 @@ class Channel(Lane, Sender):
             self._until_gone.append(gone)
             yield gone
         if self._being_opened is None and not self.is_open:
-            opening = self._being_opened = drive(self.open_steps())
+            opening = self._being_opened = Drive(self.open_steps())
             if opening.outcome.done():
                 self._being_opened = None
             else:

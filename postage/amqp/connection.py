@@ -26,7 +26,7 @@ from postage.amqp.outbox import Outbox
 from postage.amqp.publishing import PublishingChannel
 from postage.amqp.server import UNKNOWN, Server
 from postage.amqp.states import Standing, State
-from postage.amqp.steps import Steps, drive, no_steps, when_done
+from postage.amqp.steps import Drive, Steps, no_steps, when_done
 from postage.amqp.tick import Tick
 from postage.amqp.topology import Topologies
 from postage.amqp.turns import Readership
@@ -380,7 +380,7 @@ class Connection:
     def _close_steps(self, deadline: float) -> Steps:
         for channel in list(self.channels):
             yield self.io.settled_by(channel.when_settled(), deadline - 1.0)
-            yield self.io.settled_by(drive(channel.give_back_steps()).outcome, deadline - 1.0)
+            yield self.io.settled_by(Drive(channel.give_back_steps()).outcome, deadline - 1.0)
         self.standing.enter(State.CLOSING)
         self._attempts.end()
         self.readership.is_over = True

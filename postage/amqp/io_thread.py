@@ -18,7 +18,7 @@ from typing import Any
 import pika.adapters.select_connection
 
 from postage import errors
-from postage.amqp.steps import Drive, Operation, Steps, drive, when_done
+from postage.amqp.steps import Drive, Operation, Steps, when_done
 from postage.amqp.threads import check_may_block, this_thread
 from postage.amqp.tick import Loop
 
@@ -196,7 +196,7 @@ class Asked:
         """
         if self.answer.done():
             return
-        self._drive = drive(self._steps)
+        self._drive = Drive(self._steps)
         timer = loop.call_later(timeout, lambda: self.fail(late))
         self._drive.outcome.add_done_callback(lambda _: loop.remove_timeout(timer))
         self._drive.outcome.add_done_callback(self._end)

@@ -20,7 +20,7 @@ from postage.amqp.connection import OPERATION_TIMEOUT, Connection, Role
 from postage.amqp.control import ControlChannel
 from postage.amqp.publishing import Outgoing, PublishingChannel
 from postage.amqp.registry import diverted
-from postage.amqp.steps import Steps, done, drive, no_steps
+from postage.amqp.steps import Drive, Steps, done, no_steps
 from postage.amqp.topology import Topologies, Topology
 from postage.settings import BrokerSettings
 
@@ -48,7 +48,6 @@ class RecordingConnection(Connection):
         self.topologies = _Kept(self.recorded)
         self.rpc_client = _NoCalls()
         self._recording_control = _RecordingControl(self)
-        self._publishers: dict[bool, PublishingChannel] = {}
 
     @property
     def control(self) -> ControlChannel:
@@ -64,7 +63,7 @@ class RecordingConnection(Connection):
 
     def ask(self, steps: Callable[[], Steps], timeout: float = OPERATION_TIMEOUT, when_open: bool = True) -> Any:
         """Take steps, in this thread."""
-        return drive(steps()).outcome.result()
+        return Drive(steps()).outcome.result()
 
     def tell(self, work: Callable[[], Steps | None]) -> None:
         """What is only told concerns deliveries, of which there are none."""
@@ -76,7 +75,7 @@ class RecordingConnection(Connection):
 
     def publisher(self, confirms: bool) -> PublishingChannel:
         """A channel that notes what is published, which counts as confirmed."""
-        return self._publishers.setdefault(confirms, _NotingChannel(self, confirms, self.published))
+        return self.publishers.setdefault(confirms, _NotingChannel(self, confirms, self.published))
 
 
 class Recording:

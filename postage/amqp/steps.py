@@ -6,8 +6,8 @@
         yield channel.operate('queue_declare', queue='jobs')
         yield channel.operate('queue_bind', queue='jobs', exchange='work')
 
-:func:`drive` takes such steps, each when the one before it is done. It has no thread of its own: a step is taken by the
-thread that finishes the future before it, which on a connection is always the I/O thread.
+:class:`Drive` takes such steps, each when the one before it is done. It has no thread of its own: the thread takes a
+step that finishes the future before it, which on a connection is always the I/O thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Operation(Future[Any]):
 
 
 class Drive:
-    """Steps that are being taken. For the I/O thread alone.
+    """Steps that are being taken, from the moment that it is made. On the I/O thread; does not block.
 
     :ivar outcome: the future of what the steps return or raise. It cannot be cancelled, so several may wait for it.
     :ivar awaited: the future that the last step yielded
@@ -81,14 +81,9 @@ class Drive:
             self.awaited.cancel()  # only an operation that has not begun can be: see Channel.operate
 
 
-def drive(steps: Steps) -> Drive:
-    """Begin to take steps. On the I/O thread; does not block."""
-    return Drive(steps)
-
-
 def when_done(steps: Steps, then: Callable[[BaseException | None], None]) -> None:
     """Take steps and call back at their end, with what they raised or ``None``. On the I/O thread."""
-    drive(steps).outcome.add_done_callback(lambda outcome: then(outcome.exception()))
+    Drive(steps).outcome.add_done_callback(lambda outcome: then(outcome.exception()))
 
 
 def no_steps() -> Steps:

@@ -34,7 +34,7 @@ class QueueBinder(Connected):
     @property
     def qk_list(self) -> list[tuple[str, str]]:
         """The queues that it consumes from, each with the keys that it is bound by."""
-        return [(binding.queue, binding.routing_key) for binding in self._topology.bindings]
+        return [(binding.queue, binding.routing_key) for binding in self.topology.bindings]
 
     def queue_bind(self, exchange: type[Exchange] | Exchange, queue: Any, key: str, **flags: Any) -> None:
         """Declare an exchange and a queue and bind them; where it is consuming it consumes from it at once. Blocks.
@@ -67,8 +67,8 @@ class QueueBinder(Connected):
         name = check_queue(queue, {}, 'queue_unbind').name
         binding = Binding(name, check_exchange(exchange, 'queue_unbind').name, key)
         self._connection.ask(lambda: unbind(self._connection.control, binding))
-        if binding in self._topology.bindings:
-            self._topology.bindings.remove(binding)
+        if binding in self.topology.bindings:
+            self.topology.bindings.remove(binding)
 
     def queue_leave(self, queue: Any) -> None:
         """Stop consuming from one queue, which stays as it is for others. Blocks.
@@ -77,8 +77,8 @@ class QueueBinder(Connected):
         """
         self._check_open()
         name = check_queue(queue, {}, 'queue_leave').name
-        self._topology.queues.pop(name, None)
-        self._topology.bindings = [binding for binding in self._topology.bindings if binding.queue != name]
+        self.topology.queues.pop(name, None)
+        self.topology.bindings = [binding for binding in self.topology.bindings if binding.queue != name]
         self._connection.ask(lambda: self._leave_steps(name))
 
     def _bind(self, exchange: type[Exchange] | Exchange, queue: Queue, key: str) -> None:
@@ -90,21 +90,21 @@ class QueueBinder(Connected):
     def _known(self, queue: Queue) -> Queue:
         """A queue with its flags complete; the one that was declared before, where it is the same."""
         queue.flags.setdefault('durable', self.durable_queues)
-        known = self._topology.queues.get(queue.name)
+        known = self.topology.queues.get(queue.name)
         if known is not None and (not queue.spelled or known.flags == queue.flags):
             return known
         warn_of_leftover(queue)
         return queue
 
     def _bind_steps(self, exchange: dict[str, Any], queue: Queue, binding: Binding) -> Steps:
-        control, topology = self._connection.control, self._topology
+        control, topology = self._connection.control, self.topology
         if exchange['exchange'] not in topology.exchanges:
             yield from declare_exchange(control, exchange)
             topology.exchanges[exchange['exchange']] = exchange
         yield from self._declare_steps(queue, binding)
 
     def _declare_steps(self, queue: Queue, binding: Binding | None = None) -> Steps:
-        control, topology = self._connection.control, self._topology
+        control, topology = self._connection.control, self.topology
         if topology.queues.get(queue.name) is not queue:
             self._connection.topologies.check_exclusive(queue, topology)
             yield from declare_queue(control, queue)

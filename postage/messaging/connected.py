@@ -25,6 +25,7 @@ class Connected(Encoding):
     The constructor reads the settings; those of its subclasses connect, in ``with self._connecting(…)``.
 
     :raises errors.ConfigurationError: a setting has the wrong shape
+    :ivar topology: what it has declared
     """
 
     hup: Hup | None = global_hup
@@ -45,7 +46,7 @@ class Connected(Encoding):
         self.vhost = self._settings.vhost
         # None where there are no keys: what is not signed pays for no more than a look at that.
         self._signatures = Signatures(f'{type(self).__name__}.signing_keys', self.signing_keys) or None
-        self._topology = Topology()
+        self.topology = Topology()
         self._closed = False
 
     @contextmanager
@@ -57,7 +58,7 @@ class Connected(Encoding):
         """
         self._connection = acquire(self._settings, role)
         try:
-            self._connection.topologies.add(self._topology)
+            self._connection.topologies.add(self.topology)
             yield
         except BaseException:
             self._give_back()
@@ -65,7 +66,7 @@ class Connected(Encoding):
 
     def _give_back(self) -> None:
         self._closed = True
-        self._connection.topologies.discard(self._topology)
+        self._connection.topologies.discard(self.topology)
         release(self._connection)
 
     def _check_open(self) -> None:
@@ -82,11 +83,6 @@ class Connected(Encoding):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def topology(self) -> Topology:
-        """What it has declared."""
-        return self._topology
 
     @property
     def conn_broker(self) -> Connection:

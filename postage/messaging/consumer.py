@@ -53,7 +53,7 @@ class GenericConsumer(QueueBinder, Answering):
     :cvar accept_reply_to: where answers may go beside direct reply-to and queues whose names look generated: ``None``
         for exclusive queues; ``True`` for all; a pattern as for file names, a compiled regular expression, or a list of
         these; a method that gets the request, and returns ``True`` where an answer may go there; ``False`` for none
-    :ivar source: its deliveries, as processors take them
+    :ivar delivery_source: its deliveries, as processors take them
     :ivar on_stop: what :meth:`stop_consuming` does where a processor consumes; that sets it
     """
 
@@ -80,7 +80,7 @@ class GenericConsumer(QueueBinder, Answering):
 
     @shown_half_built
     def __repr__(self) -> str:
-        return f'<{type(self).__name__} of {", ".join(self._topology.queues) or "no queue"} on {self._settings}>'
+        return f'<{type(self).__name__} of {", ".join(self.topology.queues) or "no queue"} on {self._settings}>'
 
     # Life
 

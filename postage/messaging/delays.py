@@ -27,9 +27,9 @@ from postage.messaging.handlers import Retry
 from postage.messaging.letters import first_attempt_at
 from postage.messaging.outcomes import Pause
 from postage.messaging.properties import DELAY_PREFIX, whole_header
+from postage.settings import SHORT_STRING_BYTES
 
 GAPS = 8  # how much of the time that is left lies between two messages which failed together, on average: 1/16
-NAME_BYTES = 255  # of a queue, a short string of AMQP 0-9-1 (section 4.2.5.3)
 
 
 def pause_after(retries: Sequence[Retry], error: BaseException, delivery: Delivery) -> Pause | None:
@@ -111,6 +111,6 @@ class Spread:
 def _delay_name(name: str, milliseconds: int) -> str:
     """What the queue is called: by the original's name, for people who look at the broker."""
     full = f'{DELAY_PREFIX}{name}.{milliseconds}'
-    if len(full.encode()) <= NAME_BYTES:
+    if len(full.encode()) <= SHORT_STRING_BYTES:
         return full
     return f'{DELAY_PREFIX}{hashlib.sha256(name.encode()).hexdigest()}.{milliseconds}'

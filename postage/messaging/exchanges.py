@@ -7,9 +7,7 @@ from typing import Any
 
 from postage.errors import ConfigurationError
 from postage.printable import shown
-
-# A short string of AMQP 0-9-1 (section 4.2.5.3), which is what the name of an exchange travels as.
-_NAME_BYTES = 255
+from postage.settings import SHORT_STRING_BYTES
 
 _FLAGS = ('passive', 'durable', 'auto_delete', 'internal')
 _ATTRIBUTES = ('name', 'exchange_type', *_FLAGS, 'arguments')
@@ -102,8 +100,8 @@ def _fault(exchange: Any, default_allowed: bool) -> str | None:
         return f'.name must be text, not {type(name).__name__}'
     if not name and not default_allowed:
         return '.name is empty, which means the default exchange; no program can declare it or bind to it'
-    if len(name.encode('utf-8', 'replace')) > _NAME_BYTES:
-        return f'.name is longer than the {_NAME_BYTES} bytes that AMQP allows'
+    if len(name.encode('utf-8', 'replace')) > SHORT_STRING_BYTES:
+        return f'.name is longer than the {SHORT_STRING_BYTES} bytes that AMQP allows'
     if not isinstance(exchange.exchange_type, str) or not exchange.exchange_type:
         return f".exchange_type must be text such as 'direct', not {shown(exchange.exchange_type)}"
     for flag in _FLAGS:

@@ -12,6 +12,8 @@ from postage.printable import shown, shown_half_built
 from postage.program import program_settings
 from postage.settings import default_vhost
 
+_KEYS = ('name', 'type', 'pid', 'host', 'user', 'vhost')
+
 
 class Fingerprint:
     """Identifies a component on the network.
@@ -51,14 +53,7 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, str | None]:
         """Return a new dictionary: ``name``, ``type``, ``pid``, ``host``, ``user`` and ``vhost``."""
-        return {
-            'name': self.name,
-            'type': self.type,
-            'pid': self.pid,
-            'host': self.host,
-            'user': self.user,
-            'vhost': self.vhost,
-        }
+        return dict(zip(_KEYS, self.as_tuple(), strict=True))
 
     def keys(self) -> KeysView[str]:
         """The keys of its dictionary: ``dict(fingerprint)`` and ``**fingerprint`` are that."""
@@ -76,9 +71,6 @@ class Fingerprint:
     def __repr__(self) -> str:
         fields = ', '.join(f'{name}={value!r}' for name, value in self.as_dict().items())
         return f'{type(self).__name__}({fields})'
-
-
-_KEYS = frozenset(('name', 'type', 'pid', 'host', 'user', 'vhost'))
 
 
 def as_fingerprint_dict(value: Any = None, vhost: str | None = None) -> dict[str, Any]:
@@ -100,7 +92,7 @@ def as_fingerprint_dict(value: Any = None, vhost: str | None = None) -> dict[str
             'a fingerprint must be a Fingerprint, a dictionary or an object whose as_dict() returns one, '
             f'not {_description(value)}'
         )
-    if fingerprint.keys() >= _KEYS:
+    if fingerprint.keys() >= set(_KEYS):
         return dict(fingerprint)
     return {**Fingerprint(vhost=fingerprint.get('vhost', vhost)).as_dict(), **fingerprint}
 

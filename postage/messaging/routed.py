@@ -86,7 +86,7 @@ class Routed(Connected):
                 parameters = exchange.parameters
                 connection = self._connection
                 connection.ask(lambda: declare_exchange(connection.control, parameters))
-                self._topology.exchanges[name] = parameters
+                self.topology.exchanges[name] = parameters
             self._names[exchange] = name
         return name
 

@@ -8,7 +8,7 @@ import pytest
 
 from postage import errors
 from postage.amqp.channel import Channel
-from postage.amqp.steps import drive
+from postage.amqp.steps import Drive
 from support.messaging import TIMEOUT, Bench, eventually
 from support.pika_channels import Host
 from support.proxy import Proxy
@@ -21,7 +21,7 @@ def host() -> Any:
 
 def opened(host: Any) -> Channel:
     channel = Channel(host)
-    opening = drive(channel.ensure_open_steps())
+    opening = Drive(channel.ensure_open_steps())
     host.pika_channel.opened()
     assert opening.outcome.done()
     return channel
@@ -29,7 +29,7 @@ def opened(host: Any) -> Channel:
 
 def test_several_that_want_it_open_have_it_opened_once(host: Any) -> None:
     channel = Channel(host)
-    first, second = drive(channel.ensure_open_steps()), drive(channel.ensure_open_steps())
+    first, second = Drive(channel.ensure_open_steps()), Drive(channel.ensure_open_steps())
     assert len(host.link.channels) == 1
     host.pika_channel.opened()
     assert (first.outcome.result(0), second.outcome.result(0)) == (None, None)
@@ -39,7 +39,7 @@ def test_several_that_want_it_open_have_it_opened_once(host: Any) -> None:
 
 def test_one_that_gives_up_waiting_for_the_opening_leaves_it_to_the_others(host: Any) -> None:
     channel = Channel(host)
-    first, second = drive(channel.ensure_open_steps()), drive(channel.ensure_open_steps())
+    first, second = Drive(channel.ensure_open_steps()), Drive(channel.ensure_open_steps())
     first.abandon(TimeoutError())
     host.pika_channel.opened()
     assert second.outcome.result(0) is None
@@ -72,14 +72,14 @@ def test_an_operation_behind_a_refused_one_did_not_take_place_and_says_so(host: 
 
 def test_an_operation_on_a_channel_that_is_being_closed_did_not_take_place_and_says_so(host: Any) -> None:
     channel = opened(host)
-    drive(channel.close_steps())
+    Drive(channel.close_steps())
     with pytest.raises(errors.ChannelLost, match="was being closed before it could declare queue 'a'"):
         channel.operate('queue_declare', "declare queue 'a'", queue='a').result(0)
 
 
 def test_the_answer_to_a_close_that_is_waited_for_no_more_does_no_harm(host: Any) -> None:
     channel = opened(host)
-    closing = drive(channel.close_steps())
+    closing = Drive(channel.close_steps())
     assert [call.what for call in host.pika_channel.calls] == ['close']
     closing.abandon(TimeoutError())
     host.pika_channel.closed(ValueError('closed'))

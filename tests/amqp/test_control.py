@@ -11,7 +11,7 @@ import pytest
 from postage import errors, messaging
 from postage.amqp.channel import Channel
 from postage.amqp.control import BlockingAccess, ControlChannel
-from postage.amqp.steps import drive
+from postage.amqp.steps import Drive
 from support.messaging import TIMEOUT, Bench, EchoProducer, Seen, eventually
 from support.pika_channels import Host
 from support.proxy import Proxy
@@ -110,7 +110,7 @@ def test_an_operation_between_the_news_of_a_close_and_the_close_is_not_told_the_
 ) -> None:
     """A thread that reads sees the close first; pika, on the I/O thread, a moment later."""
     channel = kind(host)
-    opening = drive(channel.ensure_open_steps())
+    opening = Drive(channel.ensure_open_steps())
     host.pika_channel.opened()
     assert opening.outcome.done()
     refused = channel.operate('queue_declare', 'declare a', queue='a')
@@ -131,10 +131,10 @@ def test_an_operation_between_the_news_of_a_close_and_the_close_is_not_told_the_
 
 def test_steps_that_want_a_channel_open_between_the_news_of_a_close_and_the_close_get_the_next_one(host: Any) -> None:
     channel = Channel(host)
-    drive(channel.ensure_open_steps())
+    Drive(channel.ensure_open_steps())
     host.pika_channel.opened()
     channel.closing()
-    wanting = drive(channel.ensure_open_steps())
+    wanting = Drive(channel.ensure_open_steps())
     host.link.channels[0].refuse()
     host.pika_channel.opened()
     assert wanting.outcome.result(0) is None
@@ -246,7 +246,7 @@ def test_an_acknowledgement_in_its_own_generation_is_sent(host: Any, control: Co
 
 def ask_here(steps: Any) -> Any:
     """Take steps at once, as far as they go."""
-    return drive(steps()).outcome
+    return Drive(steps()).outcome
 
 
 @pytest.mark.parametrize('kind', [ControlChannel, Channel])

@@ -22,7 +22,7 @@ from postage.amqp import publishing
 from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.publishing import Ledger, Outgoing, PublishingChannel, Receipt
-from postage.amqp.steps import drive
+from postage.amqp.steps import Drive
 from postage.amqp.topology import Queue, Topology
 from postage.messaging.pace import Prefetch
 from postage.settings import broker_settings
@@ -276,8 +276,8 @@ class Consuming:
         self.wish = 8
         self.channel = ConsumingChannel(self.host, Topology(), 8)
         self.channel.consumers.wish = lambda: self.wish
-        drive(self.channel.consumers.begin_steps('queue'))
-        self.opening = drive(self.channel.ensure_open_steps())
+        Drive(self.channel.consumers.begin_steps('queue'))
+        self.opening = Drive(self.channel.ensure_open_steps())
         self.host.pika_channel.opened()
 
     def answer(self) -> str:
@@ -355,7 +355,7 @@ def test_a_change_that_the_loss_of_the_channel_cuts_short_is_made_up_for_when_it
     on.channel.is_wanted = False  # opened again by hand
     on.host.pika_channel.refuse(406, 'PRECONDITION_FAILED')
     on.channel.is_wanted = True
-    drive(on.channel.ensure_open_steps())
+    Drive(on.channel.ensure_open_steps())
     on.host.pika_channel.opened()
     assert on.answer_all() == on.channel.prefetch == 64
 
@@ -366,11 +366,11 @@ def test_a_change_in_the_middle_of_which_the_channel_is_closed_ends_without_a_wo
     on.channel.topology.queues['queue'] = Queue('queue', {})
     on.answer_all()
     on.wish = 1
-    resizing = drive(on.channel.consumers.resize_steps())
+    resizing = Drive(on.channel.consumers.resize_steps())
     for _ in range(answered):
         if on.host.pika_channel.calls:
             on.answer()
-    closing = drive(on.channel.close_steps())
+    closing = Drive(on.channel.close_steps())
     while not closing.outcome.done() and on.host.pika_channel.calls[-1].what != 'close':
         on.answer()
     on.host.pika_channel.closed(pika.exceptions.ChannelClosedByClient(200, 'closed'))

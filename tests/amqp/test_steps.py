@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from postage.amqp.steps import Steps, done, drive, when_done
+from postage.amqp.steps import Drive, Steps, done, when_done
 
 
 class Taken:
@@ -36,7 +36,7 @@ class Taken:
 def test_each_step_is_taken_when_the_one_before_it_is_done() -> None:
     first, second = Future[str](), Future[str]()
     taken = Taken(first, second)
-    driven = drive(taken.steps())
+    driven = Drive(taken.steps())
     assert (taken.notes, driven.awaited) == ([], first)
     second.set_result('second')
     assert taken.notes == []
@@ -48,7 +48,7 @@ def test_each_step_is_taken_when_the_one_before_it_is_done() -> None:
 def test_the_error_of_a_future_is_raised_where_it_was_awaited() -> None:
     future = Future[str]()
     taken = Taken(future, done('after'))
-    driven = drive(taken.steps())
+    driven = Drive(taken.steps())
     future.set_exception(ValueError('no'))
     assert taken.notes == ['no', 'after', 'end']
     assert driven.outcome.result(0) == 'returned'
@@ -60,12 +60,12 @@ def test_what_steps_raise_is_their_outcome(error: BaseException) -> None:
         yield done()
         raise error
 
-    assert drive(failing()).outcome.exception(0) is error
+    assert Drive(failing()).outcome.exception(0) is error
 
 
 def test_the_outcome_cannot_be_cancelled_so_several_may_wait_for_it() -> None:
     future = Future[str]()
-    driven = drive(Taken(future).steps())
+    driven = Drive(Taken(future).steps())
     assert not driven.outcome.cancel()
     future.set_result('done')
     assert driven.outcome.result(0) == 'returned'
@@ -79,14 +79,14 @@ def test_a_long_row_of_done_futures_needs_no_deep_stack() -> None:
         return total
 
     numbers = 10 * sys.getrecursionlimit()
-    assert drive(long()).outcome.result(0) == numbers * (numbers - 1) // 2
+    assert Drive(long()).outcome.result(0) == numbers * (numbers - 1) // 2
 
 
 def test_a_long_row_of_done_futures_behind_one_that_was_not_needs_no_deep_stack_either() -> None:
     first = Future[None]()
     numbers = 10 * sys.getrecursionlimit()
     taken = Taken(first, *(done(number) for number in range(numbers)))
-    driven = drive(taken.steps())
+    driven = Drive(taken.steps())
     first.set_result(None)
     assert driven.outcome.result(0) == 'returned'
     assert len(taken.notes) == numbers + 2
@@ -111,7 +111,7 @@ def test_abandoned_steps_are_closed_and_fail_with_the_error_given() -> None:
     future = Future[str]()
     future.set_running_or_notify_cancel()
     taken = Taken(future, Future[str]())
-    driven = drive(taken.steps())
+    driven = Drive(taken.steps())
     driven.abandon(error := TimeoutError('too late'))
     assert taken.notes == ['closed', 'end']
     assert driven.outcome.exception(0) is error
@@ -121,7 +121,7 @@ def test_no_step_is_taken_after_they_were_abandoned() -> None:
     future = Future[str]()
     future.set_running_or_notify_cancel()
     taken = Taken(future, Future[str]())
-    driven = drive(taken.steps())
+    driven = Drive(taken.steps())
     driven.abandon(TimeoutError())
     future.set_result('the answer, late')
     assert taken.notes == ['closed', 'end']
@@ -131,14 +131,14 @@ def test_what_has_not_begun_is_withdrawn_and_what_is_under_way_is_not() -> None:
     waiting, under_way = Future[str](), Future[str]()
     under_way.set_running_or_notify_cancel()
     for future in (waiting, under_way):
-        drive(Taken(future).steps()).abandon(TimeoutError())
+        Drive(Taken(future).steps()).abandon(TimeoutError())
     assert waiting.cancelled()
     assert not under_way.done()
 
 
 def test_to_abandon_steps_at_their_end_does_nothing() -> None:
     taken = Taken(done('first'))
-    driven = drive(taken.steps())
+    driven = Drive(taken.steps())
     driven.abandon(TimeoutError())
     assert driven.outcome.result(0) == 'returned'
     assert taken.notes == ['first', 'end']

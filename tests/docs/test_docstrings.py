@@ -21,7 +21,7 @@ import pika
 import pytest
 
 from postage import messaging, missive
-from postage.amqp.steps import drive
+from postage.amqp.steps import Drive
 from postage.missive.adapters.for_tests import TestAdapter
 from postage.missive.adapters.stdin import StdinAdapter
 from postage.missive.shutdown_handler import ShutdownHandler
@@ -85,7 +85,7 @@ def test_steps_wait_for_each_other() -> None:
             return asked[-1][1]
 
     names = example('amqp/steps.py')
-    outcome = drive(names['declare_and_bind'](Channel())).outcome
+    outcome = Drive(names['declare_and_bind'](Channel())).outcome
     assert [operation for operation, _ in asked] == ['queue_declare']
     asked[0][1].set_result(None)
     asked[1][1].set_result(None)

@@ -16,7 +16,7 @@ import pika.spec
 from postage.amqp.channel import Channel
 from postage.amqp.server import UNKNOWN
 from postage.amqp.states import Standing
-from postage.amqp.steps import drive
+from postage.amqp.steps import Drive
 from postage.amqp.tick import Tick
 from support.loops import StepLoop
 
@@ -155,7 +155,7 @@ class Host:
         for work in told:
             steps = work()
             if steps is not None:
-                drive(steps)
+                Drive(steps)
 
     def awaited(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
