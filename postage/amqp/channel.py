@@ -146,16 +146,20 @@ class Channel(Lane, Sender):
         self.frame_max = FRAME_MIN
         self.is_wanted = True
         self.is_awaited = True
-        self._is_set_up = False
+        self._cancelled_tags: set[str] = set()
+        self._pauses = GrowingPauses(FREE_REOPENINGS, 2.0)
+        self._sparingly = Sparingly()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """The state of a channel that was never opened: at first, and in a forked child."""
+        self.is_open = self._is_set_up = self.needs_flush = False
         self._pika: pika.channel.Channel | None = None
         self._opening: Future[Any] | None = None  # the answer to channel.open
         self._being_opened: Drive | None = None  # open and set up
         self._until_gone: list[Future[Any]] = []  # see ensure_open_steps
         self._operations: deque[Operation] = deque()
         self._operation: Operation | None = None  # the one whose answer is awaited
-        self._cancelled_tags: set[str] = set()
-        self._pauses = GrowingPauses(FREE_REOPENINGS, 2.0)
-        self._sparingly = Sparingly()
 
     # What subclasses add
 
@@ -187,12 +191,8 @@ class Channel(Lane, Sender):
 
     def after_fork(self) -> bool:
         """Forget what belongs to the parent process; ``False`` where the child has no use for the channel."""
-        self.is_open = self._is_set_up = False
         self.generation += 1
-        self.needs_flush = False
-        self._pika = self._opening = self._being_opened = self._operation = None
-        self._operations.clear()
-        self._until_gone.clear()
+        self._start_over()
         return True
 
     # Opening and losing

@@ -117,11 +117,6 @@ class Content:
             self.parts[self.joined :] = [b''.join(self.parts[self.joined :])]
             self.joined += 1
 
-    @property
-    def is_dropped(self) -> bool:
-        """Whether its body was not kept, because it is too large."""
-        return isinstance(self.parts, Dropped)
-
 
 class Returned(Content):
     """A message that comes back, for no queue took it."""
@@ -393,7 +388,7 @@ def complete(lane: Lane, content: Content) -> None:
     content.body = content.parts[0] if len(content.parts) == 1 else b''.join(content.parts)
     if content.is_return:
         lane.returned(content)
-    elif content.is_dropped:
+    elif isinstance(content.parts, Dropped):
         lane.too_large(content)
     else:
         lane.delivered(content)

@@ -147,7 +147,7 @@ def _write_table(value: Any, what: str) -> bytes:
 
 
 def usual_properties(content_type: str, delivery_mode: int, message_id: str) -> bytes:
-    """The same for what most messages have. The id is one of our own, short and of ASCII."""
+    """The properties that most messages have, encoded. The id is one of our own, short and of ASCII."""
     own_id = message_id.encode()
     return _usual_head(_MESSAGE_ID, content_type, delivery_mode) + bytes((len(own_id),)) + own_id
 
@@ -161,7 +161,7 @@ def request_properties(
     deadline: int,
     traceparent: str = '',
 ) -> bytes:
-    """The same for what most requests have.
+    """The properties that most requests have, encoded.
 
     :param own_id: message id and correlation id, one of our own
     :param expiration: in milliseconds
@@ -178,7 +178,7 @@ def request_properties(
 
 
 def reply_properties(content_type: str, own_id: str, correlation_id: str) -> bytes:
-    """The same for what all replies have, which are transient.
+    """The properties that all replies have, which are transient, encoded.
 
     :param correlation_id: the request's; may be empty
     """
@@ -461,9 +461,9 @@ class Traced(NamedTuple):
 
 
 def decode_traced(data: bytes) -> Traced | None:
-    """The same out of the properties of a content header, where that is easy, and they have no headers but our own.
+    """What a span has of the properties of a content header, where they have no headers but our own. Never raises.
 
-    ``None`` where all of them have to be decoded, and looked at one by one. Never raises.
+    ``None`` where all of them have to be decoded, and looked at one by one.
     """
     message_id = None
     try:
@@ -482,14 +482,14 @@ def decode_traced(data: bytes) -> Traced | None:
 
 
 def answerable_of(properties: pika.BasicProperties) -> Answerable:
-    """The same of properties that are decoded already."""
+    """What an answer depends on, of properties that are decoded already."""
     deadline = (properties.headers or {}).get(DEADLINE)
     is_number = isinstance(deadline, int) and not isinstance(deadline, bool)
     return Answerable(properties.correlation_id, properties.reply_to, deadline if is_number else None)
 
 
 def salvage_answerable(data: bytes) -> Answerable:
-    """The same as far as it can be had of properties that cannot be decoded. Never raises.
+    """What an answer depends on, as far as it can be had of properties that cannot be decoded. Never raises.
 
     A table's length says where it ends, whatever is in it.
     """

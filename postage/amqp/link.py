@@ -298,7 +298,7 @@ class Link(pika.SelectConnection):
             self.fail(pika.exceptions.AMQPConnectionError('ended before it was open'))
 
     def fail_soon(self, error: Exception) -> None:
-        """The same from any thread. Nothing is read any more."""
+        """As :meth:`fail`, from any thread. Nothing is read any more."""
         if self.turn is not None:
             self.turn.is_over = True
         self.ioloop.add_callback_threadsafe(functools.partial(self.fail, error))

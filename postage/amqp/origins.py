@@ -9,7 +9,7 @@ from postage.amqp.deliveries import Delivery
 from postage.amqp.retries import DelayedRetries, delayed_retries
 from postage.amqp.server import Server
 from postage.amqp.streams import OFFSET, Position
-from postage.amqp.topology import Queue, Topology
+from postage.amqp.topology import Topology
 
 
 class Origins:
@@ -30,7 +30,11 @@ class Origins:
     def consume_arguments(self, name: str, server: Server) -> dict[str, Any] | None:
         """What ``basic.consume`` is told about a queue, as it is declared by now, on the present connection."""
         queue = self._topology.queues.get(name)
-        self._look_at_retries(name, queue, server)
+        retries = delayed_retries(queue, server)
+        if retries is not None and self.lets_broker_retry:
+            self._retries[name] = retries
+        else:
+            self._retries.pop(name, None)
         if queue is None:
             return None
         if queue.position is not None:
@@ -42,13 +46,6 @@ class Origins:
             if offset is not None:
                 arguments[OFFSET] = offset
         return arguments or None
-
-    def _look_at_retries(self, name: str, queue: Queue | None, server: Server) -> None:
-        retries = delayed_retries(queue, server)
-        if retries is not None and self.lets_broker_retry:
-            self._retries[name] = retries
-        else:
-            self._retries.pop(name, None)
 
     def is_stream(self, name: str) -> bool:
         """Whether a queue is a stream, as far as its declaration tells."""

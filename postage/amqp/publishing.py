@@ -241,18 +241,18 @@ class PublishingChannel(Channel):
     def __init__(self, host: Host, confirms: bool) -> None:
         super().__init__(host)
         self.confirms = confirms
-        self.is_awaited = self.ALWAYS_AWAITED
-        self.urgent = 0
         self.durations = Durations()
         self._lost_by: errors.BrokerError = errors.ConnectionLost('it was never opened')
         self._tag, self._oldest = 0, 1  # no tag below the oldest is unconfirmed
-        self._suspects = 0  # see _on_lost
         self._empty_window()
 
     def _empty_window(self) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._waiting = 0  # threads that wait for a change
+        self.is_awaited = self.ALWAYS_AWAITED
+        self.urgent = 0
+        self._suspects = 0  # see _on_lost
         self.in_flight = self._bytes = 0
         self._pending: deque[Outgoing] = deque()  # accepted, not on the wire
         self._unconfirmed: dict[int, Outgoing] = {}  # on the wire, by delivery tag, oldest first
@@ -569,8 +569,6 @@ class PublishingChannel(Channel):
         for outgoing in (*self._unconfirmed.values(), *self._pending):
             if outgoing.receipt is not None:
                 outgoing.receipt._belongs_to_parent()
-        self.urgent = self._suspects = 0
-        self.is_awaited = self.ALWAYS_AWAITED
         self._empty_window()
         return True
 

@@ -136,7 +136,7 @@ class CancelChannel(Channel):
         )
 
     def on_refused(self, error: errors.PostageError) -> None:
-        """Who may not declare does without."""
+        """A program that may not declare does without cancels."""
         self.is_wanted = False
         logger.debug('cancels are not received: %s', error)
 

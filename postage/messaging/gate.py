@@ -72,7 +72,7 @@ class Gate:
         except errors.SignatureRefused as error:
             self._sparingly.log(logging.WARNING, '%r is refused: %s', delivery, error)
             raise
-        mark = signature.mac[:MAC_BYTES] + delivery.queue.encode('utf-8', 'surrogatepass')
+        mark = _mark(delivery, signature)
         with self._lock:
             waiting = self._waiting.get(mark)
             if waiting is None and not self._known.get(mark):
@@ -169,11 +169,15 @@ class Gate:
         age = time.time() - signature.seconds
         if abs(age) <= self._max_age:
             return
-        mark = signature.mac[:MAC_BYTES] + delivery.queue.encode('utf-8', 'surrogatepass')
-        if delivery.redelivered and mark in self._known:
+        if delivery.redelivered and _mark(delivery, signature) in self._known:
             return  # it was in time when it first came, and its connection was lost
         old = f'{age:.0f} s ago' if age > 0 else f'{-age:.0f} s in the future'
         raise errors.SignatureRefused(f'it was signed {old}, and max_age is {self._max_age:g} s', 'stale')
+
+
+def _mark(delivery: Delivery, signature: Signature) -> bytes:
+    """By which a delivery is remembered."""
+    return signature.mac[:MAC_BYTES] + delivery.queue.encode('utf-8', 'surrogatepass')
 
 
 def check_max_age(name: str, seconds: Any) -> float | None:

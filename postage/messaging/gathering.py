@@ -115,7 +115,7 @@ class Gathering(Future[Replies]):
         self.end(None)
 
     def cancel(self) -> bool:
-        """The same, but a thread that waits for :meth:`result` gets a ``CancelledError``."""
+        """End it as :meth:`close` does, but a thread that waits for :meth:`result` gets a ``CancelledError``."""
         is_cancelled = super().cancel()
         self.close()
         return is_cancelled

@@ -116,7 +116,9 @@ class Handling(MicroThread):
         figures.begun[self._delivery] = monotonic()
         timers = self._timers_of(entry)
         try:
-            with cancelled.watching(self._id_to_watch(), self._on_cancel):
+            self._can_be_closed = self._reply is not None
+            cancel_id = None if self._reply is None else self._reply.cancel_id
+            with cancelled.watching(cancel_id, self._on_cancel):
                 result = yield from self._run(entry, self.scheduler)
             if self._reply is not None and result is not None and not self._reply.sent:
                 self._reply(result)
@@ -146,22 +148,14 @@ class Handling(MicroThread):
             # At its deadline the caller itself cancels it, unless it was killed, or cannot reach the broker.
             seconds = self._reply.header.deadline / 1000 - time() + self._dispatcher.tolerance
             if seconds < TIMEOUT_MAX:
-                timers.append(later(seconds, self._deadline_has_passed))
+                timers.append(later(seconds, functools.partial(self._close_cancelled, 'its deadline has passed')))
         return timers
-
-    def _deadline_has_passed(self) -> None:
-        self._close_cancelled('its deadline has passed')
 
     def _raised(self, entry: Entry, error: BaseException) -> Outcome:
         entry.figures.ended(self._delivery)
         outcome = raised(error, entry.label, self._reply, self._delivery, entry.retries)
         entry.figures.raised(outcome)
         return outcome
-
-    def _id_to_watch(self) -> str | None:
-        """The id of a request whose handler is closed when it is cancelled."""
-        self._can_be_closed = self._reply is not None
-        return self._reply.cancel_id if self._reply is not None else None
 
     def _on_cancel(self) -> None:
         """Its caller wants no answer any more. Any thread; the scheduler's closes the handler."""

@@ -122,9 +122,6 @@ class LocalSource(Encoding):
     def __repr__(self) -> str:
         return f'<{type(self).__name__}>'
 
-    def keep_retries(self) -> None:
-        """There is no broker to leave them to."""
-
     @property
     def delivery_source(self) -> LocalSource:
         """Itself."""
@@ -150,7 +147,7 @@ class LocalSource(Encoding):
     def _nothing(self, *_: object) -> None:
         """There is nothing to do without a broker."""
 
-    close = open = wind_down = drain = pause = resume = took = set_aside = _nothing
+    close = open = keep_retries = wind_down = drain = pause = resume = took = set_aside = _nothing
 
     # Queues
 

@@ -64,7 +64,7 @@ class Message:
         :raises TypeError: where the argument is none of these
         """
         if fingerprint is not None:
-            is_mapping = type(fingerprint) is dict or isinstance(fingerprint, Mapping)  # which takes longer
+            is_mapping = type(fingerprint) is dict or isinstance(fingerprint, Mapping)  # the latter takes longer
             fields = fingerprint if is_mapping else _as_dict(fingerprint)
             self.body['fingerprint'].update(fields)
         self.body['fingerprint'].update(kwds)
@@ -289,7 +289,7 @@ def check_envelope(body: object) -> dict[str, Any]:
 
 
 def _check_fields(body: object) -> dict[str, Any]:
-    """The same for whatever it is."""
+    """As :func:`check_envelope`, field by field."""
     if not isinstance(body, dict):
         raise EnvelopeError(f'a message must be a dictionary, but is {_type_name(body)}')
     for name, required, wanted in _FIELDS:

@@ -58,7 +58,7 @@ def current_delivery() -> Delivery | None:
 
 
 def delivery() -> Delivery:
-    """The same, for code that runs in handlers only. Never blocks.
+    """The delivery whose handler is running, for code that runs in handlers only. Never blocks.
 
     :raises errors.NoDelivery: it is called outside of a handler
     """

@@ -36,8 +36,7 @@ UNWANTED = 'its caller wants no answer any more'
 class ReplySender:
     """Publishes the replies of one consumer. Any thread.
 
-    They go out on the connection that publishes: under a memory alarm the broker stops reading publishers, and
-    acknowledgements must not stop with them.
+    They go out on the connection that publishes; :mod:`postage.amqp.registry` says why there are two.
 
     :param encoding: encodes the results that are told here
     :param settings: which broker

@@ -71,7 +71,7 @@ _is_off = False  # the program has set a provider that records nothing
 
 
 def _tracing_now() -> Tracing | None:
-    """The same once there is a provider that records; no provider is ever replaced."""
+    """What spans are made with, once there is a provider that records; no provider is ever replaced."""
     global _tracing, _is_off
     if _tracing is None and not _is_off:
         trace: Any = modules[NEEDED]
