@@ -259,8 +259,9 @@ class Caller(Routed):
         frames.short_string(queue, 'the name of the queue')
         results: list[MessageResult] = []
         check_number(result_len, 'result_len', whole=True)
-        is_negative = isinstance(timeout, (int, float)) and timeout < 0
-        seconds = number({'timeout': None if is_negative else timeout}, 'timeout', self.rpc_timeout)
+        if timeout is None or (isinstance(timeout, (int, float)) and timeout < 0):
+            timeout = self.rpc_timeout
+        seconds = check_number(timeout, 'timeout')
         deadline = time.monotonic() + min(seconds, threading.TIMEOUT_MAX)
         until = deadlines.limit()
         deadline = deadline if until is None else min(deadline, until)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import math
 import threading
@@ -413,11 +412,12 @@ class Deadlines:
 
     def take_past(self, now: float) -> list[Call]:
         """Those that are over, which are forgotten."""
-        past = [
-            call
-            for calls in self._by_timeout.values()
-            for call in itertools.takewhile(lambda call, calls=calls: calls[call] <= now, calls)  # type: ignore[misc]
-        ]
+        past = []
+        for calls in self._by_timeout.values():
+            for call, deadline in calls.items():
+                if deadline > now:
+                    break  # so are those behind it
+                past.append(call)
         for call in past:
             self.forget(call)
         return past
