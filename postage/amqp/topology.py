@@ -4,13 +4,13 @@ declares it."""
 from __future__ import annotations
 
 import re
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from postage import errors
 from postage.amqp.streams import Position
+from postage.living import Living
 
 DELAYED_RETRY = ('x-delayed-retry-type', 'x-delayed-retry-min', 'x-delayed-retry-max')
 """Arguments that belong together: see :mod:`postage.amqp.retries`."""
@@ -96,22 +96,8 @@ def matches_topic(pattern: str, routing_key: str) -> bool:
 _topic_words = {'*': '[^.]*', '#': '#'}
 
 
-class Topologies:
-    """What all producers and consumers of one connection have declared, for as long as each of them lives."""
-
-    def __init__(self) -> None:
-        self._known: weakref.WeakSet[Topology] = weakref.WeakSet()
-
-    def __iter__(self) -> Iterator[Topology]:
-        return iter(list(self._known))
-
-    def add(self, topology: Topology) -> None:
-        """Have this declared again after every reconnect. Any thread."""
-        self._known.add(topology)
-
-    def discard(self, topology: Topology) -> None:
-        """Have it declared no more. Any thread."""
-        self._known.discard(topology)
+class Topologies(Living[Topology]):
+    """What all producers and consumers of one connection have declared: it is declared again after every reconnect."""
 
     def check_exclusive(self, queue: Queue, topology: Topology) -> None:
         """See that no other consumer of this process owns an exclusive queue of that name.

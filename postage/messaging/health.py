@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from postage.amqp.connection import Connection
 from postage.amqp.consuming import ConsumingChannel
 from postage.amqp.publishing import PublishingChannel, oldest
 from postage.amqp.registry import connections as all_connections
+from postage.living import Living
 from postage.messaging.counting import Figures
 from postage.messaging.handlers import Entry
 
@@ -29,10 +29,10 @@ class Watched(Protocol):
     def troubles(self) -> list[str]: ...
 
 
-watched: weakref.WeakSet[Any] = weakref.WeakSet()
-"""The dispatchers of the processors that consume: each a :class:`Watched`, which its processor adds and discards."""
+watched: Living[Watched] = Living()
+"""The dispatchers of the processors that consume: each processor adds and discards its own."""
 
-counted: weakref.WeakSet[Any] = weakref.WeakSet()
+counted: Living[Any] = Living()
 """The processors that have begun to consume, also where they have ended: what they counted still counts."""
 
 
@@ -74,7 +74,7 @@ def health(confirm_time: float = CONFIRM_TIME, handler_time: float | None = None
     :param handler_time: seconds after which a message in hand is one; by default each handler's own time-out counts
     """
     connections = [each for each in all_connections() if not each.is_closed]
-    processors: list[Watched] = list(watched)
+    processors = list(watched)
     lost = {connection: _lost(connection) for connection in connections}
     blocked = [connection for connection in connections if connection.standing.blocked_at is not None]
     unattached = sorted({queue for connection in connections for queue in _unattached(connection)})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from postage.amqp.cutter import Content
 from postage.amqp.deliveries import Delivery
 from postage.amqp.frames import DEADLINE
 from postage.amqp.topology import Binding, Queue, Topology
+from postage.living import Living
 from postage.messaging.declarations import check_eqk, check_queue
 from postage.messaging.dispatching import Dispatcher
 from postage.messaging.encoders import Encoding
@@ -115,7 +115,7 @@ class LocalSource(Encoding):
         self.inbox: deque[LocalDelivery] = deque()
         self.is_stopped = False
         self._notify: Callable[[], None] = self._nothing
-        self._given: weakref.WeakSet[LocalDelivery] = weakref.WeakSet()
+        self._given: Living[LocalDelivery] = Living()
         self.add_eqk(self.eqk if eqk is None else eqk)
 
     @shown_half_built
@@ -246,7 +246,7 @@ class LocalSource(Encoding):
         """
         delivery = header
         if not isinstance(header, LocalDelivery):
-            delivery = next((delivery for delivery in list(self._given) if delivery.properties is header), None)
+            delivery = next((delivery for delivery in self._given if delivery.properties is header), None)
         if delivery is None:
             raise errors.ConfigurationError(f'a request is answered with its own properties, not {shown(header)}')
         if not hasattr(message, 'body'):

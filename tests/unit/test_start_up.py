@@ -16,7 +16,18 @@ print(*sorted(set(sys.modules) - before))
 FROM_PYTHON = {'bisect', 'dataclasses', 'fnmatch', 'hashlib', 'hmac', 'json', 'random'}
 """What `postage.messaging` imports of the standard library itself, or what that imports in turn. pika has much more."""
 
-PARTS = {'amqp', 'errors', 'messaging', 'microthreads', 'printable', 'program', 'secret', 'settings', 'sparingly'}
+PARTS = {
+    'amqp',
+    'errors',
+    'living',
+    'messaging',
+    'microthreads',
+    'printable',
+    'program',
+    'secret',
+    'settings',
+    'sparingly',
+}
 
 
 def test_a_component_imports_what_it_needs_alone() -> None:
