@@ -211,13 +211,12 @@ class FastLane(enum.Enum):
     THREAD = 'thread'  # the connection's own thread does both
 
 
-def fast_lane(environ: Mapping[str, str] | None = None) -> FastLane:
+def fast_lane() -> FastLane:
     """Return what ``POSTAGE_FAST_LANE`` asks for, ``direct`` by default.
 
-    :param environ: the environment, ``os.environ`` by default
     :raises ConfigurationError: it names none that there is
     """
-    name = (os.environ if environ is None else environ).get('POSTAGE_FAST_LANE') or FastLane.DIRECT.value
+    name = os.environ.get('POSTAGE_FAST_LANE') or FastLane.DIRECT.value
     try:
         return FastLane(name)
     except ValueError:
@@ -326,30 +325,24 @@ def broker_settings(
     )
 
 
-def default_vhost(
-    program: Mapping[str, Any] | Secret[Any] | None = None, environ: Mapping[str, str] | Secret[Any] | None = None
-) -> str:
+def default_vhost(program: Mapping[str, Any] | Secret[Any] | None = None) -> str:
     """Return the virtual host where neither an argument nor a class names one: what a bare fingerprint has.
 
     :param program: as for :func:`broker_settings`
-    :param environ: the environment, ``os.environ`` by default
     :raises ConfigurationError: where a source is malformed
     """
-    program, environ = Secret.of(program), Secret.of(os.environ if environ is None else environ)
-    vhost: str = _named(_sources(None, None, None, None, program, environ), 'vhost')
+    program = Secret.of(program)
+    vhost: str = _named(_sources(None, None, None, None, program, Secret(os.environ)), 'vhost')
     return vhost
 
 
-def debug_mode(
-    program: Mapping[str, Any] | Secret[Any] | None = None, environ: Mapping[str, str] | Secret[Any] | None = None
-) -> bool:
+def debug_mode(program: Mapping[str, Any] | Secret[Any] | None = None) -> bool:
     """Return whether ``POSTAGE_DEBUG_MODE`` is ``true`` or the program set ``messaging.debug_mode``.
 
     :param program: ``debug_mode``, where set
-    :param environ: the environment, ``os.environ`` by default
     """
-    program, environ = Secret.of(program or {}), Secret.of(os.environ if environ is None else environ)
-    asked_by_environment = environ.reveal().get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
+    program = Secret.of(program or {})
+    asked_by_environment = os.environ.get('POSTAGE_DEBUG_MODE', '').strip().lower() == 'true'
     return asked_by_environment or bool(program.reveal().get('debug_mode'))
 
 

@@ -245,12 +245,14 @@ def test_the_virtual_host_of_an_argument_url_beats_the_class_attribute():
     assert settings('amqp://h/of-the-url', class_vhost='of-the-class').vhost == 'of-the-url'
 
 
-def test_the_default_virtual_host_follows_the_same_sources():
-    environ = {'POSTAGE_VHOST': 'variable'}
-    assert default_vhost(environ={}) == '/'
-    assert default_vhost(environ=environ) == 'variable'
-    assert default_vhost(environ={**environ, 'POSTAGE_URL': 'amqp://h/url'}) == 'url'
-    assert default_vhost({'global_vhost': 'program'}, {**environ, 'POSTAGE_URL': 'amqp://h/url'}) == 'program'
+def test_the_default_virtual_host_follows_the_same_sources(monkeypatch):
+    monkeypatch.setattr(os, 'environ', {})
+    assert default_vhost() == '/'
+    os.environ['POSTAGE_VHOST'] = 'variable'
+    assert default_vhost() == 'variable'
+    os.environ['POSTAGE_URL'] = 'amqp://h/url'
+    assert default_vhost() == 'url'
+    assert default_vhost({'global_vhost': 'program'}) == 'program'
 
 
 # Encryption
@@ -489,8 +491,9 @@ def test_each_source_is_named_in_its_error(kwds, named):
         ('true', {'debug_mode': None}, True),
     ],
 )
-def test_debug_mode_is_asked_for_by_the_environment_or_the_program(value, program, enabled):
-    assert debug_mode(program, {} if value is None else {'POSTAGE_DEBUG_MODE': value}) is enabled
+def test_debug_mode_is_asked_for_by_the_environment_or_the_program(monkeypatch, value, program, enabled):
+    monkeypatch.setattr(os, 'environ', {} if value is None else {'POSTAGE_DEBUG_MODE': value})
+    assert debug_mode(program) is enabled
 
 
 @contextmanager
@@ -542,19 +545,17 @@ def test_without_debug_mode_the_logger_is_left_alone():
 # The fast lane
 
 
-def test_the_fast_lane_is_direct_by_default():
-    assert fast_lane({}) is FastLane.DIRECT
-    assert fast_lane({'POSTAGE_FAST_LANE': ''}) is FastLane.DIRECT
+def test_the_fast_lane_is_direct_by_default(monkeypatch):
+    monkeypatch.delenv('POSTAGE_FAST_LANE', raising=False)
+    assert fast_lane() is FastLane.DIRECT
+    monkeypatch.setenv('POSTAGE_FAST_LANE', '')
+    assert fast_lane() is FastLane.DIRECT
 
 
 @pytest.mark.parametrize('lane', FastLane)
-def test_a_variable_chooses_the_lane(lane):
-    assert fast_lane({'POSTAGE_FAST_LANE': lane.value}) is lane
-
-
-def test_the_lane_is_read_from_the_environment(monkeypatch):
-    monkeypatch.setenv('POSTAGE_FAST_LANE', 'thread')
-    assert fast_lane() is FastLane.THREAD
+def test_a_variable_chooses_the_lane(monkeypatch, lane):
+    monkeypatch.setenv('POSTAGE_FAST_LANE', lane.value)
+    assert fast_lane() is lane
 
 
 @pytest.mark.parametrize('make', [messaging.GenericProducer, messaging.GenericConsumer, messaging.MessageProcessor])
