@@ -212,14 +212,13 @@ class Asked:
 
     def give_up(self, why: str) -> None:
         """Say that they failed, where no thread takes them any more. Any thread."""
-        self._settle(errors.ConnectionLost(why))
+        with contextlib.suppress(InvalidStateError):  # they ended in that very moment
+            self.answer.set_exception(errors.ConnectionLost(why))
 
     def _end(self, outcome: Future[Any]) -> None:
-        self._settle(outcome.exception(), outcome)
-
-    def _settle(self, error: BaseException | None, outcome: Future[Any] | None = None) -> None:
+        error = outcome.exception()
         with contextlib.suppress(InvalidStateError):  # the connection ended in that very moment
             if error is not None:
                 self.answer.set_exception(error)
-            elif outcome is not None:
+            else:
                 self.answer.set_result(outcome.result())
