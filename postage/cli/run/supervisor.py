@@ -180,6 +180,7 @@ class Supervisor:
             elif message.get('ready'):
                 self._ready(process)
             else:
+                process.is_asked = False
                 self.reports.heard(process, message)
         if process.line.has_ended:
             self._selector.unregister(process.line.socket)  # the signal of its end comes, or has come
@@ -220,7 +221,8 @@ class Supervisor:
         if not process.line.has_ended:
             self._selector.unregister(process.line.socket)  # a child of its own holds the other end
         slot = self._slot_of(process)
-        self._was_cut = self._was_cut or process.status == CUT
+        if process.status == CUT or (process in self._leaving and process.is_ready and process.was_killed):
+            self._was_cut = True  # killed as it ended: it did not end in time, or at a third signal
         if process in self._leaving:
             self._leaving.discard(process)
             is_bad = process.status and process.is_ready
@@ -266,7 +268,7 @@ class Supervisor:
                 faults.append('it ends')
             begun(asked, faults)
             for process in asked:
-                process.line.say(order='report')
+                process.ask()
 
         self.call_soon(ask)
 
