@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -340,6 +344,25 @@ def test_the_command_quit_ends_it(start: Callable[..., Module], producer: ShopPr
     program.expect('was told to quit')
 
 
+def test_a_worker_that_is_ended_by_a_signal_to_it_alone_is_started_again(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices')
+    worker = int(program.expect('is ready').split('pid ')[1].split(')')[0])
+    os.kill(worker, signal.SIGTERM)
+    program.expect(f'(pid {worker}) was ended by a signal; another one begins')
+    program.expect('is ready', times=2)
+    assert end(program) == 0
+
+
+def test_signals_to_all_processes_end_it_in_good_order(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices', '--workers', '2')
+    program.expect('is ready', times=2)
+    workers = [int(line.split('pid ')[1].split(')')[0]) for line in program.lines if 'is ready' in line]
+    for pid in (program.pid, *workers):
+        os.kill(pid, signal.SIGTERM)
+    assert program.wait() == 0
+    assert program.count('WARNING') == 0, program.output
+
+
 def test_a_worker_whose_supervisor_is_killed_ends_too(start: Callable[..., Module], embedded: Broker) -> None:
     program = start('shop:Prices')
     worker = int(program.expect('is ready').split('pid ')[1].split(')')[0])
@@ -500,6 +523,36 @@ def test_a_log_call_that_is_wrong_is_told_and_what_it_was_to_say(start: Callable
     program.expect('is ready')
     assert "logs '%d of %d' with ('one',), which cannot be formatted" in program.output
     assert end(program) == 0
+
+
+TALKS = """
+import logging, os
+from postage import microthreads
+
+class Talks(microthreads.MicroThread):
+    def main(self):
+        for _ in range(100):
+            logging.getLogger('talks').error('%d %s', os.getpid(), 'word ' * 4000)
+            yield
+"""
+
+
+def test_long_lines_of_several_workers_stay_whole(tmp_path: Path) -> None:
+    (tmp_path / 'talks.py').write_text(TALKS)
+    command = [sys.executable, '-m', 'postage', 'run', 'talks:Talks', '--workers', '3', '--log-format', 'json']
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        eventually(lambda: unread(process.stderr) > 50_000)  # now they all wait for room
+        lines = [json.loads(line) for line in process.stderr]
+    assert process.returncode == 0
+    talk = [line['message'] for line in lines if line['logger'] == 'talks']
+    assert len(talk) == 300
+    assert len({words.partition(' ')[0] for words in talk}) == 3
+
+
+def unread(file: Any) -> int:
+    """Bytes that lie in a pipe."""
+    return int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_why_it_could_not_begin_is_a_line_of_json_too(start: Callable[..., Module]) -> None:

@@ -98,6 +98,18 @@ def test_what_is_recorded_is_sent_again_as_it_was(bench: Bench, exchange: str, p
     assert (second.data, second.properties.message_id, second.properties.priority) == (b'\xff\x00', 'its own', 3)
 
 
+def test_a_message_that_is_sent_again_is_linked_to_its_trace_and_no_part_of_it(
+    bench: Bench, exchange: str, postage: Any, tmp_path: Path
+) -> None:
+    trace, record = f'00-{"ab" * 16}-{"cd" * 8}-01', tmp_path / 'messages.jsonl'
+    tail = Tail(bench, postage, exchange, 'echo-rk', '--count', '1', '--record', record)
+    tail.send('hello', _headers={'traceparent': trace, 'x-number': 3})
+    tail.output()
+    queue = bench.collect()
+    assert postage('replay', record).exit_code == 0
+    assert bench.await_message(queue).properties.headers == {'x-postage-traceparent': trace, 'x-number': 3}
+
+
 @pytest.mark.parametrize('seconds', [0, 0.2])
 def test_it_ends_after_so_many_seconds_and_leaves_no_queue(
     bench: Bench, exchange: str, postage: Any, seconds: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -11,6 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from postage.printable import printable, shown
+
+fcntl: Any = None
+with contextlib.suppress(ImportError):  # help is shown without POSIX, too
+    import fcntl
 
 logger = logging.getLogger('postage.run')
 
@@ -28,7 +33,7 @@ def configure(log_format: str, level: str, fields: Sequence[Fields] = ()) -> Non
     :param level: such as ``info``
     :param fields: say what is known of a record
     """
-    handler = _Handler(sys.stderr)
+    handler = _Handler(_InTurn(sys.stderr))
     handler.setFormatter(JsonFormatter(fields) if log_format == 'json' else TextFormatter(fields))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -39,7 +44,42 @@ def configure(log_format: str, level: str, fields: Sequence[Fields] = ()) -> Non
     sys.unraisablehook = _unraisable
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+class _InTurn:
+    """Writes whole lines to what several processes write to, one of them at a time.
+
+    A pipe takes what is longer than 4096 bytes in pieces, and another process's lines between them.
+
+    The lock is that of the open file itself, and goes with the process that holds it.
+
+    :param stream: where to, such as standard error; ``None`` where there is none
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        is_locked = self._lock()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        finally:
+            if is_locked:
+                fcntl.lockf(self._stream, fcntl.LOCK_UN)
+
+    def flush(self) -> None:
+        """That is done already."""
+
+    def _lock(self) -> bool:
+        try:
+            fcntl.lockf(self._stream, fcntl.LOCK_EX)
+        except (AttributeError, OSError, ValueError):  # no POSIX, no lock for a pipe, or no file
+            return False
+        return True
+
+
+class _Handler(logging.StreamHandler[_InTurn]):
     """Says of a record that cannot be formatted what it was to say, as a record like any other."""
 
     def format(self, record: logging.LogRecord) -> str:

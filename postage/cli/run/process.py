@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from postage.cli.run.line import Line
+from postage.cli.run.line import SIGNALLED, Line
 from postage.cli.run.options import Options
 
 OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
@@ -87,6 +87,8 @@ class Process:
     def how_it_ended(self) -> str:
         """Its end, in words."""
         status = self.status
+        if status == SIGNALLED:
+            return 'was ended by a signal'
         if status is not None and status < 0:
             try:
                 return f'was killed by {signal.Signals(-status).name}'

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from postage.cli.run.line import CUT
+from postage.cli.run.line import CUT, SIGNALLED
 from postage.cli.run.options import Options
 from postage.cli.run.process import Process
 from postage.cli.run.status import Reports
@@ -225,7 +225,7 @@ class Supervisor:
             self._was_cut = True  # killed as it ended: it did not end in time, or at a third signal
         if process in self._leaving:
             self._leaving.discard(process)
-            is_bad = process.status and process.is_ready
+            is_bad = process.is_ready and process.status not in (0, SIGNALLED)
             logger.log(logging.WARNING if is_bad else logging.INFO, '%s %s', process, process.how_it_ended())
         elif process is slot.replacement:
             slot.replacement = None
