@@ -124,6 +124,7 @@ class Caller(Routed):
         options['_max_retry'] = 0
         call = self._call(name, message, options, Sink(gathering))
         if call is not None:
+            gathering.exchange, gathering.routing_key = call.exchange, call.routing_key
             gathering.correlation_id = call.correlation_id
         return gathering
 

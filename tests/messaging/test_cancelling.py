@@ -122,6 +122,17 @@ def test_a_cancelled_future_ends_its_handler(bench, working, kind):
     assert bench.count('echo-queue') == 0, 'it counts as handled'
 
 
+def test_what_waits_for_several_calls_is_told_of_one_that_is_cancelled(bench, working):
+    future = bench.producer().rpc_future_generator(_timeout=60)
+    assert working.seen.next() == 'begun'
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(concurrent.futures.wait, [future], TIMEOUT)
+        assert future.cancel()
+        assert waiting.result(TIMEOUT).done == {future}
+    assert future.cancel(), 'as any future, twice'
+    assert next(concurrent.futures.as_completed([future], TIMEOUT)) is future
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_call_whose_time_has_passed_ends_its_handler(bench, working, kind):
     reply = getattr(bench.producer(), f'rpc_{kind}')(_timeout=0.5)
@@ -290,11 +301,13 @@ def test_a_caller_that_loses_its_connection_ends_its_handler(bench, working):
         assert working.seen.next() == 'closed'
 
 
-def test_what_a_handler_gathers_is_cancelled_with_it(bench, working):
+@pytest.mark.parametrize('by', ['all of it', 'next'])
+def test_what_a_handler_gathers_is_cancelled_with_it(bench, working, by):
     class Asking(Processor):
         @messaging.RpcHandler('command', 'ask')
         def rpc_ask(self, content, reply_func):
-            return (yield inner.rpc_gather_generator(_timeout=60))
+            gathering = inner.rpc_gather_generator(_timeout=60)
+            yield gathering if by == 'all of it' else gathering.next()
 
     inner = bench.producer()
     asking = Asking([(EchoExchange, [('asking-queue', 'asking')])])
