@@ -46,6 +46,11 @@ def numbers(first, end):
     return [(number, number) for number in range(first, end)]
 
 
+def until_it_reads(reader: Reader) -> None:
+    """Wait until the broker has said that it reads: what is published then is after the end that it reads from."""
+    eventually(lambda: 'log' in reader.consumer.delivery_source.channel.consumers.attached)
+
+
 @pytest.mark.parametrize(('offset', 'first'), [('first', 0), ('last', 9), (7, 7), (0, 0), ('an hour ago', 0)])
 def test_a_stream_is_read_from_where_it_is_asked_for(bench, written, offset, first):
     if offset == 'an hour ago':
@@ -61,7 +66,7 @@ def test_a_stream_is_read_from_where_it_is_asked_for(bench, written, offset, fir
 def test_a_stream_is_read_from_its_end_on_where_nothing_is_said(bench, written, where):
     reader = Reader(**where)
     bench.run(reader)
-    eventually(lambda: reader.consumer.delivery_source.channel.is_open)
+    until_it_reads(reader)
     written.message_echo(10)
     assert reader.seen.next() == (10, 10)
 
@@ -138,7 +143,7 @@ def test_a_reader_that_stops_and_starts_goes_on_where_it_was(bench, written):
 def test_a_stream_that_was_deleted_and_declared_again_is_read_from_its_beginning(bench, written):
     reader = Reader(offset='next')
     bench.run(reader)
-    eventually(lambda: reader.consumer.delivery_source.channel.is_open)
+    until_it_reads(reader)
     written.message_echo(10).wait(TIMEOUT)
     assert reader.seen.next() == (10, 10)
     bench.bare.queue_delete('log')

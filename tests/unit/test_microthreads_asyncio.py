@@ -184,14 +184,19 @@ def test_it_wakes_for_sleepers_signals_timers_and_new_microthreads() -> None:
         notes.append('added')
         yield
 
+    async def noted(number: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while len(notes) < number and time.monotonic() < deadline:
+            await asyncio.sleep(0.001)
+
     async def main() -> None:
         scheduler = scheduler_of(sleeps, waits, autoquit=False)
         scheduler.call_later(0.02, lambda: notes.append('timer'))
         task = asyncio.create_task(scheduler.run_async())
-        for action in (signal.set, lambda: scheduler.add_microthread(Main(added))):
-            await asyncio.sleep(0.05)
+        for number, action in ((2, signal.set), (3, lambda: scheduler.add_microthread(Main(added)))):
+            await noted(number)
             action()
-        await asyncio.sleep(0.05)
+        await noted(4)
         scheduler.stop()
         await task
 
