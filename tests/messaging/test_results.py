@@ -325,9 +325,7 @@ def test_a_builder_of_requests_that_makes_a_message_is_told(bench, kind):
         def build_rpc_echo(self):
             return messaging.MessageCommand('echo')
 
-    with pytest.raises(
-        messaging.ConfigurationError, match=r'Built\.build_rpc_echo\(\) must return a request'
-    ):
+    with pytest.raises(messaging.ConfigurationError, match=r'Built\.build_rpc_echo\(\) must return a request'):
         getattr(bench.producer(Built), f'rpc_{kind}echo')()
 
 
