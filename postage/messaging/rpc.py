@@ -273,7 +273,7 @@ class RpcClient:
         return functools.partial(_set, call.future.set_result, result) if result is not None else _nothing
 
     def _leave(self, channel: ReplyChannel, address: _Address) -> None:
-        """Give up an address that has no calls any more: in a while, where a late reply may come. With the lock held."""
+        """Give up an address without calls: in a while, where a late reply may come. With the lock held."""
         if not address.strays or channel.own_queue or not channel.is_wanted:
             self._give_up(channel)
             return
