@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from builds import build_of
-from scenarios import SIGNED, WAYS
+from scenarios import SIGNED, TRACED, WAYS
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
@@ -22,18 +22,23 @@ C_SOURCE = CONTENDERS / 'rabbitmq_c.c'
 REQUIREMENTS = {
     'harness': ['matplotlib', 'pika', 'trustme'],
     'postage': ['--editable', str(CHECKOUT)],
+    'traced': ['--editable', str(CHECKOUT), 'opentelemetry-sdk'],
     'pika': ['pika'],
     'kombu': ['kombu'],
     'aio-pika': ['aio-pika'],
 }
-ENVIRONMENT_OF = {'blocking': 'pika', 'select': 'pika', **dict.fromkeys((*WAYS, SIGNED), 'postage')}
+ENVIRONMENT_OF = {
+    **dict.fromkeys(('blocking', 'select'), 'pika'),
+    **dict.fromkeys((*WAYS, SIGNED), 'postage'),
+    **dict.fromkeys(TRACED, 'traced'),
+}
 PROGRAMS = {
     'postage': 'with_postage.py',
     'blocking': 'with_blocking_connection.py',
     'select': 'with_select_connection.py',
     'kombu': 'with_kombu.py',
     'aio-pika': 'with_aio_pika.py',
-    **dict.fromkeys((*WAYS, SIGNED), 'with_postage.py'),
+    **dict.fromkeys((*WAYS, SIGNED, *TRACED), 'with_postage.py'),
 }
 
 
@@ -87,7 +92,7 @@ def prepare(name: str, base: Path) -> Path:
 
 def _requirements_text(name: str) -> str:
     text = ' '.join(REQUIREMENTS[name])
-    if name == 'postage':
+    if str(CHECKOUT) in REQUIREMENTS[name]:
         text += ' ' + hashlib.sha256((CHECKOUT / 'pyproject.toml').read_bytes()).hexdigest()
     return text
 

@@ -24,10 +24,17 @@ LANES = {'postage-thread': 'thread'}
 """Postage by another fast lane than the default, by what ``POSTAGE_FAST_LANE`` is then."""
 SIGNED = 'postage-signed'
 WAYS = {TLS: 'Postage, TLS', **{name: f'Postage, fast lane {lane!r}' for name, lane in LANES.items()}}
-CONTENDERS = PEERS | WAYS | {SIGNED: 'Postage, signed'}
+TRACED = {
+    'postage-api': "Postage, OpenTelemetry's API alone",
+    'postage-left-out': 'Postage, spans left out by a sampler',
+    'postage-recorded': 'Postage, spans recorded',
+}
+"""Postage in programs that use OpenTelemetry, from the least on that it can do there."""
+CONTENDERS = PEERS | WAYS | {SIGNED: 'Postage, signed'} | TRACED
 ENVIRONMENTS = {
     **{name: {'POSTAGE_FAST_LANE': lane} for name, lane in LANES.items()},
     SIGNED: {'POSTAGE_SIGNING_KEYS': 'benchmark:0123456789abcdef0123456789abcdef'},
+    **{name: {'BENCHMARK_TRACES': name.removeprefix('postage-')} for name in TRACED},
 }
 """What their environment has besides."""
 
@@ -154,6 +161,7 @@ def messages_of(scenario: Scenario, contender: str, options: Mapping[str, Any], 
 ALL = tuple(PEERS)
 ALL_WAYS = (POSTAGE, *WAYS)
 BOTH = (POSTAGE, SIGNED)
+WITH_TRACES = (POSTAGE, *TRACED)
 
 SCENARIOS = (
     Scenario('publish-20k', 'publish 20,000, transient, no confirms', 'publish', contenders=ALL),
@@ -220,6 +228,16 @@ SCENARIOS = (
     Scenario('signed-publish', 'publish, with signatures and without', 'publish', contenders=BOTH),
     Scenario('signed-consume', 'consume what was so published', 'consume-own', contenders=BOTH),
     Scenario('signed-rpc', 'RPC, one after the other, with signatures both ways', 'call', 2_000, contenders=BOTH),
+    Scenario('traces-publish', 'publish, with traces and without', 'publish', contenders=WITH_TRACES),
+    Scenario('traces-consume', 'consume what was so published', 'consume-own', contenders=WITH_TRACES),
+    Scenario(
+        'traces-rpc',
+        'RPC, 100 in flight, traced at both ends',
+        'call',
+        10_000,
+        parameters={'in_flight': 100},
+        contenders=WITH_TRACES,
+    ),
     Scenario('idle', 'CPU of 50 idle processors', 'idle', 1, parameters={'count': 50, 'seconds': 10}),
     Scenario('import', 'import postage.messaging, over import pika', 'import', 1),
     Scenario('memory', 'memory of a processor', 'memory', 1, parameters={'count': 50}),

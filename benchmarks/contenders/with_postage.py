@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -269,7 +270,30 @@ def consumer_class(options: common.Options) -> type[messaging.GenericConsumer]:
     return Consumer
 
 
+# Traces
+
+
+def use_opentelemetry(how: str) -> None:
+    """Have the messages of this process meet the API alone, a sampler that leaves all out, or one that records all."""
+    from opentelemetry import trace
+
+    if how == 'api':
+        return
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider, sampling
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    class Discarding(SpanExporter):
+        def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(sampler=sampling.ALWAYS_ON if how == 'recorded' else sampling.ALWAYS_OFF)
+    provider.add_span_processor(BatchSpanProcessor(Discarding()))
+    trace.set_tracer_provider(provider)
+
+
 if __name__ == '__main__':
+    if 'BENCHMARK_TRACES' in os.environ:
+        use_opentelemetry(os.environ['BENCHMARK_TRACES'])
     common.main(
         {
             'publish': publish,

@@ -16,6 +16,7 @@ from postage import errors
 from postage.amqp.cancelled import cancelled
 from postage.amqp.cutter import Content
 from postage.amqp.frames import (
+    TRACEPARENT,
     Answerable,
     Traced,
     answerable_of,
@@ -33,11 +34,18 @@ from postage.settings import clock_tolerance
 
 ORIGINAL_EXCHANGE = 'x-postage-exchange'
 ORIGINAL_ROUTING_KEY = 'x-postage-routing-key'
-LINKED = 'x-postage-traceparent'  # the header of a dead letter that is sent again: the trace in which it died
+LINKED = 'x-postage-traceparent'  # the header of a message that is sent again: the trace that it was sent in at first
 SETTLED_BEYOND = 65536  # deliveries settled before an older one: more than any prefetch count
 
 current: ContextVar[Delivery | None] = ContextVar('postage_delivery', default=None)
 """The delivery whose handlers are running, so that what they publish can be tied to its acknowledgement."""
+
+
+def with_link(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers of a message that is sent again: what handles it is linked to its trace, and no part of that."""
+    if not isinstance(headers.get(TRACEPARENT), str):
+        return headers
+    return {LINKED if name == TRACEPARENT else name: value for name, value in headers.items() if name != LINKED}
 
 
 class Settler(Protocol):

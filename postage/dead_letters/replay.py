@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from postage import errors
-from postage.amqp.deliveries import LINKED
+from postage.amqp.deliveries import with_link
 from postage.amqp.frames import encode_all
 from postage.dead_letters.signed import vouched
 from postage.dead_letters.store import ALL, DeadLetters, Selection, StoredLetter
@@ -123,9 +123,7 @@ def _send(
             properties = vouched(signatures, properties, letter.body, where.exchange, where.routing_key)
         headers = dict(properties.headers or {})
         headers.pop('CC', None)
-        if isinstance(headers.get('traceparent'), str):
-            headers[LINKED] = headers.pop('traceparent')
-        properties.headers = headers or None
+        properties.headers = with_link(headers) or None
         encoded = encode_all(properties)
     except Exception as error:  # of any kind: a letter that cannot be sent must not keep the others
         failed: Future[None] = Future()

@@ -43,10 +43,11 @@ class Ending:
     :param obeys: whether signals after the first do nothing, for :meth:`cut` is called; else they end the process
     :ivar has_ended: whether the scheduler has ended, so that there is nothing left to interrupt
     :ivar was_cut: whether the call was interrupted
+    :ivar was_signalled: whether it was a signal that began the end
     """
 
     def __init__(self, stop: Callable[[], object], grace: float, obeys: bool = False) -> None:
-        self.has_ended = self.was_cut = False
+        self.has_ended = self.was_cut = self.was_signalled = False
         self._stop = stop
         self._obeys = obeys
         self._grace = grace
@@ -111,6 +112,7 @@ class Ending:
             if not self.has_ended:
                 raise _Interrupted
         elif self._watch is None:
+            self.was_signalled = True
             self.begin(number)
         elif not self._obeys:
             signal.signal(number, signal.SIG_DFL)

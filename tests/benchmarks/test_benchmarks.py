@@ -62,6 +62,16 @@ def test_the_other_ways_than_the_fast_lane_yield_figures(run_benchmarks: Callabl
     assert program.count('× Postage') == 2  # noqa: RUF001  (as in the table)
 
 
+def test_what_traces_cost_is_measured(run_benchmarks: Callable[..., Any]) -> None:
+    pytest.importorskip('opentelemetry.sdk')
+    _, results = run_benchmarks('--bench', 'traces')
+    assert failures_of(results) == []
+    contenders = {'postage', 'postage-api', 'postage-left-out', 'postage-recorded'}
+    scenarios = {'traces-publish', 'traces-consume', 'traces-rpc'}
+    measured = {(run['scenario'], run['contender']) for run in results['runs']}
+    assert measured == {(scenario, contender) for scenario in scenarios for contender in contenders}
+
+
 @pytest.mark.parametrize(
     ('words', 'text'),
     [

@@ -108,8 +108,27 @@ def test_nobody_there_is_told_at_once(bench: Bench, postage: Any) -> None:
     assert 'no component answers at shop' in finished(postage('ps', 'shop', '--timeout', '60'), 1)
 
 
-def test_what_is_no_address_is_told(bench: Bench, postage: Any) -> None:
-    assert 'an address is name' in finished(postage('ps', 'a@b#c'), 1)
+@pytest.mark.parametrize('command', ['ps', 'top', 'describe', 'stacks', 'pause'])
+@pytest.mark.parametrize('address', ['a@b#c', '@', '#', 'a@', 'a#', '#a'])
+def test_what_is_no_address_is_a_mistake_of_the_caller(bench: Bench, postage: Any, command: str, address: str) -> None:
+    output = finished(postage(command, address), 2)
+    assert 'an address is name' in output
+    assert 'Usage: ' in output
+
+
+@pytest.mark.parametrize('command', ['ps', 'top', 'describe', 'stacks', 'pause', 'quit'])
+def test_an_empty_address_is_not_taken_for_all(start: Any, postage: Any, command: str) -> None:
+    shop = Shop()
+    start(shop)
+    assert 'it is empty' in finished(postage(command, ''), 2)
+    assert not shop.is_paused
+
+
+@pytest.mark.parametrize('command', ['ps', 'describe', 'stacks', 'resume'])
+def test_all_of_them_have_a_word(start: Any, postage: Any, command: str) -> None:
+    start(Shop('b', 8), Shop('a', 9, [(EchoExchange, [('other', 'other')])]))
+    told = json.loads(finished(postage(command, 'all', '--json', '--expect', 'a,b', '--timeout', LONG)))
+    assert len(told) == 2
 
 
 def test_a_broker_that_is_down_is_not_waited_for(run_module: Callable[..., Module]) -> None:

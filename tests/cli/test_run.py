@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +26,7 @@ from support.running import SHOP, Notes, ShopProducer
 SLOW = (
     SHOP
     + """
-import threading, warnings
+import logging, re, threading, warnings
 
 class Slow(Prices):
     @messaging.MessageHandler('command', 'price')
@@ -64,6 +69,20 @@ class Warns(Prices):
         super().__init__()
         warnings.warn('be careful')
         threading.Thread(target=lambda: 1 / 0, name='counting').start()
+
+class Careless(Prices):
+    def __init__(self):
+        super().__init__()
+        third = logging.getLogger('third.party')
+        third.error('%d of %d', 'one')
+        third.error('where is it', stack_info=True)
+        third.error('%s', type('Shy', (), {'__str__': lambda self: 1 / 0})())
+
+class Deaf(Prices):
+    @messaging.MessageHandler('command', 'price')
+    def msg_price(self, content):
+        print('begun', flush=True)
+        re.match('(a+)+$', 'a' * 60 + 'b')  # years, in which no other thread of Python has a turn
 
 def nothing():
     return []
@@ -292,6 +311,22 @@ def test_what_takes_longer_than_the_grace_is_interrupted(
     assert embedded.messages() == {'prices': 1}
 
 
+def test_a_worker_that_is_killed_as_it_ends_was_interrupted_too(
+    start: Callable[..., Module], producer: ShopProducer, embedded: Broker
+) -> None:
+    program = start('shop:Deaf')
+    program.expect('is ready')
+    producer.message_price([1, 0])
+    program.expect('begun')
+    for _ in range(2):
+        program.send_signal(signal.SIGTERM)
+        with pytest.raises(AssertionError, match='still running'):
+            program.wait(0.3)
+    assert end(program) == 3
+    program.expect('was killed by SIGKILL')
+    assert embedded.messages() == {'prices': 1}
+
+
 def test_a_thread_that_keeps_a_worker_from_its_end_is_named(start: Callable[..., Module], tmp_path: Path) -> None:
     program = start('shop:Threaded')
     program.expect('is ready')
@@ -307,6 +342,25 @@ def test_the_command_quit_ends_it(start: Callable[..., Module], producer: ShopPr
     producer.message_quit()
     assert program.wait() == 0
     program.expect('was told to quit')
+
+
+def test_a_worker_that_is_ended_by_a_signal_to_it_alone_is_started_again(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices')
+    worker = int(program.expect('is ready').split('pid ')[1].split(')')[0])
+    os.kill(worker, signal.SIGTERM)
+    program.expect(f'(pid {worker}) was ended by a signal; another one begins')
+    program.expect('is ready', times=2)
+    assert end(program) == 0
+
+
+def test_signals_to_all_processes_end_it_in_good_order(start: Callable[..., Module]) -> None:
+    program = start('shop:Prices', '--workers', '2')
+    program.expect('is ready', times=2)
+    workers = [int(line.split('pid ')[1].split(')')[0]) for line in program.lines if 'is ready' in line]
+    for pid in (program.pid, *workers):
+        os.kill(pid, signal.SIGTERM)
+    assert program.wait() == 0
+    assert program.count('WARNING') == 0, program.output
 
 
 def test_a_worker_whose_supervisor_is_killed_ends_too(start: Callable[..., Module], embedded: Broker) -> None:
@@ -450,6 +504,55 @@ def test_warnings_and_what_nothing_catches_are_lines_of_json_too(start: Callable
     )
     assert end(program) == 0
     assert all(json.loads(each) for each in program.lines)
+
+
+def test_a_log_call_that_is_wrong_is_told_and_what_it_was_to_say(start: Callable[..., Module]) -> None:
+    program = start('shop:Careless', '--log-format', 'json')
+    program.expect('is ready')
+    assert end(program) == 0
+    lines = [line for line in map(json.loads, program.lines) if line['logger'] == 'third.party']
+    unfitting, whole, shy = lines
+    assert re.fullmatch(
+        r".*shop\.py:\d+ logs '%d of %d' with \('one',\), which cannot be formatted", unfitting['message']
+    )
+    assert 'TypeError' in unfitting['exception']
+    assert whole['message'] == 'where is it'
+    assert 'in __init__\n    third.error(' in whole['stack']
+    assert 'ZeroDivisionError' in shy['exception']
+    program = start('shop:Careless')
+    program.expect('is ready')
+    assert "logs '%d of %d' with ('one',), which cannot be formatted" in program.output
+    assert end(program) == 0
+
+
+TALKS = """
+import logging, os
+from postage import microthreads
+
+class Talks(microthreads.MicroThread):
+    def main(self):
+        for _ in range(100):
+            logging.getLogger('talks').error('%d %s', os.getpid(), 'word ' * 4000)
+            yield
+"""
+
+
+def test_long_lines_of_several_workers_stay_whole(tmp_path: Path) -> None:
+    (tmp_path / 'talks.py').write_text(TALKS)
+    command = [sys.executable, '-m', 'postage', 'run', 'talks:Talks', '--workers', '3', '--log-format', 'json']
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        eventually(lambda: unread(process.stderr) > 50_000)  # now they all wait for room
+        lines = [json.loads(line) for line in process.stderr]
+    assert process.returncode == 0
+    talk = [line['message'] for line in lines if line['logger'] == 'talks']
+    assert len(talk) == 300
+    assert len({words.partition(' ')[0] for words in talk}) == 3
+
+
+def unread(file: Any) -> int:
+    """Bytes that lie in a pipe."""
+    return int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def test_why_it_could_not_begin_is_a_line_of_json_too(start: Callable[..., Module]) -> None:

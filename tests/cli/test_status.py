@@ -21,7 +21,7 @@ from postage.cli.run.status import address_of
 from postage.errors import ConfigurationError
 from support.brokers import Broker, Embedded
 from support.messaging import eventually
-from support.programs import Module
+from support.programs import Module, Program
 from support.running import SHOP, Notes, ShopProducer
 
 
@@ -48,11 +48,11 @@ def running(run_module: Callable[..., Module]) -> Module:
     return program
 
 
-def where(program: Module) -> str:
+def where(program: Program) -> str:
     return program.expect('status at').partition('http://')[2].partition('/')[0]
 
 
-def get(program: Module, path: str) -> tuple[int, str, str]:
+def get(program: Program, path: str) -> tuple[int, str, str]:
     connection = http.client.HTTPConnection(where(program), timeout=10)
     try:
         connection.request('GET', path)
@@ -104,6 +104,29 @@ def test_a_worker_that_does_not_answer_is_named(running: Module) -> None:
         os.kill(pid, signal.SIGCONT)
     assert status == 503
     assert f'(pid {pid}) does not answer' in body
+
+
+IMPATIENT = """
+from postage.cli.run import status
+status.ANSWER_SECONDS = 0.002
+from postage.cli.main import postage
+postage()
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='whether a process has stopped is read from /proc')
+def test_a_worker_that_does_not_answer_for_long_holds_nothing_up(run_program: Callable[..., Program]) -> None:
+    program = run_program(IMPATIENT, ['run', 'shop:Prices', '--status', '127.0.0.1:0'])
+    pid = int(program.expect('is ready', 30).split('pid ')[1].split(')')[0])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: is_stopped(pid))
+        for _ in range(400):  # questions; a socket holds some 280
+            get(program, '/ready')
+        eventually(lambda: f'(pid {pid}) does not answer' in get(program, '/ready')[2])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: get(program, '/ready')[0] == 200)
 
 
 def test_live_and_what_is_not_there(running: Module) -> None:

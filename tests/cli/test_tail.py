@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from postage import errors
+from postage import errors, messaging
 from postage.cli.main import postage as group
 from postage.cli.operate import replay
 from support.messaging import TIMEOUT, Bench, EchoExchange, EchoProducer, eventually
@@ -98,8 +98,23 @@ def test_what_is_recorded_is_sent_again_as_it_was(bench: Bench, exchange: str, p
     assert (second.data, second.properties.message_id, second.properties.priority) == (b'\xff\x00', 'its own', 3)
 
 
-def test_it_ends_after_so_many_seconds_and_leaves_no_queue(bench: Bench, exchange: str, postage: Any) -> None:
-    assert postage('tail', exchange, 'echo-rk', '--for', '0.2').exit_code == 0
+def test_a_message_that_is_sent_again_is_linked_to_its_trace_and_no_part_of_it(
+    bench: Bench, exchange: str, postage: Any, tmp_path: Path
+) -> None:
+    trace, record = f'00-{"ab" * 16}-{"cd" * 8}-01', tmp_path / 'messages.jsonl'
+    tail = Tail(bench, postage, exchange, 'echo-rk', '--count', '1', '--record', record)
+    tail.send('hello', _headers={'traceparent': trace, 'x-number': 3})
+    tail.output()
+    queue = bench.collect()
+    assert postage('replay', record).exit_code == 0
+    assert bench.await_message(queue).properties.headers == {'x-postage-traceparent': trace, 'x-number': 3}
+
+
+@pytest.mark.parametrize('seconds', [0, 0.2])
+def test_it_ends_after_so_many_seconds_and_leaves_no_queue(
+    bench: Bench, exchange: str, postage: Any, seconds: float
+) -> None:
+    assert postage('tail', exchange, 'echo-rk', '--for', seconds).exit_code == 0
     eventually(lambda: not [name for name in bench.broker.queues() if name.startswith('postage-tail')])
 
 
@@ -110,6 +125,25 @@ def test_an_exchange_that_is_not_there_is_told(bench: Bench, postage: Any) -> No
     result = postage('tail', '')
     assert result.exit_code == 2
     assert 'the default exchange' in result.output
+
+
+def test_a_direct_exchange_has_no_key_for_all(bench: Bench, exchange: str, postage: Any) -> None:
+    result = postage('tail', exchange)
+    assert result.exit_code == 2
+    assert "exchange 'echo-exchange' is direct" in result.output
+    result = postage('tail', exchange, 'echo.*', 'name#group', '--for', '0.1')
+    assert (result.exit_code, result.output.count("by 'echo.*' nothing may come")) == (0, 1)
+    result = postage('tail', exchange, 'name#group', '--for', '0.1')
+    assert (result.exit_code, result.output) == (0, '')
+
+
+@pytest.mark.parametrize('kind', ['topic', 'fanout', 'headers'])
+@pytest.mark.parametrize('durable', [True, False])
+def test_all_messages_of_other_exchanges_are_shown(bench: Bench, postage: Any, kind: str, durable: bool) -> None:
+    bench.bare.exchange_declare('every', exchange_type=kind, durable=durable, auto_delete=True)
+    tail = Tail(bench, postage, 'every', '--count', '1')
+    tail.send('hello', _eks=[(type('Every', (messaging.Exchange,), {'name': 'every', 'passive': True}), 'any.key')])
+    assert 'any.key  command echo' in tail.output()
 
 
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='there is no device that is always full')

@@ -141,6 +141,23 @@ def test_compose_starts_what_it_says_and_its_health_check_passes(run: Any, run_m
     end(run)
 
 
+def test_the_broker_of_compose_starts_and_keeps_its_messages() -> None:
+    composed = pytest.importorskip('yaml').safe_load(COMPOSE)
+    shop, rabbitmq = composed['services']['shop'], composed['services']['rabbitmq']
+    # The image's own script ends at once where RABBITMQ_DEFAULT_PASS_FILE, say, is set (docker-library/rabbitmq, 467).
+    assert set(rabbitmq['environment']) == {'RABBITMQ_DEFAULT_USER', 'RABBITMQ_DEFAULT_PASS'}
+    assert rabbitmq['environment']['RABBITMQ_DEFAULT_USER'] == shop['environment']['POSTAGE_USER']
+    (secret,) = shop['secrets']
+    assert shop['environment']['POSTAGE_PASSWORD_FILE'] == f'/run/secrets/{secret}'
+    variable = composed['secrets'][secret]['environment']
+    assert rabbitmq['environment']['RABBITMQ_DEFAULT_PASS'] == f'${{{variable}:?}}'
+    # Its files are those of a node that is named after the host, which is another one for each container by default.
+    assert rabbitmq['hostname'] == shop['environment']['POSTAGE_HOST']
+    (volume,) = rabbitmq['volumes']
+    assert volume.partition(':')[2] == '/var/lib/rabbitmq'
+    assert volume.partition(':')[0] in composed['volumes']
+
+
 def test_kubernetes_starts_what_it_says_and_its_probes_pass(run: Any) -> None:
     yaml = pytest.importorskip('yaml')
     pod = yaml.safe_load(KUBERNETES)['spec']['template']['spec']

@@ -590,3 +590,67 @@ def test_what_the_sampler_leaves_out_is_not_recorded_and_travels_all_the_same(
     program = run_program(UNSAMPLED)
     assert program.wait() == 0, program.output
     program.expect('send shop:key-2004 key-2004 c')
+
+
+COUNTED = """
+import threading
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from postage import messaging, microthreads
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+class Prices(messaging.MessageProcessor):
+    max_deliveries = 2
+    eqk = [(ShopExchange, [('prices', 'price-rk')])]
+
+    @messaging.MessageHandler('command', 'price')
+    def msg_price(self, content):
+        within.append(trace.get_current_span().get_span_context().span_id)
+
+    def after_handling(self, handling):
+        handled.set()
+
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+within, handled = [], threading.Event()
+with messaging.GenericConsumer(Prices.eqk) as consumer, Producer() as producer:
+    producer.message_price(5)
+    producer.flush(10)
+    consumer.channel.basic_get('prices')  # and it goes back: so its next delivery is one to be counted
+processor, scheduler = Prices({}, Prices.eqk), microthreads.MicroScheduler()
+scheduler.add_microthread(processor)
+thread = threading.Thread(target=scheduler.run)
+thread.start()
+assert handled.wait(20)
+scheduler.stop()
+thread.join(20)
+processor.close()
+sent, *processed = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time)
+print(sent.name, 'ended', sent.end_time is not None)
+for span in processed:
+    is_own = span.context.span_id in within
+    of = {sent.context.span_id: sent.name}.get(span.parent and span.parent.span_id)
+    print(span.name, 'below', of, span.status.status_code.name, 'of the handler' if is_own else 'put back')
+print('messages', len({span.attributes['messaging.message.id'] for span in [sent, *processed]}))
+"""
+
+
+def test_a_delivery_that_is_put_back_to_be_counted_has_a_span_that_ends(
+    broker: Broker, run_program: Callable[..., Program]
+) -> None:
+    program = run_program(COUNTED, environment={'POSTAGE_URL': broker.url})
+    assert program.wait(60) == 0, program.output
+    assert program.lines == [
+        'send shop:price-rk ended True',
+        'process shop:price-rk:prices below send shop:price-rk UNSET put back',
+        'process shop:price-rk:prices below send shop:price-rk UNSET of the handler',
+        'messages 1',
+    ]

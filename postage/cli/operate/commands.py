@@ -22,7 +22,7 @@ STATUS = 'Exit status: 0 if all that answered obey, and all of --expect; 1 if no
 
 def _command(name: str) -> click.Command:
     @click.command(name, help=f'{WHAT[name]}\n\n{STATUS}')
-    @click.argument('address', metavar='name|@host|name@host|pid@host|name#group|all', callback=_all_or_address)
+    @options.address(is_needed=True)
     @options.asks(name)
     def command(answers: list[Answer], as_data: bool) -> None:
         if as_data:
@@ -32,11 +32,6 @@ def _command(name: str) -> click.Command:
             print_table(('name', 'host', 'pid', 'state', 'in hand'), rows, ('pid', 'in hand'))
 
     return command
-
-
-def _all_or_address(_context: click.Context, _parameter: click.Parameter, address: str) -> str:
-    """An address. To leave it out would be too easy a way to command all components: that takes a word."""
-    return '' if address == 'all' else address
 
 
 def _as_data(answer: Answer) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from postage.printable import printable
 
 
 @click.command('describe')
-@click.argument('address', metavar='name|@host|name@host|pid@host|name#group')
+@options.address(is_needed=True)
 @click.option('--all', 'built_in', is_flag=True, help='Show the handlers that Postage itself defines, too.')
 @options.asks('info')
 def command(answers: list[Answer], built_in: bool, as_data: bool) -> None:

@@ -14,6 +14,8 @@ from postage.cli.components import present_directory
 from postage.cli.malformed import MALFORMED
 from postage.cli.numbers import Number
 from postage.cli.operate.asking import Answer, Expected, ask, operator
+from postage.errors import ConfigurationError
+from postage.messaging import control_key
 from postage.printable import printable
 
 Function = TypeVar('Function', bound=Callable[..., Any])
@@ -27,6 +29,34 @@ expect = click.option(
     metavar='NAMES',
     help='Who has to answer: names with commas, pid@host, or how many; it ends then.',
 )
+
+
+class Address(click.ParamType[str]):
+    """Which components a command is about: all at the word ``all``, and never at an empty variable of a shell."""
+
+    name = 'address'
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value == 'all':
+            return ''
+        if not value:
+            self.fail('it is empty; all components are addressed as "all"', param, ctx)
+        try:
+            control_key(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def address(is_needed: bool) -> Callable[[Function], Function]:
+    """Add the argument for it.
+
+    :param is_needed: or it is all where there is none
+    """
+    forms = 'name|@host|name@host|pid@host|name#group|all'
+    if is_needed:
+        return click.argument('address', type=Address(), metavar=forms)
+    return click.argument('address', type=Address(), metavar=f'[{forms}]', default='all')
 
 
 def encoder(function: Function) -> Any:

@@ -18,7 +18,7 @@ SPARE = ('version', 'host', 'uptime', 'p99', 'last error', 'rate/s')
 
 
 @click.command('ps')
-@click.argument('address', default='', metavar='[name|@host|name@host|pid@host|name#group]')
+@options.address(is_needed=False)
 @options.asks('stats')
 def command(answers: list[Answer], as_data: bool) -> None:
     """Show the components that run, or those at an address.

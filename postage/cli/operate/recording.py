@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from postage import errors
+from postage.amqp.deliveries import with_link
 from postage.amqp.frames import DEADLINE
 from postage.cli.malformed import MALFORMED
 from postage.cli.output import as_line
@@ -50,6 +51,6 @@ def message_of(line: str) -> tuple[str, str, amqp.Properties, bytes]:
         headers = {name: value for name, value in (properties.headers or {}).items() if name not in LEFT_OUT}
     except MALFORMED as error:
         raise errors.ConfigurationError(f'it is no recorded message ({type(error).__name__}: {error})') from error
-    properties.headers = headers or None
+    properties.headers = with_link(headers) or None
     properties.user_id = None  # which only its first sender may be
     return exchange, key, properties, body

@@ -13,7 +13,7 @@ from postage.printable import printable
 
 
 @click.command('stacks')
-@click.argument('address', metavar='name|@host|name@host|pid@host|name#group')
+@options.address(is_needed=True)
 @options.asks('stacks')
 def command(answers: list[Answer], as_data: bool) -> None:
     """Show where components are: the stack of each thread, and what each microthread waits for.

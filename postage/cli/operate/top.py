@@ -98,7 +98,7 @@ def _figure(answer: Answer, field: str) -> float:
 
 
 @click.command('top')
-@click.argument('address', default='', metavar='[name|@host|name@host|pid@host|name#group]')
+@options.address(is_needed=False)
 @click.option('--interval', type=Number(0.1), default=1.0, show_default=True, help='Seconds between looks.')
 @click.option('--sort', 'order', type=click.Choice(list(ORDERS)), default='name', show_default=True, help='By what.')
 @click.option('--count', type=click.IntRange(1), help='End after so many looks.')

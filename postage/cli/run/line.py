@@ -8,8 +8,9 @@ import socket
 import threading
 from typing import Any
 
-FAILED, CUT = 1, 3
-"""Exit statuses of a worker: a component could not be made, or ended by an exception; something was interrupted."""
+FAILED, CUT, SIGNALLED = 1, 3, 4
+"""Exit statuses of a worker: a component could not be made, or ended by an exception; something was interrupted; it
+ended in good order, by a signal that it got itself."""
 
 
 class Line:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from postage.cli.run.line import Line
+from postage.cli.run.line import SIGNALLED, Line
 from postage.cli.run.options import Options
 
 OF_TERMINALS = (signal.SIGINT, signal.SIGHUP)
@@ -21,12 +21,13 @@ class Process:
     :param number: of its slot, counted from 1
     :ivar is_ready: whether its components consume
     :ivar leaves: whether it was told to end
+    :ivar is_asked: whether it owes an answer to how it is
     :ivar failure: why its components could not be made, if so
     """
 
     def __init__(self, number: int, options: Options) -> None:
         self.number = number
-        self.is_ready = self.leaves = False
+        self.is_ready = self.leaves = self.is_asked = False
         self.failure: str | None = None
         ours, theirs = socket.socketpair()
         with theirs:
@@ -59,6 +60,21 @@ class Process:
         """Its exit status once it has ended, negative for a signal; ``None`` while it runs. Never blocks."""
         return self._process.poll()
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal has ended it."""
+        return (self.status or 0) < 0
+
+    def ask(self) -> None:
+        """Have it say how it is.
+
+        Once: a worker that hears nothing for long, because it is stopped, must not have its line fill up, for then the
+        supervisor would wait until there is room.
+        """
+        if not self.is_asked:
+            self.is_asked = True
+            self.line.say(order='report')
+
     def order(self, what: str) -> None:
         """Have it end: ``drain``, ``stop`` or ``cut``, as :class:`postage.cli.run.worker.Worker` says."""
         self.leaves = True
@@ -71,6 +87,8 @@ class Process:
     def how_it_ended(self) -> str:
         """Its end, in words."""
         status = self.status
+        if status == SIGNALLED:
+            return 'was ended by a signal'
         if status is not None and status < 0:
             try:
                 return f'was killed by {signal.Signals(-status).name}'

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from postage.cli.run.line import CUT
+from postage.cli.run.line import CUT, SIGNALLED
 from postage.cli.run.options import Options
 from postage.cli.run.process import Process
 from postage.cli.run.status import Reports
@@ -180,6 +180,7 @@ class Supervisor:
             elif message.get('ready'):
                 self._ready(process)
             else:
+                process.is_asked = False
                 self.reports.heard(process, message)
         if process.line.has_ended:
             self._selector.unregister(process.line.socket)  # the signal of its end comes, or has come
@@ -220,10 +221,11 @@ class Supervisor:
         if not process.line.has_ended:
             self._selector.unregister(process.line.socket)  # a child of its own holds the other end
         slot = self._slot_of(process)
-        self._was_cut = self._was_cut or process.status == CUT
+        if process.status == CUT or (process in self._leaving and process.is_ready and process.was_killed):
+            self._was_cut = True  # killed as it ended: it did not end in time, or at a third signal
         if process in self._leaving:
             self._leaving.discard(process)
-            is_bad = process.status and process.is_ready
+            is_bad = process.is_ready and process.status not in (0, SIGNALLED)
             logger.log(logging.WARNING if is_bad else logging.INFO, '%s %s', process, process.how_it_ended())
         elif process is slot.replacement:
             slot.replacement = None
@@ -266,7 +268,7 @@ class Supervisor:
                 faults.append('it ends')
             begun(asked, faults)
             for process in asked:
-                process.line.say(order='report')
+                process.ask()
 
         self.call_soon(ask)
 

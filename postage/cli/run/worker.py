@@ -13,7 +13,7 @@ from typing import Any
 
 from postage.cli.components import components_of, is_of_program
 from postage.cli.run import logs
-from postage.cli.run.line import CUT, FAILED, Line
+from postage.cli.run.line import CUT, FAILED, SIGNALLED, Line
 from postage.cli.run.message_fields import MessageFields
 from postage.cli.run.options import Options
 from postage.cli.run.process import OF_TERMINALS
@@ -113,7 +113,9 @@ class Worker:
         self._ending.run(self._run_scheduler)
         self._report()  # its last figures
         self._name_threads()
-        return FAILED if self._has_failed else CUT if self._ending.was_cut else 0
+        if self._has_failed or self._ending.was_cut:
+            return FAILED if self._has_failed else CUT
+        return SIGNALLED if self._ending.was_signalled else 0
 
     def _name_threads(self) -> None:
         """Say what the interpreter waits for before it ends."""
