@@ -22,7 +22,9 @@ from postage.messaging.calls import Awaited, Call, RpcFuture
 from postage.messaging.gathering import Gathering, Sink, check_expected
 from postage.messaging.messages import Message, MessageResult, RpcCommand
 from postage.messaging.options import (
+    FUTURE_OPTIONS,
     GATHER_OPTIONS,
+    QUEUE_OPTIONS,
     RPC_OPTIONS,
     check_number,
     further_properties,
@@ -49,8 +51,8 @@ class Caller(Routed):
     def _make_rpc(self, name: str) -> Callable[..., Any]:
         """``rpc_NAME``, or one of its kin; an exact builder wins over these."""
         for prefix, method, options in (
-            ('rpc_queue_', self._rpc_queue, RPC_OPTIONS),
-            ('rpc_future_', self._rpc_future, RPC_OPTIONS),
+            ('rpc_queue_', self._rpc_queue, QUEUE_OPTIONS),
+            ('rpc_future_', self._rpc_future, FUTURE_OPTIONS),
             ('rpc_gather_', self._rpc_gather, GATHER_OPTIONS),
         ):
             if name.startswith(prefix) and len(name) > len(prefix) and not self._has_builder(f'build_{name}'):
@@ -70,11 +72,22 @@ class Caller(Routed):
         def call(*args: Any, **kwds: Any) -> Any:
             options = take_options(kwds, known, called, self, builder) if kwds else kwds
             if builder in own or hasattr(cls, builder):
-                return method(name, self._build(builder, args, kwds), options)
+                return method(name, self._build_request(builder, args, kwds), options)
             parameters = args[0] if len(args) == 1 and not kwds else pack(args, kwds)
             return method(name, RpcCommand(command, parameters), options)
 
         return call
+
+    def _build_request(self, builder: str, args: tuple[Any, ...], kwds: dict[str, Any]) -> Any:
+        """What a builder makes, unless no RPC handler takes it: its caller would wait for an answer in vain."""
+        message = self._build(builder, args, kwds)
+        body = message.body
+        if isinstance(body, dict) and body.get('category') == 'message':
+            raise errors.ConfigurationError(
+                f'{type(self).__name__}.{builder}() must return a request, such as an RpcCommand, and not a '
+                f"{type(message).__name__}: its category is 'message', and nothing answers messages"
+            )
+        return message
 
     def _rpc(self, name: str, message: Message, options: dict[str, Any]) -> MessageResult | str:
         if options and options.get('_queue_only'):
@@ -124,6 +137,7 @@ class Caller(Routed):
         options['_max_retry'] = 0
         call = self._call(name, message, options, Sink(gathering))
         if call is not None:
+            gathering.exchange, gathering.routing_key = call.exchange, call.routing_key
             gathering.correlation_id = call.correlation_id
         return gathering
 

@@ -14,7 +14,7 @@ from postage.amqp.connection import Connection
 from postage.amqp.publishing import Outgoing, ids
 from postage.amqp.replies import ReplyChannel
 from postage.amqp.turns import ReadingAlarm, wait_until_done
-from postage.messaging.gathering import Gathering, Sink
+from postage.messaging.gathering import Gathering, Sink, tell_cancelled
 from postage.messaging.messages import MessageResult
 from postage.messaging.signing import Signatures
 
@@ -104,6 +104,7 @@ class RpcFuture(Future[MessageResult]):
         """
         if not super().cancel():
             return False
+        tell_cancelled(self)
         client = self._connection.rpc_client
         if client is not None:
             client.abandon(self.correlation_id)

@@ -20,6 +20,7 @@ from typing import Any
 
 from postage import errors
 from postage.amqp.deliveries import Delivery
+from postage.amqp.frames import answerable_of
 from postage.amqp.topology import Queue
 from postage.messaging import properties as notes
 from postage.messaging.forwarding import LEASE
@@ -36,7 +37,8 @@ def pause_after(retries: Sequence[Retry], error: BaseException, delivery: Delive
     """How long a message waits for its next attempt; ``None`` where there is none.
 
     :param retries: those of the handler that raised; where it has none, that of the queue counts
-    There is none, either, for a message that would have expired by then: the caller of an RPC is gone.
+    There is none, either, for a message that would have expired by then, nor for a request whose deadline will have
+    passed: its caller is gone, and hears now what went wrong.
     """
     if not retries:
         queue = delivery.channel.topology.queues.get(delivery.queue)
@@ -52,6 +54,9 @@ def pause_after(retries: Sequence[Retry], error: BaseException, delivery: Delive
     if failed_before >= len(retry.delays):
         return None
     pause = Pause(retry.delays[failed_before], retry.jitter)
+    deadline = answerable_of(properties).deadline
+    if deadline is not None and time.time() + pause.seconds > deadline / 1000:
+        return None
     expiration = notes.original(properties).expiration
     if expiration is not None and expiration.isascii() and expiration.isdecimal() and len(expiration) <= 20:
         expires_at = first_attempt_at(properties) + int(expiration) / 1000

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from concurrent.futures._base import CANCELLED
 from typing import Any
 
 from postage import errors
@@ -43,25 +45,27 @@ class Gathering(Future[Replies]):
     and :meth:`close`, end it early. What is still being worked at when it ends is cancelled, as far as that can be.
 
     :ivar replies: those that have come so far
+    :ivar exchange: where the request went
+    :ivar routing_key: with which key
     :ivar correlation_id: of the request
     """
 
     def __init__(self, connection: Connection, expected: Expected) -> None:
         super().__init__()
         self.replies = Replies(expected)
-        self.correlation_id = ''
+        self.exchange = self.routing_key = self.correlation_id = ''
         self._connection = connection
         self._expected = expected
         self._lock = threading.Lock()
         self._untaken: deque[MessageResult] = deque()
-        self._waiting: deque[Future[MessageResult | None]] = deque()
+        self._waiting: deque[NextReply] = deque()
         self._is_over = False
 
     # Taking
 
     def next(self) -> Future[MessageResult | None]:
         """A future of the next reply, or of ``None`` at the end; never blocks, and may be yielded. Any thread."""
-        future: Future[MessageResult | None] = Future()
+        future = NextReply(self)
         with self._lock:
             if not self._untaken and not self._is_over:
                 self._waiting.append(future)
@@ -117,6 +121,7 @@ class Gathering(Future[Replies]):
     def cancel(self) -> bool:
         """End it as :meth:`close` does, but a thread that waits for :meth:`result` gets a ``CancelledError``."""
         is_cancelled = super().cancel()
+        tell_cancelled(self)
         self.close()
         return is_cancelled
 
@@ -159,18 +164,51 @@ class Gathering(Future[Replies]):
             waiting = []
             while (future := self._next_waiting()) is not None:
                 waiting.append(future)
-        if not self.cancelled():
+        with contextlib.suppress(InvalidStateError):  # it was cancelled
             self.set_result(self.replies)  # before the end is told to what takes them one by one
         for future in waiting:
             future.set_result(None)
 
-    def _next_waiting(self) -> Future[MessageResult | None] | None:
+    def _next_waiting(self) -> NextReply | None:
         """One that waits for a reply, and is not cancelled. With the lock held."""
         while self._waiting:
             future = self._waiting.popleft()
-            if future.set_running_or_notify_cancel():
+            if future.can_be_done():
                 return future
         return None
+
+
+class NextReply(Future[MessageResult | None]):
+    """The next reply of a gathering, or ``None`` at its end. To cancel it leaves that reply to the one after it.
+
+    :ivar gathering: that gathering
+    """
+
+    def __init__(self, gathering: Gathering) -> None:
+        super().__init__()
+        self.gathering = gathering
+
+    def cancel(self) -> bool:
+        """Want it no more. Never blocks; any thread. The gathering goes on."""
+        is_cancelled = super().cancel()
+        tell_cancelled(self)
+        return is_cancelled
+
+    def can_be_done(self) -> bool:
+        """Whether it is not cancelled; from now on it cannot be."""
+        with self._condition:
+            return not self.cancelled() and self.set_running_or_notify_cancel()
+
+
+def tell_cancelled(future: Future[Any]) -> None:
+    """Tell what waits for several futures, such as ``concurrent.futures.wait()``, that one was cancelled.
+
+    ``Future.cancel()`` leaves that to what would have done the future, which here is nothing. Any thread; the first
+    time counts.
+    """
+    with future._condition:
+        if future._state == CANCELLED:
+            future.set_running_or_notify_cancel()
 
 
 class Sink:

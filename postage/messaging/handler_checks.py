@@ -8,9 +8,20 @@ from typing import Any
 
 from postage import errors
 from postage.messaging.messages import Message, MessageCommand, MessageResult, MessageStatus
+from postage.printable import shown
 
 TYPES = frozenset(cls.type for cls in (Message, MessageCommand, MessageStatus, MessageResult))
 """The types of the messages that Postage knows. Others are those of classes derived from ``messaging.Message``."""
+
+HOOKS: dict[str, tuple[str, ...]] = {
+    'before_processing': (),
+    'after_processing': (),
+    'before_handling': ('handling',),
+    'after_handling': ('handling',),
+}
+"""The hooks of a processor, and what each is called with."""
+
+_WAITING = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)
 
 ALIKE = 0.8  # difflib's ratio, from which a word is taken for another one that is written wrongly
 
@@ -58,17 +69,58 @@ def check_parameters(label: str, handler: Any, decorator: str, *given: str) -> N
     :param given: what it gets, in words
     :raises errors.ConfigurationError: it cannot
     """
-    try:
-        signature = inspect.signature(handler)
-    except (TypeError, ValueError):
-        return  # it is written in C, say
-    try:
-        signature.bind(*given)
-    except TypeError as error:
+    misfit = _misfit(handler, *given)
+    if misfit is not None:
+        signature, error = misfit
         raise errors.ConfigurationError(
             f'the handler {label}{signature} does not fit its decorator: {decorator} calls it with '
             f'{", ".join(given)} ({error})'
-        ) from None
+        )
+
+
+def check_filter(label: str, function: Any, args: tuple[Any, ...], kwds: Mapping[str, Any]) -> None:
+    """See that a filter can be called with what its handler would get, and its own arguments.
+
+    :param label: what to call the handler
+    :raises errors.ConfigurationError: it cannot, or is a coroutine
+    """
+    name = f'the filter {getattr(function, "__name__", shown(function))} of the handler {label}'
+    if inspect.iscoroutinefunction(function):
+        raise errors.ConfigurationError(f'{name} must be a plain function: a coroutine is not waited for')
+    misfit = _misfit(function, 'message', *args, **kwds)
+    if misfit is not None:
+        given = ['the message', *map(shown, args), *(f'{key}={shown(value)}' for key, value in kwds.items())]
+        raise errors.ConfigurationError(
+            f'{name} takes {misfit[0]}, and is called with {", ".join(given)} ({misfit[1]})'
+        )
+
+
+def check_hooks(processor: Any) -> None:
+    """See that the hooks of a processor can be called before and after its handlers.
+
+    :raises errors.ConfigurationError: one cannot, or what it does would have to be waited for
+    """
+    for name, given in HOOKS.items():
+        label, hook = f'the hook {type(processor).__name__}.{name}', getattr(processor, name)
+        if any(kind(hook) for kind in _WAITING):
+            raise errors.ConfigurationError(f'{label} must be a plain function: coroutines and generators are not run')
+        misfit = _misfit(hook, *given)
+        if misfit is not None:
+            what = ', '.join(given) or 'nothing'
+            raise errors.ConfigurationError(f'{label}{misfit[0]} is called with {what} ({misfit[1]})')
+
+
+def _misfit(function: Any, *given: Any, **named: Any) -> tuple[inspect.Signature, TypeError] | None:
+    """What a function takes, and why it cannot be called so; ``None`` where it can, or that is not known."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None  # it is written in C, say
+    try:
+        signature.bind(*given, **named)
+    except TypeError as error:
+        return signature, error
+    return None
 
 
 def check_alone(answering: Mapping[tuple[str, str | None], list[str]], cls: str) -> None:

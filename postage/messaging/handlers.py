@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from postage import errors
 from postage.messaging.counting import HandlerFigures
-from postage.messaging.handler_checks import check_alone, check_parameters, check_type
+from postage.messaging.handler_checks import check_alone, check_filter, check_parameters, check_type
 from postage.messaging.messages import CATEGORIES
 from postage.messaging.outcomes import CONTROL_FLOW, FilterError
 from postage.printable import class_of, shown, text_of
@@ -22,6 +23,7 @@ _FILTERS = '_postage_filters'
 _TIMEOUTS = '_postage_timeouts'
 _THREADED = '_postage_threaded'
 _RETRIES = '_postage_retries'
+_BESIDE = {_FILTERS: 'MessageFilter', _TIMEOUTS: 'Timeout', _THREADED: 'Threaded', _RETRIES: 'Retry'}
 
 DELAY_MAX = 40 * 24 * 3600.0  # seconds; a queue's TTL and expiry are 32-bit numbers of milliseconds
 
@@ -93,9 +95,15 @@ class MessageFilter:
 
     The callable gets a copy of what the handler would get, and returns what the handler gets instead. Any exception
     from it drops the message for that handler alone. Of several filters the one nearest to the function is first.
+
+    :raises errors.ConfigurationError: it is no callable, or it is the handler itself
     """
 
     def __init__(self, callable: Callable[..., Any], *args: Any, **kwds: Any) -> None:
+        if not builtins.callable(callable) or getattr(callable, _HANDLERS, None):
+            raise errors.ConfigurationError(
+                f'@MessageFilter needs a callable, as in @MessageFilter(convert, 7), not {shown(callable)}'
+            )
         self.callable = callable
         self.args = args
         self.kwds = kwds
@@ -204,6 +212,8 @@ def _mark(target: Target, attribute: str, mark: object, label: str) -> Target:
     if isinstance(target, type) and not issubclass(target, Handler):
         raise errors.ConfigurationError(f'{target.__name__} must derive from messaging.Handler to be a message handler')
     try:
+        if isinstance(target, MessageFilter):  # which was written without its arguments
+            raise TypeError
         marks = vars(target).get(attribute, [])
         setattr(target, attribute, [mark, *marks])
     except (TypeError, AttributeError):
@@ -266,6 +276,8 @@ class Entry:
         :raises errors.ConfigurationError: it is said why not, and which method it is
         """
         check_type(self.label, self.data.type, self.data.name)
+        for each in self.filters:
+            check_filter(self.label, each.callable, each.args, each.kwds)
         what = 'content' if self.body_key is not None else 'body'
         decorator = '@RpcHandler' if self.is_rpc else '@MessageHandler' if self.body_key else '@MessageHandlerFullBody'
         if self.is_class:
@@ -373,5 +385,18 @@ def _declared(cls: type) -> dict[str, Mapping[str, Any]]:
                         answering.setdefault((data.type, data.name), []).append(attribute)
             elif attribute in declared and value is None:
                 del declared[attribute]
+            elif attribute in declared:  # what it has of its own counts, and of its parent the rest
+                declared[attribute] = {**declared[attribute], **marks}
+            else:
+                _check_no_handler(f'{ancestor.__name__}.{attribute}', marks)
         check_alone(answering, ancestor.__name__)
     return declared
+
+
+def _check_no_handler(label: str, marks: Mapping[str, Any]) -> None:
+    """See that no handler was forgotten to be marked as one."""
+    for mark, decorator in _BESIDE.items():
+        if marks.get(mark):
+            raise errors.ConfigurationError(
+                f'{label} has @{decorator}, but no decorator that says which messages it takes, such as @MessageHandler'
+            )

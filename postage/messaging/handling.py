@@ -19,7 +19,7 @@ from postage.amqp.deliveries import Delivery, current
 from postage.amqp.durations import BOUNDS
 from postage.messaging.calls import RpcFuture
 from postage.messaging.delays import pause_after
-from postage.messaging.gathering import Gathering
+from postage.messaging.gathering import Gathering, NextReply
 from postage.messaging.handlers import Colour, Entry, Retry
 from postage.messaging.hooks import MessageContext, failed_by
 from postage.messaging.outcomes import CANCELLED, HANDLED, FilterError, Outcome
@@ -209,14 +209,15 @@ class Handling(MicroThread):
                 wanted = resume(value)
             except StopIteration as stop:
                 return stop.value
-            asks_itself = isinstance(wanted, RpcFuture) and self._dispatcher.serves(wanted.exchange, wanted.routing_key)
+            asked = _asked(wanted)
+            asks_itself = asked is not None and self._dispatcher.serves(asked.exchange, asked.routing_key)
             if asks_itself:
                 self._dispatcher.set_aside(1)
             try:
                 resume, value = handler.send, (yield wanted)
             except (_Cut, GeneratorExit):
-                if isinstance(wanted, (RpcFuture, Gathering)):
-                    wanted.cancel()  # its handler waits for it no more
+                if asked is not None:
+                    asked.cancel()  # its handler waits for it no more
                 self._close(handler)
                 raise
             except BaseException as error:
@@ -250,6 +251,13 @@ class _Cancelled(_Cut):
     def __init__(self, verb: str, why: str) -> None:
         super().__init__(verb, why)
         self.verb, self.why = verb, why
+
+
+def _asked(wanted: Any) -> RpcFuture | Gathering | None:
+    """The call, or the gathering, for whose answer a handler waits, if it waits for one."""
+    if isinstance(wanted, NextReply):
+        return wanted.gathering
+    return wanted if isinstance(wanted, (RpcFuture, Gathering)) else None
 
 
 def raised(

@@ -17,7 +17,9 @@ ExchangeKey = tuple['type[Exchange] | Exchange', str]
 """An exchange and a routing key: an element of ``eks``."""
 
 PUBLISH_OPTIONS = ('_key', '_eks', '_headers', '_priority', '_expiration')
-RPC_OPTIONS = (*PUBLISH_OPTIONS, '_timeout', '_max_retry', '_queue_only')
+FUTURE_OPTIONS = (*PUBLISH_OPTIONS, '_timeout', '_max_retry')
+RPC_OPTIONS = (*FUTURE_OPTIONS, '_queue_only')
+QUEUE_OPTIONS = (*PUBLISH_OPTIONS, '_queue_only')
 GATHER_OPTIONS = (*PUBLISH_OPTIONS, '_timeout', '_expect')
 
 

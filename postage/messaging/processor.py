@@ -24,6 +24,7 @@ from postage.messaging.counting import Figures
 from postage.messaging.dispatching import Dispatcher
 from postage.messaging.fingerprint import as_fingerprint_dict
 from postage.messaging.gate import check_elsewhere, check_max_age
+from postage.messaging.handler_checks import check_hooks
 from postage.messaging.handlers import HandlerTable, MessageHandler, check_timeout
 from postage.messaging.health import counted, watched
 from postage.messaging.hooks import MessageContext, State, between
@@ -131,6 +132,7 @@ class MessageProcessor(MicroThread):
         self._may_have_more = True
         self._timers: list[tuple[float, Callable[[], object]]] = []
         table = HandlerTable(self)  # a fault in it is told before anything is connected
+        check_hooks(self)
         self.consumer = self._consumer_class()(eqk, revealed(hup), vhost)  # a class of the user's may look at it
         if self.max_deliveries is not None:
             self.consumer.delivery_source.keep_retries()

@@ -19,7 +19,7 @@ import pika.spec
 from postage import errors
 from postage.amqp import retries
 from postage.amqp.deliveries import ORIGINAL_EXCHANGE, ORIGINAL_ROUTING_KEY, Delivery
-from postage.amqp.frames import PROPERTY_NAMES
+from postage.amqp.frames import DEADLINE, PROPERTY_NAMES
 from postage.printable import shown
 
 ATTEMPTS: Final = retries.ATTEMPTS
@@ -59,6 +59,9 @@ def sent_on(properties: Properties, origin: tuple[str, str] | None, **notes: Any
     if origin is not None:
         headers[EXCHANGE], headers[ROUTING_KEY] = origin
     headers |= {f'{_PREFIX}{name.replace("_", "-")}': value for name, value in notes.items()}
+    deadline = (properties.headers or {}).get(DEADLINE)
+    if deadline is not None:  # a request is wanted no longer for being tried again
+        headers[DEADLINE] = deadline
     # A message in waiting must not expire; the broker refuses another user's id, and sends copies to what CC names.
     for name, header in (('expiration', EXPIRATION), ('user_id', USER_ID)):
         value = getattr(changed, name)

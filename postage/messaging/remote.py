@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from types import MemberDescriptorType
 from typing import Any, TypeVar, overload
 
 from postage import errors
@@ -56,7 +57,10 @@ def packed(error: BaseException) -> dict[str, Any] | None:
     """What travels of a registered exception; ``None`` for all others."""
     for name, exception in _registered.items():
         if type(error) is exception:
-            return {'name': name, 'args': list(error.args), 'attributes': dict(vars(error))}
+            # What an OSError was made of; its args lack the name of the file.
+            arguments = OSError.__reduce__(error)[1] if isinstance(error, OSError) else error.args
+            slots = {slot: getattr(error, slot) for slot in _slots_of(exception) if hasattr(error, slot)}
+            return {'name': name, 'args': list(arguments), 'attributes': {**slots, **vars(error)}}
     return None
 
 
@@ -79,6 +83,23 @@ def unpacked(exception: Any) -> Exception | None:
             made = cls.__new__(cls, *arguments)
     if not isinstance(made, cls):
         return None
-    made.args = tuple(arguments)  # its constructor may have made others of them
-    vars(made).update(attributes)
+    # Of Python's own classes the nearest. It makes `args` of them, of which the constructor may have made others.
+    builtin: Any = next(each for each in cls.__mro__ if each.__module__ == 'builtins')
+    try:
+        builtin.__init__(made, *arguments)
+    except Exception:
+        return None  # it wants what does not travel, such as bytes
+    slots = _slots_of(cls)
+    for name, value in attributes.items():  # whatever its __setattr__ says
+        if name in slots:
+            slots[name].__set__(made, value)
+        else:
+            vars(made)[name] = value
     return made
+
+
+def _slots_of(cls: type[Exception]) -> dict[str, MemberDescriptorType]:
+    """Those of its attributes that its ``__slots__`` name, which are in no dictionary of an object."""
+    own = [ancestor for ancestor in cls.__mro__ if ancestor.__module__ != 'builtins']
+    found = [(name, value) for ancestor in own for name, value in vars(ancestor).items()]
+    return {name: value for name, value in found if isinstance(value, MemberDescriptorType)}

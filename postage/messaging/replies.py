@@ -263,10 +263,8 @@ class Reply:
     def tell(self, error: BaseException) -> None:
         """Answer with what a handler raised, whatever is in its text."""
         text = encodable(text_of(error))
-        if isinstance(error, FilterError):
-            self(MessageResultError(text))
-            return
-        result = MessageResultException(class_of(error), text)
+        is_error = isinstance(error, FilterError)
+        result = MessageResultError(text) if is_error else MessageResultException(class_of(error), text)
         exception = packed(error)
         while exception is not None:
             result.body['_reserved']['exception'] = exception

@@ -38,6 +38,8 @@ from postage.sparingly import Sparingly
 logger = logging.getLogger('postage')
 _sparingly = Sparingly()
 
+LATE_SECONDS = 10.0  # for which an address that takes no calls any more is kept, to count the replies that come late
+LATE_ADDRESSES = 4  # that are kept so, at most
 CANCEL_TIMEOUT = 2.0  # seconds for which a producer that closes, or a program that ends, tries to tell responders
 
 
@@ -67,6 +69,8 @@ class RpcClient:
         self._lock = threading.RLock()
         self._addresses: dict[ReplyChannel, _Address] = {}
         self._shared: ReplyChannel | None = None
+        self._late: dict[ReplyChannel, float] = {}  # those that are kept for late replies, and until when
+        self._is_tidying = False
         self._deadlines = Deadlines()
         self._timer: Any = None  # for the I/O thread only
         self._armed_for = math.inf
@@ -262,11 +266,37 @@ class RpcClient:
             address.calls.pop(call.correlation_id, None)
             address.strays += call.sent - answered
             if not address.calls and channel is not self._shared:
-                del self._addresses[channel]
-                self._connection.tell(lambda: self._connection.detach(channel))
+                self._leave(channel, address)
         if error is not None:
             return functools.partial(_set, call.future.set_exception, error)
         return functools.partial(_set, call.future.set_result, result) if result is not None else _nothing
+
+    def _leave(self, channel: ReplyChannel, address: _Address) -> None:
+        """Give up an address without calls: in a while, where a late reply may come. With the lock held."""
+        if not address.strays or channel.own_queue or not channel.is_wanted:
+            self._give_up(channel)
+            return
+        self._late[channel] = time.monotonic() + LATE_SECONDS
+        if len(self._late) > LATE_ADDRESSES:
+            self._give_up(next(iter(self._late)))
+        if not self._is_tidying:
+            self._is_tidying = True
+            self._connection.tell(self._tidy)
+
+    def _give_up(self, channel: ReplyChannel) -> None:
+        self._late.pop(channel, None)
+        del self._addresses[channel]
+        self._connection.tell(lambda: self._connection.detach(channel))
+
+    def _tidy(self) -> None:
+        """Give up the addresses that were kept long enough, as long as there are any. On the I/O thread."""
+        with self._lock:
+            now = time.monotonic()
+            for channel in [channel for channel, until in self._late.items() if until <= now]:
+                self._give_up(channel)
+            self._is_tidying = bool(self._late)
+            if self._late:
+                self._connection.io.loop.call_later(next(iter(self._late.values())) - now, self._tidy)
 
     # What comes back
 
@@ -327,7 +357,7 @@ class RpcClient:
 
     def _call_of(self, address: _Address, correlation_id: str | None) -> Call | None:
         """The call that a reply answers. Without a correlation id that is certain only where no other is possible."""
-        if correlation_id:
+        if correlation_id or not address.calls:
             self.late_replies += 1
             logger.debug('a reply was dropped: no call waits for correlation id %r any more', correlation_id)
             return None
@@ -350,6 +380,8 @@ class RpcClient:
             if address is None:
                 return
             address.strays = 0
+            if channel in self._late:
+                self._give_up(channel)
             for call in list(address.calls.values()):
                 self._withdraw(call)
                 call.is_lost = call.is_lost or call.sent > 0

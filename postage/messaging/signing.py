@@ -217,7 +217,7 @@ class Signatures:
         end = _expiration(properties), plain, deadline, sha256(body).digest()
         if not hmac.compare_digest(key.mac(_pack((_SIGNED, key_id, milliseconds, *origin, *rest, *end))), mac):
             raise SignatureRefused('its signature is not right: what was signed is something else')
-        if headers.get(frames.DEADLINE, deadline) != deadline:  # it is left out of what is sent on
+        if headers.get(frames.DEADLINE, deadline) != deadline:  # it is left out of a dead letter
             raise SignatureRefused('its deadline is not the one that was signed')
         return Signature(key_id, milliseconds / 1000, mac, exchange, routing_key, deadline)
 

@@ -12,6 +12,7 @@ import pytest
 from postage import messaging, microthreads
 from postage.amqp.cancelled import cancelled
 from postage.broker.users import Permissions
+from postage.messaging import rpc
 from postage.messaging.cancelling import Canceller
 from postage.messaging.metrics import samples
 from support.canary import canary
@@ -120,6 +121,17 @@ def test_a_cancelled_future_ends_its_handler(bench, working, kind):
     assert working.seen.next() == 'next'
     eventually(lambda: not working.is_busy)
     assert bench.count('echo-queue') == 0, 'it counts as handled'
+
+
+def test_what_waits_for_several_calls_is_told_of_one_that_is_cancelled(bench, working):
+    future = bench.producer().rpc_future_generator(_timeout=60)
+    assert working.seen.next() == 'begun'
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(concurrent.futures.wait, [future], TIMEOUT)
+        assert future.cancel()
+        assert waiting.result(TIMEOUT).done == {future}
+    assert future.cancel(), 'as any future, twice'
+    assert next(concurrent.futures.as_completed([future], TIMEOUT)) is future
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -290,11 +302,13 @@ def test_a_caller_that_loses_its_connection_ends_its_handler(bench, working):
         assert working.seen.next() == 'closed'
 
 
-def test_what_a_handler_gathers_is_cancelled_with_it(bench, working):
+@pytest.mark.parametrize('by', ['all of it', 'next'])
+def test_what_a_handler_gathers_is_cancelled_with_it(bench, working, by):
     class Asking(Processor):
         @messaging.RpcHandler('command', 'ask')
         def rpc_ask(self, content, reply_func):
-            return (yield inner.rpc_gather_generator(_timeout=60))
+            gathering = inner.rpc_gather_generator(_timeout=60)
+            yield gathering if by == 'all of it' else gathering.next()
 
     inner = bench.producer()
     asking = Asking([(EchoExchange, [('asking-queue', 'asking')])])
@@ -322,15 +336,47 @@ def test_hooks_and_figures_tell_a_cancelled_request(bench):
     assert (entry.cancelled, entry.handled, entry.failed) == (1, 0, 0)
 
 
-def test_a_late_reply_is_dropped_and_counted(bench, working):
+def timed_out(producer):
+    return producer.rpc_future_queue('late', _timeout=0.3)
+
+
+def past_its_deadline(producer):
+    with messaging.deadline(0.3):
+        return producer.rpc_future_queue('late')
+
+
+def cancelled_at_once(producer):
+    return producer.rpc_future_queue('late', _timeout=60)
+
+
+def gathered(producer):
+    return producer.rpc_gather_queue('late', _timeout=0.3)
+
+
+@pytest.mark.parametrize('ended', [timed_out, past_its_deadline, cancelled_at_once, gathered])
+def test_a_late_reply_is_dropped_and_counted(bench, working, ended):
     producer = bench.producer()
     before = producer.late_replies
-    future = producer.rpc_future_threaded(_timeout=60)
-    working.seen.next()
-    future.cancel()
+    future = ended(producer)
+    assert working.seen.next() == 'late'
+    if ended is cancelled_at_once:
+        future.cancel()
+    concurrent.futures.wait([future], TIMEOUT)
+    working.go_on.set()
     eventually(lambda: producer.late_replies == before + 1)
     assert before + 1 in [each.value for each in samples() if each.name == 'postage.replies.late']
     assert producer.rpc_note('next').value == 'next'
+
+
+def test_an_address_that_takes_no_calls_is_kept_for_late_replies_and_not_for_long(bench, working, monkeypatch):
+    monkeypatch.setattr(rpc, 'LATE_SECONDS', 0.5)
+    producer = bench.producer()
+    for _ in range(rpc.LATE_ADDRESSES + 2):
+        assert producer.rpc_generator(_timeout=0.01).value == 'TimeoutError'
+        client = producer.conn_broker.rpc_client
+        assert 1 <= len(client._addresses) <= rpc.LATE_ADDRESSES
+    eventually(lambda: not client._addresses)
+    eventually(lambda: not client._is_tidying)
 
 
 def test_a_cancel_goes_on_to_what_the_handler_waits_for(bench, working):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
@@ -503,6 +504,22 @@ def watched(bench: Bench) -> Callable[[str], Seen]:
 )
 def test_hooks_see_what_became_of_a_message(watched: Any, name: str, outcome: str, exception: str | None) -> None:
     assert watched(name).next() == (name, outcome, exception, 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'hook', 'fault'),
+    [
+        ('before_handling', lambda self: None, r'Wrong\.before_handling\(\) is called with handling'),
+        ('after_handling', lambda self, body, more: None, r'after_handling\(body, more\) is called with handling'),
+        ('before_processing', lambda self, more: None, r'before_processing\(more\) is called with nothing'),
+        ('after_handling', asyncio.sleep, 'after_handling must be a plain function'),
+        ('after_processing', lambda self: (yield), 'after_processing must be a plain function'),
+    ],
+)
+def test_a_hook_that_cannot_be_called_is_told_when_the_processor_is_made(name: str, hook: Any, fault: str) -> None:
+    wrong = type('Wrong', (messaging.MessageProcessor,), {name: hook})
+    with pytest.raises(messaging.ConfigurationError, match=fault):
+        wrong.test_client().__enter__()
 
 
 def test_hooks_see_which_attempt_it_was(watched: Any) -> None:

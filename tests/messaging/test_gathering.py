@@ -13,6 +13,7 @@ from postage import messaging, microthreads
 from support.messaging import (
     TIMEOUT,
     BareResponder,
+    EchoExchange,
     EchoProducer,
     Processor,
     eventually,
@@ -208,6 +209,29 @@ def test_a_microthread_yields_each_next_reply(bench):
     assert sorted(in_a_microthread(work)) == ['instance-0', 'instance-1']
 
 
+@pytest.mark.parametrize('by', ['all of it', 'next'])
+def test_a_handler_that_asks_all_hears_itself_too(bench, by):
+    class AsksAll(Processor):
+        @messaging.RpcHandler('command', 'ask')
+        def rpc_ask(self, content, reply_func):
+            return 'itself'
+
+        @messaging.RpcHandler('command', 'ask_all')
+        def rpc_ask_all(self, content, reply_func):
+            gathering, found = producer.rpc_gather_ask(_expect=2), []
+            if by == 'all of it':
+                found = [reply.value for reply in (yield gathering)]
+            else:
+                while (reply := (yield gathering.next())) is not None:
+                    found.append(reply.value)
+            return found
+
+    instances(bench, 1)
+    bench.run(AsksAll([(FanoutExchange, [('queue-of-it', '')]), (EchoExchange, [('queue-of-it', 'echo-rk')])]))
+    producer = bench.producer(AskingProducer)
+    assert sorted(bench.producer().rpc_ask_all().value) == ['instance-0', 'itself']
+
+
 def test_a_coroutine_iterates_over_it(bench):
     instances(bench, 3)
     producer = bench.producer(AskingProducer)
@@ -293,6 +317,20 @@ def test_cancelling_it_tells_who_waits(bench):
     with pytest.raises(concurrent.futures.CancelledError):
         gathering.result(TIMEOUT)
     assert list(gathering) == []
+    assert concurrent.futures.wait([gathering], TIMEOUT).done == {gathering}
+
+
+def test_one_next_reply_that_is_cancelled_is_over_and_the_gathering_goes_on(bench):
+    instances(bench, 1)
+    gathering = bench.producer(AskingProducer).rpc_gather_nothing(_timeout=60)
+    assert gathering.next().result(TIMEOUT).text == "no handler for command 'nothing'"
+    waiting = gathering.next()
+    assert waiting.cancel()
+    assert waiting.cancel(), 'as any future, twice'
+    assert concurrent.futures.wait([waiting], TIMEOUT).done == {waiting}
+    following = gathering.next()
+    gathering.close()
+    assert following.result(TIMEOUT) is None
 
 
 def test_a_lost_connection_ends_it_with_what_has_come(bench):

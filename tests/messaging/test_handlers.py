@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import threading
 
@@ -668,7 +670,68 @@ def test_an_rpc_handler_of_a_subclass_wins_over_its_parents(bench):
     assert content_of(bench.producer().rpc_echo('text'))['value'] == 'child'
 
 
+@pytest.mark.parametrize(
+    ('filtering', 'fault'),
+    [
+        ((dropping, 1), r'filter dropping of the handler Handling\.msg_echo takes \(data\), .* the message, 1 \('),
+        ((dropping,), None),
+        ((lambda data, *more, **named: data, 1, 2), None),
+        ((lambda: None,), 'is called with the message'),
+        ((asyncio.sleep,), 'filter sleep of .* must be a plain function: a coroutine is not waited for'),
+        ((str.upper, 'utf-8'), 'is called with the message'),
+        ((dict,), None),
+    ],
+)
+def test_a_filter_that_cannot_be_called_with_a_message_is_told_when_the_processor_is_made(filtering, fault):
+    class Handling(messaging.MessageProcessor):
+        @messaging.MessageFilter(*filtering)
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            """Never called."""
+
+    told = contextlib.nullcontext() if fault is None else pytest.raises(messaging.ConfigurationError, match=fault)
+    with told, Handling.test_client():
+        pass
+
+
+@pytest.mark.parametrize(
+    ('decorator', 'name'),
+    [
+        (messaging.MessageFilter(dropping), 'MessageFilter'),
+        (messaging.Timeout(5), 'Timeout'),
+        (messaging.Retry(), 'Retry'),
+        (messaging.Threaded, 'Threaded'),
+    ],
+)
+def test_a_method_that_is_decorated_and_no_handler_is_told(decorator, name):
+    handling = type('Handling', (messaging.MessageProcessor,), {'msg_echo': decorator(lambda self, content: None)})
+    with pytest.raises(messaging.ConfigurationError, match=rf'msg_echo has @{name}, but no decorator that says'):
+        handling.test_client().__enter__()
+
+
 # Inheritance
+
+
+def test_what_decorates_the_method_that_replaces_a_handler_counts():
+    class Parent(messaging.MessageProcessor):
+        @messaging.MessageHandler('command', 'echo')
+        @messaging.Timeout(5)
+        @messaging.Retry(delays=(1,))
+        def msg_echo(self, content):
+            yield
+
+    class Child(Parent):
+        @messaging.Timeout(60)
+        def msg_echo(self, content):
+            yield
+
+    with Parent.test_client() as parent, Child.test_client() as child:
+        (of_parent,), (of_child,) = (
+            [entry for entry in client.processor._dispatcher.entries if entry.data.name == 'echo']
+            for client in (parent, child)
+        )
+    assert (of_parent.timeout, of_child.timeout) == (5, 60)
+    assert of_child.retries == of_parent.retries != []
 
 
 @pytest.mark.parametrize('decorated', [True, False])
@@ -1235,6 +1298,15 @@ def test_outside_a_handler_there_is_no_current_delivery(bench):
             '@MessageHandler decorates methods and Handler classes, not 7',
         ),
         (lambda: messaging.MessageHandler('command')(dict), 'dict must derive from messaging.Handler'),
+        (lambda: messaging.MessageFilter(7), r'@MessageFilter needs a callable, as in .*, not 7'),
+        (
+            lambda: messaging.MessageFilter(messaging.MessageHandler('command')(lambda self, content: None)),
+            '@MessageFilter needs a callable, as in ',
+        ),
+        (
+            lambda: messaging.MessageHandler('command')(messaging.MessageFilter(lambda self, content: None)),
+            '@MessageHandler decorates methods and Handler classes, not <postage.messaging.handlers.MessageFilter',
+        ),
     ],
 )
 def test_a_decorator_used_wrongly_raises_at_once(use, fault):

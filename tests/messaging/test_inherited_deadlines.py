@@ -319,6 +319,36 @@ def test_what_a_handler_asks_for_has_the_deadline_of_its_request(bench, kind):
     assert delivery.headers['x-postage-deadline'] / 1000 - time.time() < 3
 
 
+@pytest.mark.parametrize('flags', [{}, {'exclusive': True, 'durable': False}], ids=['delay queue', 'in the process'])
+def test_an_attempt_that_comes_later_has_the_deadline_of_its_request(bench, flags):
+    class Trying(Processor):
+        @messaging.RpcHandler('command', 'ask')
+        @messaging.Retry(delays=(0.1, 0.1), jitter=0)
+        def rpc_ask(self, content, reply_func):
+            self.seen.put((messaging.remaining(), messaging.current_delivery().headers['x-postage-deadline']))
+            if self.seen.qsize() < 3:
+                raise KeyError
+            return 'done'
+
+    trying = Trying([(EchoExchange, [({'name': 'echo-queue', 'flags': flags}, 'echo-rk')])])
+    bench.run(trying)
+    assert bench.producer().rpc_ask(_timeout=100).value == 'done'
+    remaining, deadlines = zip(*trying.seen.take(3), strict=True)
+    assert 100 > remaining[0] > remaining[1] > remaining[2] > 50
+    assert len(set(deadlines)) == 1
+
+
+def test_an_attempt_that_would_come_after_the_deadline_is_answered_now(bench):
+    class Trying(Processor):
+        @messaging.RpcHandler('command', 'ask')
+        @messaging.Retry(delays=(100,), jitter=0)
+        def rpc_ask(self, content, reply_func):
+            raise KeyError('why')
+
+    bench.run(Trying())
+    assert bench.producer().rpc_ask(_timeout=50, _expiration=1000).value == 'KeyError'
+
+
 def test_what_a_handler_has_left_running_behind_it_has_none(bench):
     class Leaving(Processor):
         @messaging.RpcHandler('command', 'ask')

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+
 import pytest
 
 from postage import messaging
@@ -46,6 +49,45 @@ class WithDefault(Exception):
 @messaging.remote_exception
 class Plain(Exception):
     """As most are."""
+
+
+@messaging.remote_exception
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    code: int
+
+
+@messaging.remote_exception
+class Immutable(Exception):
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+
+@messaging.remote_exception
+@dataclasses.dataclass(slots=True)
+class Slotted(Exception):
+    code: int
+
+
+@messaging.remote_exception
+class NoFile(FileNotFoundError):
+    pass
+
+
+@messaging.remote_exception
+class NoSuchPath(FileNotFoundError):
+    def __init__(self, path):
+        super().__init__(errno.ENOENT, 'there is none', path)
+
+
+@messaging.remote_exception
+class Dropped(messaging.FilterError):
+    pass
+
+
+@messaging.remote_exception
+class Garbled(UnicodeDecodeError):
+    pass
 
 
 @messaging.remote_exception
@@ -139,7 +181,11 @@ def test_an_exception_that_both_sides_registered_is_raised_as_itself(bench, fail
 
 @pytest.mark.parametrize(
     'error',
-    [Reworded('upper', 3), KeywordsAlone(code=7), WithDefault('lost', code=7), Plain('as it is'), Plain()],
+    [
+        *(Reworded('upper', 3), KeywordsAlone(code=7), WithDefault('lost', code=7), Plain('as it is'), Plain()),
+        *(Frozen(3), Frozen(code=3), Immutable('a', 1), Slotted(3), Slotted(code=3), Dropped('not now')),
+        *(NoFile(errno.ENOENT, 'gone', 'here'), NoFile('gone'), NoSuchPath('/there')),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_an_exception_is_itself_whatever_its_constructor_takes_and_makes_of_it(bench, failing, error):
@@ -149,6 +195,14 @@ def test_an_exception_is_itself_whatever_its_constructor_takes_and_makes_of_it(b
     assert str(raised.value) == str(error)
     assert raised.value.args == error.args
     assert vars(raised.value) == vars(error)
+    for name in ('code', 'errno', 'filename'):
+        assert getattr(raised.value, name, None) == getattr(error, name, None)
+
+
+def test_an_exception_of_what_does_not_travel_is_a_remote_error_with_its_text(bench, failing):
+    failing.error = Garbled('utf-8', b'\xff', 0, 1, 'no such byte')
+    with pytest.raises(messaging.RemoteError, match=r'Garbled: .* no such byte'):
+        bench.producer().rpc_fail().unwrap()
 
 
 def test_an_attribute_that_cannot_be_encoded_does_not_keep_the_exception_back(bench, failing):
@@ -263,6 +317,24 @@ def test_a_builder_may_take_it(bench):
     bench.bare.queue_delete(queue)
     bench.run(Echo())
     assert producer.rpc_any(_any=3).value == {'_any': 3}
+
+
+@pytest.mark.parametrize('kind', ['', 'future_', 'gather_', 'queue_'])
+def test_a_builder_of_requests_that_makes_a_message_is_told(bench, kind):
+    class Built(EchoProducer):
+        def build_rpc_echo(self):
+            return messaging.MessageCommand('echo')
+
+    with pytest.raises(messaging.ConfigurationError, match=r'Built\.build_rpc_echo\(\) must return a request'):
+        getattr(bench.producer(Built), f'rpc_{kind}echo')()
+
+
+@pytest.mark.parametrize(
+    ('kind', 'option'), [('future', '_queue_only'), ('queue', '_timeout'), ('queue', '_max_retry')]
+)
+def test_an_option_that_a_kind_of_call_cannot_heed_is_refused(bench, kind, option):
+    with pytest.raises(TypeError, match=rf'rpc_{kind}_echo\(\) takes _key, .* not {option}'):
+        getattr(bench.producer(), f'rpc_{kind}_echo')(**{option: 1})
 
 
 def test_an_rpc_to_a_name_that_has_a_message_handler_only_says_so(bench, failing):
