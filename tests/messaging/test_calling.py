@@ -112,6 +112,14 @@ def test_a_call_by_queue_that_no_queue_takes_raises_and_leaves_no_queue(bench, o
     eventually(lambda: not bench.broker.queues())
 
 
+def test_a_call_by_queue_whose_exchange_has_gone_raises_and_leaves_no_queue(bench):
+    producer = bench.producer()
+    bench.bare.exchange_delete('echo-exchange')
+    with pytest.raises(messaging.PublishError, match='echo-exchange'):
+        producer.rpc_queue_echo()
+    eventually(lambda: not bench.broker.queues())
+
+
 # What a time-out says
 
 
