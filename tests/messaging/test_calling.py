@@ -130,6 +130,16 @@ def test_a_time_out_says_that_the_broker_took_the_request(bench):
     assert text(reply) == "RPC 'rpc_ask': no reply within 0.05 s, though the broker took the request, after 2 attempts"
 
 
+def test_a_time_out_says_that_the_broker_closed_its_channel(bench):
+    producer = bench.producer()
+    bench.bare.exchange_delete('echo-exchange')
+    reply = producer.rpc_ask(_timeout=TIMEOUT, _max_retry=0)
+    assert kind(reply) == 'TimeoutError'
+    assert text(reply).startswith("RPC 'rpc_ask': its channel was lost after it was sent: ")
+    assert "no exchange 'echo-exchange'" in text(reply)
+    assert producer.conn_broker.is_open
+
+
 def test_a_time_out_says_that_the_broker_is_away_and_for_how_long(bench, proxy):
     producer = bench.producer()
     proxy.refuse()
