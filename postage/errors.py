@@ -244,7 +244,7 @@ class HandlerTimeout(PostageError, builtins.TimeoutError):
 
 class HandlingUnfinished(PostageError):
     """Told of a message that was delivered too often without being handled to its end: to its caller, and in its
-    dead letter."""
+    dead letter; and of each delivery that is not handled to its end, in its span."""
 
 
 class StoreError(PostageError):

@@ -328,7 +328,7 @@ class Dispatcher:
         self.in_hand -= 1
         delivery.is_handled = True
         if delivery.span is not None:
-            tracing.settled(delivery, None)
+            tracing.unfinished(delivery)
         if self._source.gate is not None:
             self._source.gate.failed(delivery)
 

@@ -328,9 +328,18 @@ def _span_of(delivery: Delivery, route: Route, tracing: Tracing) -> tuple[Span, 
 def _begin(begin: Callable[[Delivery], None], delivery: Delivery) -> None:
     try:
         begin(delivery)
-    finally:
-        if delivery.is_handled:
-            settled(delivery, None)
+    except BaseException:
+        unfinished(delivery)  # but where the handler itself has asked for an end, and it is settled
+        raise
+    if delivery.is_handled:
+        settled(delivery, None)
+
+
+def unfinished(delivery: Delivery) -> None:
+    """End the span of a delivery whose handlers were interrupted, or closed, if it has one that has not ended."""
+    recorded, delivery.span = delivery.span, None
+    if recorded is not None:
+        recorded.end(errors.HandlingUnfinished('it was not handled to its end, and goes back to its queue'))
 
 
 def settled(delivery: Delivery, failure: Failure | None) -> None:

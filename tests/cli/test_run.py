@@ -493,6 +493,58 @@ def test_a_line_of_json_says_which_message_it_is_about(start: Callable[..., Modu
         json.loads(each)
 
 
+TRACED = """
+import logging
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from postage import messaging
+from shop import Prices
+
+trace.set_tracer_provider(TracerProvider())
+
+class Traced(Prices):
+    concurrency = 2
+
+    def note(self):
+        logging.getLogger('traced').warning('%032x', trace.get_current_span().get_span_context().trace_id)
+        raise KeyError('no such price')
+
+    @messaging.Retry(delays=(0.01,))
+    @messaging.MessageHandler('command', 'price')
+    def msg_price(self, content):
+        self.note()
+
+    @messaging.Retry(delays=(0.01,))
+    @messaging.MessageHandler('command', 'later')
+    def msg_later(self, content):
+        yield
+        self.note()
+"""
+
+
+def test_the_trace_in_a_line_of_json_is_that_of_the_span(
+    start: Callable[..., Module], producer: ShopProducer, tmp_path: Path
+) -> None:
+    pytest.importorskip('opentelemetry.sdk')
+    (tmp_path / 'traced.py').write_text(TRACED)
+    program = start('traced:Traced', '--log-format', 'json')
+    program.expect('is ready')
+    trace_id = 'ab' * 16
+    for send in (producer.message_price, producer.message_later):
+        send(_headers={'traceparent': f'00-{trace_id}-{"cd" * 8}-01'})
+    producer.message_price()  # by a program that has no traces
+    program.expect('which is rejected', 20, times=3)
+    assert end(program) == 0
+    lines = [line for line in map(json.loads, program.lines) if 'attempt' in line]
+    own = [line for line in lines if line['logger'] == 'traced']
+    assert [line['trace_id'] for line in own] == [line['message'] for line in own]
+    first = [line['trace_id'] for line in own if line['attempt'] == 1]
+    assert (len(first), first.count(trace_id)) == (3, 2)
+    assert trace_id not in [line['trace_id'] for line in own if line['attempt'] == 2]
+    raised = {(line['message_id'], line['attempt']): line['trace_id'] for line in lines if 'raised' in line['message']}
+    assert raised == {(line['message_id'], line['attempt']): line['trace_id'] for line in own}
+
+
 def test_warnings_and_what_nothing_catches_are_lines_of_json_too(start: Callable[..., Module]) -> None:
     program = start('shop:Warns', '--log-format', 'json')
     program.expect('is ready')

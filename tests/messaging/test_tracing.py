@@ -654,3 +654,57 @@ def test_a_delivery_that_is_put_back_to_be_counted_has_a_span_that_ends(
         'process shop:price-rk:prices below send shop:price-rk UNSET of the handler',
         'messages 1',
     ]
+
+
+UNFINISHED = """
+import signal, threading, time
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from postage import messaging, microthreads
+
+class ShopExchange(messaging.Exchange):
+    name = 'shop'
+
+class Producer(messaging.GenericProducer):
+    eks = [(ShopExchange, 'price-rk')]
+
+class Prices(messaging.MessageProcessor):
+    concurrency = 2
+    eqk = [(ShopExchange, [({'name': 'prices', 'flags': {'exclusive': True}}, 'price-rk')])]
+
+    @messaging.MessageHandler('command', 'generator')
+    def msg_generator(self, content):
+        producer.message_plain()
+        yield microthreads.sleep(60)
+
+    @messaging.MessageHandler('command', 'plain')
+    def msg_plain(self, content):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+
+exporter, provider = InMemorySpanExporter(), TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+processor, scheduler = Prices({}, Prices.eqk), microthreads.MicroScheduler()
+scheduler.add_microthread(processor)
+with Producer() as producer:
+    producer.message_generator()
+    scheduler.run(grace=0.2)
+processor.close()
+for span in sorted(exporter.get_finished_spans(), key=lambda span: span.start_time):
+    if span.name.startswith('process'):
+        print(span.status.status_code.name, span.attributes.get('error.type'), span.status.description)
+"""
+
+
+def test_the_span_of_what_is_interrupted_ends_and_says_so(
+    embedded: Broker, run_program: Callable[..., Program]
+) -> None:
+    program = run_program(UNFINISHED, environment={'POSTAGE_URL': embedded.url})
+    program.wait(60)
+    unfinished = 'ERROR postage.errors.HandlingUnfinished it was not handled to its end, and goes back to its queue'
+    assert [line for line in program.lines if 'ERROR postage.errors' in line or 'UNSET' in line] == [unfinished] * 2, (
+        program.output
+    )

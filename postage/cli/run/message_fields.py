@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from sys import modules
 from typing import Any
 
 from postage import errors
 from postage.amqp.deliveries import Delivery, current
 from postage.messaging import MessageProcessor
 from postage.messaging.properties import attempt_of
+from postage.messaging.tracing import NEEDED
 
 
 class MessageFields:
@@ -48,10 +50,18 @@ def _about(delivery: Delivery) -> dict[str, Any]:
             'message_id': properties.message_id,
             'correlation_id': properties.correlation_id,
             'attempt': attempt_of(delivery),
-            'trace_id': trace_id_of(headers),
+            'trace_id': (own_trace_id() if delivery is current.get() else None) or trace_id_of(headers),
         }
     except errors.PostageError:
         return {}
+
+
+def own_trace_id() -> str | None:
+    """The trace of the current span, where the program uses OpenTelemetry: a later attempt has one of its own."""
+    if NEEDED not in modules:
+        return None
+    span: Any = modules[NEEDED].get_current_span().get_span_context()
+    return f'{span.trace_id:032x}' if span.is_valid else None
 
 
 def trace_id_of(headers: dict[str, Any]) -> str | None:
