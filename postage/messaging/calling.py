@@ -215,6 +215,7 @@ class Caller(Routed):
         """Send the request once, and return the queue that its answer will be in.
 
         :raises errors.Unroutable: no queue took it; there is no queue for an answer then, either
+        :raises errors.PublishError: the broker did not take it, for its exchange has gone, say; nor is there one then
         """
         self._check_open()
         exchange, key = self._routes_of(options)[0]
@@ -246,7 +247,9 @@ class Caller(Routed):
         publisher.publish(outgoing, self.publish_timeout)
         try:
             receipt.wait(self.publish_timeout)
-        except errors.Unroutable:
+        except errors.PublishTimeout:
+            raise  # the broker may be away; the queue expires
+        except errors.PublishError:
             self.channel.queue_delete(queue.name)
             raise
         return queue.name

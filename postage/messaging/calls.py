@@ -175,12 +175,12 @@ class Call(Outgoing):
     :ivar gives_up_at: when the last attempt will be over, on the monotonic clock
     :ivar sent: how often it was sent to its present address
     :ivar span: until its end, where that is traced
-    :ivar is_lost: whether the connection was lost after it was sent
+    :ivar lost: what was lost after it was sent, if anything was: 'the connection', say
     """
 
     __slots__ = (
         *('attempt', 'channel', 'content_type', 'correlation_id', 'decode', 'delivery_mode', 'further', 'future'),
-        *('gathering', 'gives_up_at', 'is_lost', 'limit', 'max_retry', 'name', 'owner', 'queue_per_call', 'refused'),
+        *('gathering', 'gives_up_at', 'limit', 'lost', 'max_retry', 'name', 'owner', 'queue_per_call', 'refused'),
         *('replied', 'sent', 'signatures', 'span', 'timeout'),
     )
 
@@ -229,7 +229,7 @@ class Call(Outgoing):
         if limit is not None and limit < self.gives_up_at:
             self.gives_up_at = limit
         self.channel: ReplyChannel | None = None
-        self.is_lost = False
+        self.lost = ''
         self.span: Any = None
 
     def address(self, reply_to: str) -> None:

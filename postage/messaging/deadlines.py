@@ -15,8 +15,11 @@ from postage import errors
 from postage.amqp.deliveries import Delivery, current
 from postage.messaging.options import check_number
 
-of_block: ContextVar[float | None] = ContextVar('postage_deadline', default=None)
-"""Until when the block of a ``with deadline(…)`` may take, on the monotonic clock."""
+Block = tuple[float, 'Block | None']
+"""Until when the block of a ``with deadline(…)`` may take, on the monotonic clock, and the block around it."""
+
+of_block: ContextVar[Block | None] = ContextVar('postage_deadline', default=None)
+"""The block that runs here, if one does."""
 
 
 class deadline:  # noqa: N801 - it is written as a call: with deadline(2.0)
@@ -32,17 +35,16 @@ class deadline:  # noqa: N801 - it is written as a call: with deadline(2.0)
 
     def __init__(self, seconds: float) -> None:
         self._seconds = check_number(seconds, 'a deadline in seconds')
-        self._outer: list[float | None] = []
 
     def __enter__(self) -> deadline:
         outer = of_block.get()
         until = time.monotonic() + self._seconds
-        self._outer.append(outer)
-        of_block.set(until if outer is None else min(outer, until))
+        of_block.set((until if outer is None else min(outer[0], until), outer))
         return self
 
     def __exit__(self, *_: object) -> None:
-        of_block.set(self._outer.pop())
+        block = of_block.get()
+        of_block.set(None if block is None else block[1])
 
 
 def remaining() -> float | None:
@@ -56,7 +58,8 @@ def remaining() -> float | None:
 
 def limit() -> float | None:
     """The deadline that holds here, on the monotonic clock, if there is one."""
-    own, delivery = of_block.get(), current.get()
+    block, delivery = of_block.get(), current.get()
+    own = None if block is None else block[0]
     # What a handler has left running behind it has no caller that waits.
     theirs = limit_of(delivery) if delivery is not None and not delivery.is_handled else None
     if own is None or theirs is None:

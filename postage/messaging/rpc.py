@@ -203,8 +203,8 @@ class RpcClient:
             self._begin_attempt(call)
             return functools.partial(self._send, call, call.channel)
         self._cancel(call)
-        if call.is_lost and 'after it was sent' not in reason:
-            reason += '; the connection was lost after it was sent'
+        if call.lost and 'after it was sent' not in reason:
+            reason += f'; {call.lost} was lost after it was sent'
         message = f'RPC {call.name!r}: {reason}, after {call.attempt} attempt{"s" if call.attempt > 1 else ""}'
         if call.refused:
             message += f'; a reply was dropped: {call.refused}'
@@ -239,7 +239,7 @@ class RpcClient:
     def _cancel(self, call: Call) -> None:
         """Tell the responder of a call that no answer is wanted any more, if the request was sent at all."""
         self._withdraw(call)
-        if call.sent > 0 or call.is_lost:
+        if call.sent > 0 or call.lost:
             signatures, own_id = call.signatures, call.correlation_id
             cancel_id = own_id if signatures is None else signatures.cancel_id(own_id)
             self.canceller.add(call.exchange, call.routing_key, cancel_id, call.gives_up_at)
@@ -384,8 +384,9 @@ class RpcClient:
                 self._give_up(channel)
             for call in list(address.calls.values()):
                 self._withdraw(call)
-                call.is_lost = call.is_lost or call.sent > 0
-                reason = f'the connection was lost after it was sent: {error}' if call.sent else str(error)
+                if call.sent:
+                    call.lost = 'its channel' if isinstance(error, errors.OperationRefused) else 'the connection'
+                reason = f'{call.lost} was lost after it was sent: {error}' if call.sent else str(error)
                 call.sent = 0
                 if channel.is_wanted:
                     over.append(self._fail_attempt(call, reason))

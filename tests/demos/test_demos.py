@@ -160,6 +160,13 @@ def test_programs_that_end_right_after_sending_lose_nothing(demo: Demo, broker: 
     assert broker.queues() == {'echo-queue': 0}
 
 
+def test_the_control_of_applications_ends_them_where_it_is_told_to(demo: Demo) -> None:
+    application = demo.program('generic_application', 'application.py', 'monitor')
+    application.expect('Running as')
+    assert demo.program('generic_application', 'control.py', 'monitor', '--quit').wait() == 0
+    assert application.wait() == 0
+
+
 @pytest.mark.timeout(120)
 def test_all_demos_run_on_a_rabbitmq_given_by_its_url(run_program: Callable[..., Program], rabbitmq: RabbitMQ) -> None:
     # The others are above, one by one.

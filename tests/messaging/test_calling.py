@@ -112,6 +112,14 @@ def test_a_call_by_queue_that_no_queue_takes_raises_and_leaves_no_queue(bench, o
     eventually(lambda: not bench.broker.queues())
 
 
+def test_a_call_by_queue_whose_exchange_has_gone_raises_and_leaves_no_queue(bench):
+    producer = bench.producer()
+    bench.bare.exchange_delete('echo-exchange')
+    with pytest.raises(messaging.PublishError, match='echo-exchange'):
+        producer.rpc_queue_echo()
+    eventually(lambda: not bench.broker.queues())
+
+
 # What a time-out says
 
 
@@ -120,6 +128,16 @@ def test_a_time_out_says_that_the_broker_took_the_request(bench):
     reply = bench.producer().rpc_ask(_timeout=0.05, _max_retry=1)
     assert kind(reply) == 'TimeoutError'
     assert text(reply) == "RPC 'rpc_ask': no reply within 0.05 s, though the broker took the request, after 2 attempts"
+
+
+def test_a_time_out_says_that_the_broker_closed_its_channel(bench):
+    producer = bench.producer()
+    bench.bare.exchange_delete('echo-exchange')
+    reply = producer.rpc_ask(_timeout=TIMEOUT, _max_retry=0)
+    assert kind(reply) == 'TimeoutError'
+    assert text(reply).startswith("RPC 'rpc_ask': its channel was lost after it was sent: ")
+    assert "no exchange 'echo-exchange'" in text(reply)
+    assert producer.conn_broker.is_open
 
 
 def test_a_time_out_says_that_the_broker_is_away_and_for_how_long(bench, proxy):

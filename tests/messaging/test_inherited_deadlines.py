@@ -163,6 +163,34 @@ def test_a_block_ends_where_an_exception_leaves_it_and_one_object_may_be_used_ag
     assert messaging.remaining() is None
 
 
+def test_one_object_may_be_used_by_several_at_a_time():
+    shared, seen = messaging.deadline(5000), {}
+
+    class Inner(microthreads.MicroThread):
+        def main(self):
+            with messaging.deadline(50):
+                with shared:
+                    yield
+                    yield
+                seen['inner'] = messaging.remaining()
+            seen['after inner'] = messaging.remaining()
+
+    class Other(microthreads.MicroThread):
+        def main(self):
+            with shared:
+                for _ in range(4):
+                    yield
+            seen['after other'] = messaging.remaining()
+
+    scheduler = microthreads.MicroScheduler(autoquit=True)
+    scheduler.add_microthread(Inner())
+    scheduler.add_microthread(Other())
+    for _ in scheduler.main():
+        pass
+    assert 0 < seen.pop('inner') <= 50
+    assert seen == {'after inner': None, 'after other': None}
+
+
 @pytest.mark.parametrize('seconds', [-1, 'x', None, True, float('nan'), 10**400])
 def test_a_deadline_that_is_no_number_of_seconds_is_refused(seconds):
     with pytest.raises(messaging.ConfigurationError, match='a deadline in seconds must be a number, 0 or more'):
