@@ -45,6 +45,7 @@ class IOThread:
         self.has_ended = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._is_running = False
         self._asked: set[Asked] = set()  # to put one in, to take one out and to copy all is one step each
 
     # From any thread
@@ -61,7 +62,9 @@ class IOThread:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 try:
                     self._thread.start()
-                except RuntimeError:  # the system has no thread left: the next one that has something to do tries again
+                except BaseException:
+                    # The system has no thread left, or it is Ctrl-C, and the thread may have been started or not. The
+                    # next one that has something to do tries again.
                     self._thread = None
                     raise
 
@@ -137,6 +140,11 @@ class IOThread:
 
     def _run(self) -> None:
         """An exception in a callback must not end the thread, and with it everything that waits."""
+        with self._lock:  # of two threads, where the start of the first one was interrupted, one runs the loop
+            if self._is_running or self.has_ended:
+                return
+            self._is_running = True
+            self._thread = threading.current_thread()
         this_thread.is_reading = True
         self._on_start()
         while True:

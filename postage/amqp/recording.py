@@ -99,7 +99,7 @@ class Recording:
     def close(self) -> None:
         """Give back what the connections hold."""
         for connection in self.connections:
-            connection.io.loop.close()  # which no thread has run
+            connection.close()
 
     def _connect(self, settings: BrokerSettings, role: Role) -> Connection:
         for known in self.connections:

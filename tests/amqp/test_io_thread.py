@@ -114,6 +114,52 @@ def test_a_thread_that_the_system_does_not_allow_is_an_error_each_time_and_not_a
     assert on.ask(on.noting()) == 'answer'
 
 
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_ctrl_c_while_its_thread_is_started_leaves_it_one_thread(
+    on: Setting, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if moment == 'after':
+            start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, 'start', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            on.io.tell(lambda: on.seen.put('never'))
+    assert on.ask(on.noting()) == 'answer'
+    assert on.seen.take(3) == ['start', 'all steps', 'steps ended']
+    on.end()
+    assert on.seen.next() == 'end'
+    assert on.seen.empty()
+    assert not on.is_running
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+def test_one_whose_start_was_interrupted_can_be_ended(
+    on: Setting, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    begun: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        begun.append(thread)
+        if moment == 'after':
+            start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, 'start', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            on.io.tell(lambda: None)
+    on.end()
+    if moment == 'after':
+        begun[0].join(TIMEOUT)
+    assert not on.is_running
+
+
 def test_an_exception_in_a_callback_is_logged_and_ends_neither_the_thread_nor_what_waits(
     on: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
