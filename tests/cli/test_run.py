@@ -440,6 +440,24 @@ def test_a_source_that_is_broken_keeps_the_old_worker_until_it_is_mended(
     assert end(program) == 0
 
 
+def test_a_source_that_is_broken_at_the_start_is_waited_for_where_changes_are_watched(
+    start: Callable[..., Module], tmp_path: Path
+) -> None:
+    (tmp_path / 'shop.py').write_text('def broken(:\n')
+    program = start('shop:Prices', '--reload', '--workers', '2')
+    program.expect('SyntaxError')
+    (tmp_path / 'shop.py').write_text(SLOW)
+    program.expect('is ready', times=2)
+    assert end(program) == 0
+
+
+def test_one_that_waits_for_its_source_can_be_ended(start: Callable[..., Module], tmp_path: Path) -> None:
+    (tmp_path / 'shop.py').write_text('def broken(:\n')
+    program = start('shop:Prices', '--reload')
+    program.expect('another one begins in')
+    assert end(program) == 0
+
+
 def test_a_source_that_changes_twice_in_a_second_is_loaded_as_it_is_then(
     start: Callable[..., Module], tmp_path: Path
 ) -> None:

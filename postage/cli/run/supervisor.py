@@ -242,7 +242,7 @@ class Supervisor:
         if slot.replacement is not None:
             slot.current, slot.replacement = slot.replacement, None
             logger.warning('%s %s; its replacement is being started already', process, process.how_it_ended())
-        elif process.failure is not None and not self._was_ready:
+        elif process.failure is not None and not self._was_ready and not self._options.reload:
             self._failure = process.failure
             self._end()
         elif process.status == 0:
