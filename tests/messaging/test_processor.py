@@ -620,6 +620,6 @@ def test_a_queue_deleted_under_a_running_processor_is_consumed_again(bench):
     processor.seen.next()
     bench.bare.queue_delete('echo-queue')
     bench.log.expect('WARNING', "queue 'echo-queue' went away")
-    eventually(lambda: 'echo-queue' in bench.broker.queues() and bench.consumers('echo-queue') == 1)
+    bench.await_consumed('echo-queue')
     producer.message_echo('after')
     assert processor.seen.next() == 'after'

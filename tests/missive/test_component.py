@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from missive.conftest import RedisServer, Run, wait_until
+from missive.conftest import RedisServer, Run
 from postage import errors, messaging, microthreads, missive
 from postage.generic_application import GenericApplication
 from postage.messaging.local_client import LocalClient
@@ -286,12 +286,6 @@ def test_hooks_run_around_its_messages() -> None:
 # Under the adapters
 
 
-def starts(bench: Bench) -> None:
-    """Wait until the queue is bound and read."""
-    wait_until(lambda: 'echo-queue' in bench.broker.queues(), 'it does not start')
-    wait_until(lambda: bench.consumers('echo-queue'), 'it does not start')
-
-
 def test_it_runs_over_stdin_and_answers_on_stdout(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: Any) -> None:
     seen = Seen()
     with os.fdopen(os.dup(1), 'w') as stdout:
@@ -367,14 +361,14 @@ def test_messages_over_http_say_what_became_of_them() -> None:
 @pytest.mark.parametrize('colour', ['echo', 'generator', 'coroutine', 'threaded', 'later'])
 def test_it_runs_over_rabbitmq_and_answers_rpcs(bench: Bench, run: Callable[..., Run], colour: str) -> None:
     run(RabbitMQAdapter(missive.PostageMessage, missive.Component(Echo, FINGERPRINT), eqk=EQK))
-    starts(bench)
+    bench.await_consumed('echo-queue')
     assert getattr(bench.producer(), f'rpc_{colour}')(5)
 
 
 def test_handlers_see_the_delivery_of_the_broker(bench: Bench, run: Callable[..., Run]) -> None:
     seen = Seen()
     run(RabbitMQAdapter(missive.PostageMessage, missive.Component(Echo, None, seen), eqk=EQK))
-    starts(bench)
+    bench.await_consumed('echo-queue')
     bench.producer().message_where(_headers={'a': 1})
     queue, exchange, routing_key, headers = seen.next()
     assert (queue, exchange, routing_key) == ('echo-queue', 'echo-exchange', 'echo-rk')
@@ -386,7 +380,7 @@ def test_what_it_rejects_on_rabbitmq_goes_to_the_dead_letter_exchange(bench: Ben
     arguments = {'x-dead-letter-exchange': '', 'x-dead-letter-routing-key': 'dead'}
     eqk = [(EchoExchange, [({'name': 'echo-queue', 'flags': {'arguments': arguments}}, 'echo-rk')])]
     run(RabbitMQAdapter(missive.PostageMessage, missive.Component(Echo), eqk=eqk))
-    starts(bench)
+    bench.await_consumed('echo-queue')
     bench.producer().message_fail()
     assert bench.await_message('dead')
 
@@ -413,7 +407,7 @@ print('the end', flush=True)
 """
     )
     program.expect('startup')
-    wait_until(lambda: 'echo-queue' in bench.broker.queues(), 'it does not start')
+    bench.await_consumed('echo-queue')
     producer = bench.producer()
     producer.message_restart()
     program.expect('startup', times=2)

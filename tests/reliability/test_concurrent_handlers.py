@@ -121,7 +121,7 @@ def test_a_thousand_handlers_wait_for_their_answers_at_the_same_time(
     answering.delay = 0.2
     bench.run(answering)
     program = run_program(ASKING)
-    eventually(lambda: 'work-queue' in bench.broker.queues())
+    bench.await_consumed('work-queue')
     producer = bench.producer(WorkProducer)
     assert producer.rpc_idle(), 'it is idle, and has measured its memory'
     for number in range(MANY):

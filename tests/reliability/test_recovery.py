@@ -75,7 +75,7 @@ def test_all_bindings_and_all_addresses_are_back_after_a_restart_of_the_broker(p
     )
     private_bench.run(echo)
     producer = private_bench.producer()
-    eventually(lambda: consumed(private_bench, 'durable'))
+    private_bench.await_consumed('durable')
 
     town = Town(private_bench)
     town.order('2@a', 'join_group', group_name='new')
@@ -115,11 +115,6 @@ def node_of(bench: Bench) -> RabbitMQNode:
     return bench.broker.node
 
 
-def consumed(bench: Bench, queue: str) -> bool:
-    """Whether a queue exists and is consumed from."""
-    return queue in bench.broker.queues() and bench.consumers(queue) > 0
-
-
 # A queue goes
 
 
@@ -136,12 +131,12 @@ def test_a_queue_deleted_under_its_consumer_is_declared_and_consumed_again(bench
     echo = Echo([(EchoExchange, [(queue, 'echo-rk'), (queue, 'another-rk')])])
     bench.run(echo)
     producer = bench.producer()
-    eventually(lambda: consumed(bench, 'echo-queue'))
+    bench.await_consumed('echo-queue')
 
     for times in range(1, 4):
         bench.bare.queue_delete('echo-queue')
         eventually(lambda times=times: len(bench.log.find('WARNING', "queue 'echo-queue' went away")) == times)
-        eventually(lambda: consumed(bench, 'echo-queue'))
+        bench.await_consumed('echo-queue')
         producer.message_echo('by one key')
         producer.message_echo('by the other', _key='another-rk')
         assert echo.seen.take(2) == ['by one key', 'by the other']
@@ -152,7 +147,7 @@ def test_messages_in_hand_survive_the_deletion_of_another_queue(bench: Bench) ->
     echo = Echo([(EchoExchange, [('kept', 'kept-rk'), ('deleted', 'deleted-rk')])])
     bench.run(echo)
     producer = bench.producer()
-    eventually(lambda: consumed(bench, 'deleted'))
+    bench.await_consumed('deleted')
     bench.bare.queue_delete('deleted')
     for number in range(100):
         producer.message_echo(number, _key='kept-rk')
@@ -163,11 +158,11 @@ def test_an_exchange_deleted_with_the_queue_is_declared_again(bench: Bench) -> N
     echo = Echo()
     bench.run(echo)
     producer = bench.producer()
-    eventually(lambda: consumed(bench, 'echo-queue'))
+    bench.await_consumed('echo-queue')
     bench.bare.exchange_delete(EchoExchange.name)
     bench.bare.queue_delete('echo-queue')
     bench.log.expect('went away')
-    eventually(lambda: consumed(bench, 'echo-queue'))
+    bench.await_consumed('echo-queue')
     producer.message_echo('still understood')
     assert echo.seen.next() == 'still understood'
 
@@ -191,7 +186,7 @@ def test_a_group_whose_queue_was_deleted_can_be_left(bench: Bench) -> None:
     resident = Resident('monitor', 1, 'a', ['odd'])
     bench.run(resident)
     control = bench.producer(Control)
-    eventually(lambda: consumed(bench, 'monitor#odd'))
+    bench.await_consumed('monitor#odd')
     bench.bare.queue_delete('monitor#odd')
     control.message_leave_group({'group_name': 'odd'}, _key='1@a').wait(TIMEOUT)
     assert control.rpc_ping(_key='1@a', _timeout=5)
@@ -240,12 +235,12 @@ def test_a_queue_deleted_and_redeclared_otherwise_under_its_consumer_is_one_erro
     echo = Echo(SPELLED_EQK)
     bench.run(echo)
     producer = bench.producer()
-    eventually(lambda: consumed(bench, 'echo-queue'))
+    bench.await_consumed('echo-queue')
     with connect(bench.broker) as connection:
         replace_queue(connection, 'echo-queue', durable=False, auto_delete=True)
         error = bench.log.expect('ERROR')
         assert "'echo-queue'" in error
-        eventually(lambda: consumed(bench, 'echo-queue'))
+        bench.await_consumed('echo-queue')
         producer.message_echo('by the exchange')
         assert echo.seen.next() == 'by the exchange'
     assert len(bench.log.find('ERROR')) == 1

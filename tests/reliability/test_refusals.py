@@ -88,14 +88,9 @@ def consuming(bench: Bench) -> Iterator[Callable[[str, str], Consuming]]:
         each.stop()
 
 
-def await_consumed(bench: Bench, queue: str) -> None:
-    """Wait until a queue exists and is consumed from."""
-    eventually(lambda: queue in bench.broker.queues() and bench.consumers(queue))
-
-
 def check_goes_on(consuming: Consuming, bench: Bench, key: str, number: int) -> None:
     """Check that a consumer gets what is published now, whatever became of its queue before."""
-    await_consumed(bench, consuming.queue)
+    bench.await_consumed(consuming.queue)
     bench.bare.exchange_declare(**EchoExchange.parameters)
     bench.publish({'content': {'parameters': number}}, key)
     while consuming.seen.next() != number:
@@ -205,14 +200,14 @@ def test_a_queue_deleted_again_between_its_declaration_and_its_consumption_is_de
 ) -> None:
     echo = Echo()
     bench.run(echo)
-    await_consumed(bench, 'echo-queue')
+    bench.await_consumed('echo-queue')
 
     proxied.delay(DELAY)
     lose(bench, proxied, echo)
     eventually(lambda: 'echo-queue' in bench.broker.queues())  # and the news of that are under way
     bench.bare.queue_delete('echo-queue')
     proxied.delay(0)
-    await_consumed(bench, 'echo-queue')
+    bench.await_consumed('echo-queue')
     bench.producer().message_echo('still understood')
     assert echo.seen.next() == 'still understood'
 
@@ -328,7 +323,7 @@ def test_consumers_are_made_and_bound_to_more_queues(bench: Bench, refused_consu
         healthy.consumer.add_eqk([(EchoExchange, [(f'added-{number}', f'added-{number}')])])
         healthy.consumer.queue_bind(EchoExchange, f'bound-{number}', f'bound-{number}')
         for what in ('added', 'bound'):
-            await_consumed(bench, f'{what}-{number}')
+            bench.await_consumed(f'{what}-{number}')
             check_goes_on(healthy, bench, f'{what}-{number}', number)
     refused_consuming.await_more(1)
 

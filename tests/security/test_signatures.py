@@ -648,7 +648,7 @@ def test_an_adapter_of_missive_gets_only_what_is_signed(bench: Bench, monkeypatc
     thread = threading.Thread(target=adapter.run)
     thread.start()
     try:
-        eventually(lambda: 'echo-queue' in bench.broker.queues())
+        bench.await_consumed('echo-queue')
         bench.producer(Stranger, {}).message_echo('before')
         monkeypatch.delenv('POSTAGE_SIGNING_KEYS')
         bench.producer(Stranger).message_echo('unsigned')

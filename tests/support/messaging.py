@@ -270,6 +270,10 @@ class Bench:
         """Return how many consumers a queue has."""
         return int(self.bare.queue_declare(queue, passive=True).method.consumer_count)
 
+    def await_consumed(self, queue: str) -> None:
+        """Wait until a queue exists and is consumed from; so it is bound as well."""
+        eventually(lambda: queue in self.broker.queues() and self.consumers(queue))
+
     def publish(self, body: Any, key: str = 'echo-rk', exchange: str = EchoExchange.name, **properties: Any) -> None:
         """Publish by bare pika: bytes as they are, everything else as JSON."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
