@@ -225,4 +225,4 @@ def test_of_many_applications_those_that_are_stopped_are_named_and_answer_nothin
     assert producer.late_replies == late
     for program in stopped:
         assert program.count('asked') == 0
-        assert 'is dropped unhandled' in program.output
+        program.expect('is dropped unhandled')

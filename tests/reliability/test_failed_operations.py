@@ -427,6 +427,7 @@ def test_both_connections_are_as_they_were_after_all_that(kept: Bench, proxied: 
     """Operations that ran out of time leave nothing in the way of those that follow."""
     echo = Echo()
     kept.run(echo)
+    kept.await_consumed('echo-queue')
     producer, consumer = kept.producer(), kept.consumer(ROUTES)
     with away(proxied, kept, 'publishing', 'consuming'):
         for operate in (lambda: producer.channel.queue_purge('kept'), lambda: consumer.queue_declare('never')):
