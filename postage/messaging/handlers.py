@@ -373,6 +373,7 @@ class HandlerTable:
 def _declared(cls: type) -> dict[str, Mapping[str, Any]]:
     """The decorators' marks of each handler of a class, by attribute, in the order of their first definition."""
     declared: dict[str, Mapping[str, Any]] = {}
+    others: dict[str, tuple[str, Mapping[str, Any]]] = {}
     for ancestor in reversed(cls.__mro__):
         answering: dict[tuple[str, str | None], list[str]] = {}
         for attribute, value in list(vars(ancestor).items()):
@@ -388,8 +389,11 @@ def _declared(cls: type) -> dict[str, Mapping[str, Any]]:
             elif attribute in declared:  # what it has of its own counts, and of its parent the rest
                 declared[attribute] = {**declared[attribute], **marks}
             else:
-                _check_no_handler(f'{ancestor.__name__}.{attribute}', marks)
+                others[attribute] = f'{ancestor.__name__}.{attribute}', marks
         check_alone(answering, ancestor.__name__)
+    for attribute, (label, beside) in others.items():
+        if attribute not in declared:  # as that of a mixin may be, by a class derived from it
+            _check_no_handler(label, beside)
     return declared
 
 

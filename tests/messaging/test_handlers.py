@@ -632,6 +632,22 @@ def test_a_method_that_does_not_fit_its_decorator_is_told():
             pass
 
 
+def test_a_mixin_may_leave_it_to_its_subclass_to_make_its_method_a_handler():
+    class Mixin:
+        @messaging.Retry()
+        def msg_echo(self, content):
+            """Replaced below."""
+
+    class Handling(Mixin, messaging.MessageProcessor):
+        @messaging.MessageHandler('command', 'echo')
+        def msg_echo(self, content):
+            return super().msg_echo(content)
+
+    with Handling.test_client() as client:
+        client.send(messaging.MessageCommand('echo'))
+        assert len(client.acked) == 1
+
+
 def test_a_handler_class_that_does_not_fit_is_told():
     class Handling(messaging.MessageProcessor):
         @messaging.MessageHandler('command', 'echo')
