@@ -114,21 +114,27 @@ def test_a_thread_that_the_system_does_not_allow_is_an_error_each_time_and_not_a
     assert on.ask(on.noting()) == 'answer'
 
 
-@pytest.mark.parametrize('moment', ['before', 'after'])
-def test_ctrl_c_while_its_thread_is_started_leaves_it_one_thread(
-    on: Setting, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
+@pytest.fixture(params=['before', 'after'])
+def interrupted(on: Setting, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> threading.Thread:
+    """The I/O thread that was being started when Ctrl-C came: before the system had one, or just after that."""
+    begun: list[threading.Thread] = []
     start = threading.Thread.start
 
-    def interrupted(thread: threading.Thread) -> None:
-        if moment == 'after':
+    def interrupt(thread: threading.Thread) -> None:
+        begun.append(thread)
+        if request.param == 'after':
             start(thread)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, 'start', interrupted)
+        patched.setattr(threading.Thread, 'start', interrupt)
         with pytest.raises(KeyboardInterrupt):
             on.io.tell(lambda: on.seen.put('never'))
+    return begun[0]
+
+
+@pytest.mark.usefixtures('interrupted')
+def test_ctrl_c_while_its_thread_is_started_leaves_it_one_thread(on: Setting) -> None:
     assert on.ask(on.noting()) == 'answer'
     assert on.seen.take(3) == ['start', 'all steps', 'steps ended']
     on.end()
@@ -137,26 +143,10 @@ def test_ctrl_c_while_its_thread_is_started_leaves_it_one_thread(
     assert not on.is_running
 
 
-@pytest.mark.parametrize('moment', ['before', 'after'])
-def test_one_whose_start_was_interrupted_can_be_ended(
-    on: Setting, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    begun: list[threading.Thread] = []
-    start = threading.Thread.start
-
-    def interrupted(thread: threading.Thread) -> None:
-        begun.append(thread)
-        if moment == 'after':
-            start(thread)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, 'start', interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            on.io.tell(lambda: None)
+def test_one_whose_start_was_interrupted_can_be_ended(on: Setting, interrupted: threading.Thread) -> None:
     on.end()
-    if moment == 'after':
-        begun[0].join(TIMEOUT)
+    if interrupted.ident is not None:
+        interrupted.join(TIMEOUT)
     assert not on.is_running
 
 
